@@ -1,0 +1,53 @@
+# `make setup` once; every other target sets up what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+CONFIGS := bundles/wscxr_chest_xray/configs
+DEMO ?= demo
+READY := $(VENV)/.ready
+
+.PHONY: help setup test lint format demo bench gpu-check clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## .venv with pinned, tested versions and the extension built
+
+$(READY): pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch (about 1 minute)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision setuptools wheel pybind11 ninja
+	@echo "installing the rest and building the extension (about 1 minute)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test,lint]'
+	@$(RUN) -m monai_wscxr doctor
+	@touch $@
+
+test: setup  ## the test suite
+	$(RUN) -m pytest
+
+lint: setup  ## ruff, mypy, clang-format
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+
+format: setup  ## put the sources in order
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+
+demo: setup  ## phantoms -> training -> evaluation -> report, offline
+	@test -d $(DEMO)/phantoms/test || $(RUN) -m monai_wscxr phantom $(DEMO)/phantoms
+	$(RUN) -m monai.bundle run training --config_file $(CONFIGS)/train.yaml --dataset_dir $(DEMO)/phantoms --output_dir $(DEMO)/run
+	$(RUN) -m monai.bundle run evaluating --config_file $(CONFIGS)/evaluate.yaml --dataset_dir $(DEMO)/phantoms --output_dir $(DEMO)/run
+	@echo; echo "The report is $(abspath $(DEMO))/run/report/index.html: open it in a browser."
+
+bench: setup  ## kernel benchmarks (pytest-benchmark)
+	$(RUN) -m pytest tests/benchmarks/bench_*.py --benchmark-enable --benchmark-only
+
+gpu-check: setup  ## tests marked gpu and kernel benchmarks, on this machine's GPU
+	$(RUN) -m pytest -m gpu
+	$(RUN) -m pytest tests/benchmarks/bench_*.py --benchmark-enable --benchmark-only --benchmark-json=benchmark_gpu.json
+
+clean:  ## remove what was built, not the environment
+	rm -rf build $(DEMO) monai_wscxr/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,81 @@
+"""FeatureBank: patch features as rows, each of which knows the image and the position it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """Rows of patch features with their provenance.
+
+    Attributes:
+        rows: [N, C] floating point.
+        files: image paths; `file_index` points into it.
+        file_index: [N] int32, image of each row.
+        position: [N, 2] int16, patch row y and patch column x of each row.
+        grid: patch rows and columns (h, w) of one image.
+    """
+
+    rows: Tensor
+    files: tuple[str, ...]
+    file_index: Tensor
+    position: Tensor
+    grid: tuple[int, int]
+
+    @classmethod
+    def from_images(cls, features: Tensor, files: Sequence[str], grid: tuple[int, int]) -> FeatureBank:
+        """A bank of whole images.
+
+        Args:
+            features: [n, h*w, C], images in the order of `files`, patches in the order y, x.
+            files: n image paths.
+            grid: (h, w).
+
+        Raises:
+            ValueError: when the three do not fit together.
+        """
+        h, w = grid
+        if features.ndim != 3 or features.shape[0] != len(files) or features.shape[1] != h * w:
+            raise ValueError(f"features {tuple(features.shape)} do not fit {len(files)} images of {h} x {w} patches")
+        n = features.shape[0]
+        y, x = torch.meshgrid(torch.arange(h, dtype=torch.int16), torch.arange(w, dtype=torch.int16), indexing="ij")
+        return cls(
+            rows=features.reshape(n * h * w, -1),
+            files=tuple(files),
+            file_index=torch.arange(n, dtype=torch.int32).repeat_interleave(h * w),
+            position=torch.stack([y.flatten(), x.flatten()], dim=1).repeat(n, 1),
+            grid=grid,
+        )
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    @property
+    def images(self) -> Tensor:
+        """Rows of whole images as maps [n, C, h, w]; only for a bank that holds every patch in order."""
+        h, w = self.grid
+        if len(self) != len(self.files) * h * w:
+            raise ValueError(
+                f"this bank holds {len(self)} chosen rows, not all {h * w} patches of {len(self.files)} images"
+            )
+        return self.rows.reshape(len(self.files), h, w, -1).permute(0, 3, 1, 2)
+
+    def select(self, index: Tensor) -> FeatureBank:
+        """The rows at `index` [k] int64, in that order, with their provenance."""
+        index = index.to(self.rows.device)
+        here = index.cpu()
+        return FeatureBank(self.rows[index], self.files, self.file_index[here], self.position[here], self.grid)
+
+    def origin(self, row: int) -> tuple[str, int, int]:
+        """File, patch row and patch column of one row."""
+        y, x = self.position[row].tolist()
+        return self.files[int(self.file_index[row])], y, x
+
+    def to(self, device: str | torch.device) -> FeatureBank:
+        """The same bank with its rows on `device`."""
+        return FeatureBank(self.rows.to(device), self.files, self.file_index, self.position, self.grid)

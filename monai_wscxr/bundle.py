@@ -1,0 +1,84 @@
+"""What the bundle's configurations call before long work starts: plain errors and checked options."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.bundle import run as bundle_run
+from monai.utils import set_determinism
+
+from monai_wscxr.errors import InputError, show_input_errors_plainly
+
+_OWN = {name for name in inspect.signature(bundle_run).parameters if name != "override"}
+_TRACKING = {"tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"}
+
+
+def start(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> None:
+    """First step of every workflow: check what was asked for, then make the run reproducible.
+
+    Raises:
+        InputError: on a missing or unknown option, or a device that is not there.
+    """
+    if from_command_line():
+        show_input_errors_plainly()
+        check_options(sys.argv[1:])
+    for name, value in (("dataset_dir", dataset_dir), ("output_dir", output_dir)):
+        if not value:
+            raise InputError(f"--{name} is missing; see the commands in the README")
+    if not Path(dataset_dir).exists():
+        raise InputError(f"--dataset_dir {dataset_dir} does not exist")
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InputError(f"--device {device} is not a device; use cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda was asked for, but torch sees no CUDA device here; use --device cpu")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise InputError(f"--seed must be a whole number from 0 to 4294967295, got {seed!r}")
+    set_determinism(seed=seed)
+
+
+def from_command_line() -> bool:
+    """Whether this process is `python -m monai.bundle ...`."""
+    return Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
+
+
+def check_options(arguments: Sequence[str]) -> None:
+    """Refuse options that the configuration does not have; MONAI would take them in and ignore them.
+
+    Args:
+        arguments: of `python -m monai.bundle run`, without the program's name.
+
+    Raises:
+        InputError: with the unknown option and what comes close.
+    """
+    given = _options(arguments)
+    files = given.get("config_file")
+    if not files:
+        return
+    parser = ConfigParser()
+    parser.read_config([f.strip("'\" ") for f in files.strip("[]").split(",")])
+    known = [str(key) for key in parser.get()]
+    for name in given:
+        if name in _OWN | _TRACKING or name.replace("#", "::") in parser:
+            continue
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean --{', --'.join(close)}?" if close else "see the top of the configuration file for all"
+        raise InputError(f"unknown option --{name}: {hint}")
+
+
+def _options(arguments: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            following = arguments[position + 1] if position + 1 < len(arguments) else ""
+            found[name.replace("-", "_") if "_" not in name else name] = value if equals else following
+    return found

@@ -1,0 +1,121 @@
+"""Operating point and calibrated p-values from held-out normal images (split conformal prediction).
+
+If the held-out normals and a new normal image are exchangeable, the share of normals with p <= rate is at most `rate`
+(Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005).
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from monai_wscxr.errors import InputError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Held-out normal scores and what follows from them.
+
+    Attributes:
+        normal_scores: ascending anomaly scores of held-out normal images, at least one.
+        false_positive_rate: wanted share of normal images flagged, in (0, 1).
+        colour_low, colour_high: the one colour scale for anomaly maps (see `calibrate`).
+    """
+
+    normal_scores: tuple[float, ...]
+    false_positive_rate: float
+    colour_low: float
+    colour_high: float
+
+    @property
+    def threshold(self) -> float:
+        """Operating point: an image is flagged when its anomaly score is greater than this."""
+        n = len(self.normal_scores)
+        flagged = math.floor(self.false_positive_rate * (n + 1) + 1e-9) - 1  # normals that may score as high
+        return self.normal_scores[n - 1 - max(flagged, 0)]
+
+    def p_value(self, score: float) -> float:
+        """(1 + held-out normals scoring at least as high) / (n + 1); small means unlike the normals."""
+        if not math.isfinite(score):
+            raise ValueError(f"an anomaly score must be finite, got {score}")
+        n = len(self.normal_scores)
+        return (1 + n - bisect.bisect_left(self.normal_scores, score)) / (n + 1)
+
+    def abnormal(self, score: float) -> bool:
+        """Whether an image with this score is flagged."""
+        return score > self.threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "normal_scores": list(self.normal_scores),
+            "false_positive_rate": self.false_positive_rate,
+            "threshold": self.threshold,
+            "colour_low": self.colour_low,
+            "colour_high": self.colour_high,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Calibration:
+        """Inverse of `to_dict`.
+
+        Raises:
+            InputError: when the values do not belong together.
+        """
+        scores, rate = tuple(values["normal_scores"]), values["false_positive_rate"]
+        if not scores or not all(map(math.isfinite, scores)) or list(scores) != sorted(scores) or not 0 < rate < 1:
+            raise InputError("the calibration is damaged: its scores must be finite and ascending, its rate in (0, 1)")
+        calibration = cls(scores, rate, values["colour_low"], values["colour_high"])
+        if values["threshold"] != calibration.threshold:
+            raise InputError(
+                f"the calibration is damaged: its scores give the threshold {calibration.threshold}, "
+                f"not {values['threshold']}; train again with another --false_positive_rate to move it"
+            )
+        return calibration
+
+
+def calibrate(
+    normal_scores: Sequence[float], abnormal_scores: Sequence[float] = (), false_positive_rate: float = 0.05
+) -> Calibration:
+    """Calibrate on held-out normal images.
+
+    The colour scale runs from the median score of the held-out normals (transparent) to the median score of the training
+    abnormals, and at least as far above the threshold as the threshold is above the low end. It is fixed here, once for
+    all images, so that a normal image stays uncoloured.
+
+    Args:
+        normal_scores: anomaly scores of normal images that trained nothing, at least one.
+        abnormal_scores: scores of the training abnormals; they move the colour scale only.
+        false_positive_rate: wanted rate in (0, 1).
+
+    Raises:
+        InputError: when a score is not finite, no normal is given or the rate is outside (0, 1).
+
+    Warns:
+        UserWarning: when there are too few held-out normals for the rate; the threshold is then their maximum.
+    """
+    if not normal_scores:
+        raise InputError("calibration needs at least one held-out normal image; raise --holdout or add normal images")
+    if not 0 < false_positive_rate < 1:
+        raise InputError(f"false_positive_rate must lie in (0, 1), got {false_positive_rate}")
+    scores = sorted(float(s) for s in normal_scores)
+    if not all(math.isfinite(s) for s in (*scores, *abnormal_scores)):
+        raise InputError("an anomaly score is NaN or infinite; the discriminator has diverged, lower the learning rate")
+    needed = math.ceil(1 / false_positive_rate) - 1
+    if len(scores) < needed:
+        warnings.warn(
+            f"{len(scores)} held-out normal images cannot support a false-positive rate of {false_positive_rate:g}: that "
+            f"takes {needed}. The threshold is their highest score, good for a rate of about {1 / (len(scores) + 1):.3g}",
+            stacklevel=2,
+        )
+    draft = Calibration(tuple(scores), false_positive_rate, 0.0, 1.0)
+    low = scores[len(scores) // 2]
+    abnormal = sorted(abnormal_scores)
+    high = max(2 * draft.threshold - low, abnormal[len(abnormal) // 2] if abnormal else -math.inf)
+    if high <= low:
+        high = low + max(1.0, abs(low))
+    return Calibration(tuple(scores), false_positive_rate, low, high)

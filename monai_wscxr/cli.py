@@ -1,0 +1,92 @@
+"""`python -m monai_wscxr`: phantoms for trying things out, and a look at the installation."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+import monai_wscxr
+from monai_wscxr.errors import InputError
+
+_PACKAGES = ("torch", "torchvision", "monai", "pytorch-ignite", "timm", "pydicom", "nibabel", "scikit-learn", "numpy")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; ends with status 2 and one sentence when what was given cannot be used."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m monai_wscxr", description=monai_wscxr.__doc__)
+    parser.add_argument("--version", action="version", version=monai_wscxr.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    phantom = commands.add_parser("phantom", help="write a data set of synthetic chest radiographs with lesions")
+    phantom.add_argument("folder", help="new or empty folder")
+    phantom.add_argument("--train-normal", type=int, default=160, metavar="N")
+    phantom.add_argument("--train-abnormal", type=int, default=8, metavar="N", help="per kind of lesion")
+    phantom.add_argument("--test-normal", type=int, default=40, metavar="N")
+    phantom.add_argument("--test-abnormal", type=int, default=10, metavar="N", help="per kind of lesion")
+    phantom.add_argument("--size", type=int, default=256, help="pixels per side")
+    phantom.add_argument("--seed", type=int, default=0)
+    phantom.set_defaults(run=_phantom)
+
+    doctor = commands.add_parser("doctor", help="say what is installed and which code runs each operator")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _phantom(options: argparse.Namespace) -> None:
+    from monai_wscxr.data.phantom import write_phantoms
+
+    write_phantoms(
+        options.folder,
+        n_train_normal=options.train_normal,
+        n_train_abnormal=options.train_abnormal,
+        n_test_normal=options.test_normal,
+        n_test_abnormal=options.test_abnormal,
+        size=options.size,
+        seed=options.seed,
+    )
+    print(f"phantoms in {options.folder}")
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    import torch
+
+    from monai_wscxr import ops
+    from monai_wscxr.store import cache_root
+
+    def line(name: str, value: object) -> None:
+        print(f"{name:<16} {value}")
+
+    line("monai_wscxr", monai_wscxr.__version__)
+    line("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in _PACKAGES:
+        line(package, metadata.version(package))
+    line("CPU threads", torch.get_num_threads())
+    line("extension", ops.EXTENSION_STATE)
+    if ops.EXTENSION is not None:
+        line("  built with", ", ".join(f"{k} {v}" for k, v in ops.EXTENSION.build_info().items()))
+        features = [name for name, there in ops.EXTENSION.cpu_capabilities().items() if there]
+        line("  CPU", ", ".join(features) or "no vector extensions that kernels use")
+    line("CUDA extension", ops.CUDA_EXTENSION_STATE)
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            line("GPU", f"{torch.cuda.get_device_name(index)}, {torch.cuda.mem_get_info(index)[1] / 2**30:.0f} GiB")
+    else:
+        line("GPU", "none that torch can use")
+    for operator in ops.OPERATORS:
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            chosen = ops.backend(operator, device)
+            line(operator, f"{device}: {chosen.name} ({chosen.reason})")
+    line("feature cache", cache_root())

@@ -1,0 +1,1 @@
+"""Radiographs in: files, datalists and synthetic phantoms."""

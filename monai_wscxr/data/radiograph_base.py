@@ -1,0 +1,110 @@
+"""What the readers of all formats share: the error, the result, the header checks and the percentile window."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from monai_wscxr.errors import InputError
+
+REASON_CODES = (
+    "not_found",  # no such file, or a folder
+    "empty",  # no bytes, or no pixels
+    "unknown_format",  # neither PNG, JPEG, NIfTI nor DICOM by content
+    "too_large",  # more pixels than max_pixels, or than memory holds
+    "not_a_projection",  # several frames, 3-D, colour, animation, another modality, a DICOM object without an image
+    "missing_decoder",  # the compression needs a package that is not installed
+    "unreadable",  # truncated, damaged, or a header that lacks what decoding needs
+    "not_finite",  # NaN or infinity among the values
+    "no_contrast",  # all pixels alike
+)
+
+MAX_PIXELS = 2**27
+_PERCENTILES = (0.5, 99.5)
+
+
+class RadiographError(InputError):
+    """A file that cannot become a radiograph.
+
+    The message holds the path as it was given and values that describe the picture, never patient data.
+
+    Attributes:
+        code: one of :data:`REASON_CODES`.
+        path: the path as it was given.
+    """
+
+    def __init__(self, code: str, path: str | os.PathLike[str], message: str) -> None:
+        if code not in REASON_CODES:
+            raise ValueError(f"unknown reason code {code!r}; allowed: {', '.join(REASON_CODES)}")
+        self.code = code
+        self.path = os.fspath(path)
+        self.message = message
+        super().__init__(f"{self.path}: {message}")
+
+    def __reduce__(self) -> tuple[Any, ...]:  # so that it crosses the border of a worker process
+        return type(self), (self.code, self.path, self.message)
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """A picture and how it came about.
+
+    Attributes:
+        image: float32 ``[H, W]`` in [0, 1], air dark, top row first.
+        format: ``png``, ``jpeg``, ``nifti`` or ``dicom``.
+        polarity: ``as_stored`` or ``inverted``.
+        intensity: what led to [0, 1]: ``full_range_1``, ``full_range_8``, ``full_range_16``, ``voi_window``,
+            ``voi_lut`` or ``percentile``.
+    """
+
+    image: np.ndarray
+    format: str
+    polarity: str
+    intensity: str
+
+
+def check_size(path: Any, pixels: int, shape: str, max_pixels: int) -> None:
+    """Refuses by the header alone a picture of no pixels or of more than ``max_pixels``; ``shape`` is for the message."""
+    if pixels > max_pixels:
+        raise RadiographError(
+            "too_large",
+            path,
+            f"the header claims {shape} = {pixels} pixels; allowed are {max_pixels}. "
+            "Export it smaller, or raise max_pixels if the size is meant.",
+        )
+    if pixels <= 0:
+        raise RadiographError("empty", path, f"the header claims {shape}: no pixels. Export it again.")
+
+
+def no_contrast(path: Any) -> RadiographError:
+    """The error, for the caller to raise, of a picture whose pixels are all alike."""
+    return RadiographError(
+        "no_contrast", path, "all pixels have the same grey value, there is nothing to see. Export it again."
+    )
+
+
+def check_finite(path: Any, values: np.ndarray) -> None:
+    """Refuses NaN and infinity."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        count = int(values.size - np.count_nonzero(np.isfinite(values)))
+        raise RadiographError(
+            "not_finite", path, f"{count} of {values.size} values are NaN or infinite. Repair them before export."
+        )
+
+
+def stretch(path: Any, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """The percentile window: ``values`` of any shape to float32 [0, 1], limits from ``valid`` alone."""
+    if valid.min() == valid.max():
+        raise no_contrast(path)
+    low, high = np.percentile(valid, _PERCENTILES)
+    if high <= low:
+        low, high = valid.min(), valid.max()
+    return unit((values.astype(np.float64) - low) / (float(high) - float(low)))
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    """Clips to [0, 1]; float32, contiguous."""
+    return np.ascontiguousarray(np.clip(values, 0.0, 1.0), dtype=np.float32)

@@ -1,0 +1,275 @@
+"""DICOM to a radiograph.
+
+DICOM polarity. MONOCHROME1 is inverted, whatever PresentationLUTShape says; MONOCHROME2 is inverted when
+PresentationLUTShape is INVERSE. MONOCHROME1 normally comes *with* INVERSE, and both mean the same single inversion. A
+Presentation LUT Sequence is not applied.
+
+Modality. A file that names one must name one of :data:`PROJECTION_MODALITIES`. A slice of a CT or MR volume, a sonogram
+or a photograph is a single grey frame as well, and nothing but this entry tells it from a radiograph. Mammograms and
+dental X-rays are refused too. A file without a modality, or with an empty one, is read.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.filereader import read_dataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from monai_wscxr.data.radiograph_base import (
+    Radiograph,
+    RadiographError,
+    check_finite,
+    check_size,
+    no_contrast,
+    stretch,
+    unit,
+)
+
+PROJECTION_MODALITIES = (
+    "CR",  # computed radiography
+    "DX",  # digital radiography
+    "DR",  # not in the standard, but written by some for DX
+    "RG",  # scanned film
+    "RF",  # fluoroscopy
+    "XA",  # angiography units take plain exposures too
+    "OT",  # other: what Secondary Capture and converters write
+)
+"""Values of Modality (0008,0060) that may be a chest radiograph."""
+
+_DECODERS = {
+    "1.2.840.10008.1.2.4.50": "pillow",
+    "1.2.840.10008.1.2.4.51": "pylibjpeg-libjpeg",
+    "1.2.840.10008.1.2.4.57": "python-gdcm",
+    "1.2.840.10008.1.2.4.70": "python-gdcm",
+    "1.2.840.10008.1.2.4.80": "pyjpegls",
+    "1.2.840.10008.1.2.4.81": "pyjpegls",
+    "1.2.840.10008.1.2.4.90": "pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.91": "pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.201": "pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.202": "pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.203": "pylibjpeg-openjpeg",
+}
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_HEADER_TAGS = [
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "NumberOfFrames",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "Modality",
+]
+
+
+def is_bare_dicom(head: bytes) -> bool:
+    """DICOM without preamble: the data set opens with group 2 or 8 and a known VR or a short length."""
+    if len(head) < 8 or head[:2] not in (b"\x08\x00", b"\x02\x00", b"\x00\x08"):
+        return False
+    explicit = head[4:6] in (b"UL", b"CS", b"UI", b"OB", b"DA", b"TM", b"LO", b"SH", b"US", b"SQ")
+    return explicit or (head[0] != 0 and int.from_bytes(head[4:8], "little") <= 64)
+
+
+def read_dicom(path: Any, kind: str, max_pixels: int) -> Radiograph:
+    """Reads a file whose content is DICOM; `radiograph.read_radiograph` turns what libraries throw."""
+    _check_deflated(path, max_pixels)
+    header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
+    _check_header(path, header, max_pixels)
+    ds = pydicom.dcmread(path, force=True)
+    _check_decoder(path, ds)
+    stored = np.asarray(ds.pixel_array)
+    if stored.ndim != 2:
+        raise RadiographError("not_a_projection", path, f"decoding gave {stored.ndim} axes; allowed are two.")
+    check_finite(path, stored)
+    padding = _padding(ds, stored)
+    values = _modality(ds, _used_bits(ds, stored))
+    check_finite(path, values)
+    valid = values if padding is None else values[~padding]
+    if valid.size == 0:
+        raise no_contrast(path)
+    image, intensity = _voi(ds, path, values, valid)
+    inverted = ds.PhotometricInterpretation == "MONOCHROME1" or ds.get("PresentationLUTShape") == "INVERSE"
+    if inverted:
+        image = np.float32(1) - image
+    shown = image if padding is None else image[~padding]
+    if shown.min() == shown.max():  # a window that misses all values; padding would pass for contrast
+        raise no_contrast(path)
+    if padding is not None:
+        image[padding] = 0
+    return Radiograph(image, kind, "inverted" if inverted else "as_stored", intensity)
+
+
+def _check_deflated(path: Any, max_pixels: int) -> None:
+    """A deflated data set is unpacked as a whole by pydicom, so its size is measured first, without keeping it."""
+    with open(path, "rb") as file:
+        file.seek(132 if file.read(132)[128:] == b"DICM" else 0)
+        # The same walk as pydicom's own, which trusts no group length: it ends where the data set begins.
+        meta: Any = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+        if meta.get("TransferSyntaxUID") != _DEFLATED:
+            return
+        inflater, total, limit = zlib.decompressobj(-zlib.MAX_WBITS), 0, 4 * max_pixels + 2**24
+        data = file.read(2**20)
+        while data and not inflater.eof:
+            total += len(inflater.decompress(data, 2**20))
+            if total > limit:
+                raise RadiographError("too_large", path, f"it inflates to more than {limit} bytes. Export it smaller.")
+            data = inflater.unconsumed_tail or file.read(2**20)
+
+
+def _check_header(path: Any, header: Any, max_pixels: int) -> None:
+    """Refuses what is no grey single-frame projection, or too large, by the header alone."""
+    if "Rows" not in header and "Columns" not in header:
+        message = "this DICOM object holds no image (a report, a directory, ...). Give the image itself."
+        raise RadiographError("not_a_projection", path, message)
+    modality = str(header.get("Modality") or "").strip()
+    if modality and modality.upper() not in PROJECTION_MODALITIES:
+        raise RadiographError(
+            "not_a_projection",
+            path,
+            f"the modality of this DICOM image is {modality[:16]!r}; allowed are {', '.join(PROJECTION_MODALITIES)} or "
+            "none. Give a radiograph, or correct the entry if it is one.",
+        )
+    missing = [n for n in ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated") if header.get(n) is None]
+    if missing:
+        message = f"the DICOM header lacks {', '.join(missing)}, without which pixels mean nothing. Export it again."
+        raise RadiographError("unreadable", path, message)
+    rows, columns = int(header.Rows), int(header.Columns)
+    samples, frames = int(header.get("SamplesPerPixel") or 1), int(header.get("NumberOfFrames") or 1)
+    meaning = str(header.PhotometricInterpretation)
+    if samples != 1 or frames != 1 or meaning not in ("MONOCHROME1", "MONOCHROME2"):
+        raise RadiographError(
+            "not_a_projection",
+            path,
+            f"this DICOM image has {frames} frame(s), {samples} sample(s) per pixel and photometric interpretation "
+            f"{meaning[:16]!r}; allowed is one frame of MONOCHROME1 or MONOCHROME2. Export a single grey projection.",
+        )
+    check_size(path, rows * columns * samples * frames, f"{columns} x {rows}", max_pixels)
+
+
+def _check_decoder(path: Any, ds: Any) -> None:
+    """Completes a missing transfer syntax and makes sure that a decoder for a compressed one is installed."""
+    if getattr(ds, "file_meta", None) is None:
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+    if "TransferSyntaxUID" not in ds.file_meta:  # a bare data set can only be native
+        # pydicom 2 has the two flags, pydicom 3 the pair
+        found = getattr(ds, "original_encoding", None) or (ds.read_implicit_vr, ds.read_little_endian)
+        little = ImplicitVRLittleEndian if found[0] else ExplicitVRLittleEndian
+        ds.file_meta.TransferSyntaxUID = little if found[1] else ExplicitVRBigEndian
+    syntax = ds.file_meta.TransferSyntaxUID
+    if not syntax.is_private and syntax.is_transfer_syntax and syntax.is_compressed and not _has_decoder(syntax):
+        package = _DECODERS.get(str(syntax))
+        advice = f"Install one with: pip install {package}" if package else "Export it as Explicit VR Little Endian."
+        raise RadiographError("missing_decoder", path, f"no decoder for {syntax.name} is installed. {advice}")
+
+
+def _has_decoder(syntax: Any) -> bool:
+    if str(syntax) == _DEFLATED:
+        return True
+    try:
+        from pydicom.pixels import get_decoder
+    except ImportError:  # pydicom 2
+        handlers = pydicom.config.pixel_data_handlers
+        return any(h.is_available() and h.supports_transfer_syntax(syntax) for h in handlers)
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return False
+
+
+def _padding(ds: Any, stored: np.ndarray) -> np.ndarray | None:
+    """Where stored values ``[H, W]`` are padding (PS3.3 C.7.5.1.1.2), as a mask; None where there is none."""
+    value = ds.get("PixelPaddingValue")
+    if value is None or stored.dtype.kind not in "iu":
+        return None
+    other = ds.get("PixelPaddingRangeLimit")
+    low, high = sorted(_as_stored(int(v), stored.dtype) for v in (value, value if other is None else other))
+    mask = (stored >= low) & (stored <= high)
+    return mask if mask.any() else None
+
+
+def _as_stored(value: int, dtype: np.dtype) -> int:
+    """Reads a value that was written with the other signedness (65535 for -1) the way the pixels are stored."""
+    span = 2 ** (8 * dtype.itemsize)
+    if dtype.kind == "i" and value >= span // 2:
+        return value - span
+    return value + span if dtype.kind == "u" and value < 0 else value
+
+
+def _used_bits(ds: Any, stored: np.ndarray) -> np.ndarray:
+    """Drops the bits above HighBit (old overlays live there) and extends the sign, as PS3.5 8.1.1 defines them."""
+    bits = int(ds.get("BitsStored") or ds.BitsAllocated)
+    high = ds.get("HighBit")
+    width = 8 * stored.dtype.itemsize
+    left = width - 1 - (bits - 1 if high is None else int(high))
+    if stored.dtype.kind not in "iu" or bits >= width or not 0 <= left <= width - bits:
+        return stored
+    return (stored << left) >> (width - bits)
+
+
+def _modality(ds: Any, values: np.ndarray) -> np.ndarray:
+    """Modality LUT, or rescale to float64, or the values as they are (PS3.3 C.11.1)."""
+    if ds.get("ModalityLUTSequence"):
+        return _lookup(values, _table(ds, ds.ModalityLUTSequence[0]))
+    slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")
+    if slope is None or intercept is None:
+        return values
+    return values.astype(np.float64) * float(slope) + float(intercept)
+
+
+def _voi(ds: Any, path: Any, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, str]:
+    """VOI LUT, window or percentiles (PS3.3 C.11.2): float32 ``[H, W]`` in [0, 1] and the name of the chain."""
+    if ds.get("VOILUTSequence"):
+        table = _table(ds, ds.VOILUTSequence[0])
+        top = float(table[1].max())  # the table's own range; a descriptor of 16 bits over 12-bit entries is common
+        if top > 0:
+            return unit(_lookup(np.rint(values).astype(np.int64), table) / top), "voi_lut"
+    window = _window(ds)
+    if window is None:
+        return stretch(path, values, valid), "percentile"
+    center, width, function = window
+    x = values.astype(np.float64) - center
+    if function == "SIGMOID":
+        return unit(0.5 + 0.5 * np.tanh(2 * x / width)), "voi_window"  # = 1 / (1 + exp(-4 x / width)), no overflow
+    if function == "LINEAR":
+        return unit((x + 0.5) / max(width - 1, 1e-6) + 0.5), "voi_window"
+    return unit(x / width + 0.5), "voi_window"
+
+
+def _window(ds: Any) -> tuple[float, float, str] | None:
+    """The first window as (center, width, function); None when there is none or it cannot be used."""
+    function = str(ds.get("VOILUTFunction") or "LINEAR")
+    first = []
+    for name in ("WindowCenter", "WindowWidth"):
+        value = ds.get(name)
+        value = value[0] if isinstance(value, (list, pydicom.multival.MultiValue)) and value else value
+        if value is None or value == "" or not np.isfinite(float(value)):
+            return None
+        first.append(float(value))
+    narrowest = 1.0 if function == "LINEAR" else 1e-6
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID") or first[1] < narrowest:
+        return None
+    return first[0], first[1], function
+
+
+def _table(ds: Any, item: Any) -> tuple[int, np.ndarray]:
+    """(first value mapped, entries int64 ``[n]``) of a LUT sequence item."""
+    count, first, _ = (int(v) for v in item.LUTDescriptor)
+    count = count or 2**16
+    data = item.LUTData
+    if isinstance(data, bytes):
+        order = "<" if ds.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        entries = np.frombuffer(data, dtype=np.uint8 if len(data) < 2 * count else f"{order}u2")
+    else:
+        entries = np.atleast_1d(np.asarray(data, dtype=np.int64)) & 0xFFFF
+    if entries.size < count:
+        raise ValueError(f"lookup table of {entries.size} entries where {count} are claimed")
+    return first, entries[:count].astype(np.int64)
+
+
+def _lookup(values: np.ndarray, table: tuple[int, np.ndarray]) -> np.ndarray:
+    """Maps integers through a table; values outside take its first or last entry (PS3.3 C.11.1.1.1)."""
+    first, entries = table
+    return entries[np.clip(values.astype(np.int64) - first, 0, entries.size - 1)]

@@ -1,0 +1,293 @@
+"""MONAI/ignite handlers of the training workflow."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+
+from monai_wscxr.artefact import save_model
+from monai_wscxr.bank import FeatureBank
+from monai_wscxr.calibration import calibrate
+from monai_wscxr.data.split import TrainingSplit, count_classes
+from monai_wscxr.errors import InputError
+from monai_wscxr.extraction import PatchExtractor
+from monai_wscxr.mining import Mined, mine
+from monai_wscxr.mixing import MixingInferer, PatchBatches
+from monai_wscxr.networks import Discriminator, WSCXRNet, anomaly_score
+from monai_wscxr.run_folder import RunFolder
+
+logger = logging.getLogger("monai_wscxr")
+
+
+class ImageFeatures(IterableDataset):
+    """Batches of patch features of whole images with labels, filled by `MiningHandler`; what validation runs on.
+
+    Args:
+        batch_size: images per batch.
+    """
+
+    def __init__(self, batch_size: int = 256) -> None:
+        self.batch_size = batch_size
+        self.features = torch.empty(0)
+        self.labels = torch.empty(0)
+
+    def fill(self, normal: FeatureBank, abnormal: FeatureBank) -> None:
+        """Hold the images of two banks."""
+        self.features = torch.cat([normal.images, abnormal.images])
+        self.labels = torch.cat([torch.zeros(len(normal.files)), torch.ones(len(abnormal.files))])
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        parts = zip(self.features.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
+        for features, labels in parts:
+            yield {"image": features, "label": labels[:, None]}
+
+
+class MiningHandler:
+    """When training starts: fill the normal bank, mine the abnormal bank, hand both to the trainer's parts.
+
+    With several processes the first one extracts and the others read its features from the store.
+
+    Args:
+        extractor: patch features of files.
+        split: who trains and who is held out.
+        dataset: receives the normal bank.
+        inferer: receives the mined bank.
+        validation: receives held-out normals and the few-shot abnormals as whole images.
+        retention: retention rate r in (0, 1]; 1 keeps every abnormal patch.
+        device: where the banks live while training.
+
+    Attributes:
+        mined: result of mining, after training has started.
+        held_out, abnormal: banks of whole images.
+        seconds: {"extraction", "mining"}.
+    """
+
+    def __init__(
+        self,
+        extractor: PatchExtractor,
+        split: TrainingSplit,
+        dataset: PatchBatches,
+        inferer: MixingInferer,
+        validation: ImageFeatures,
+        retention: float = 0.2,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if not 0 < retention <= 1:
+            raise InputError(f"the retention rate r must lie in (0, 1] (published: 0.2), got {retention}")
+        self.extractor, self.split, self.dataset = extractor, split, dataset
+        self.inferer, self.validation, self.retention = inferer, validation, retention
+        self.device = torch.device(device)
+        self.seconds: dict[str, float] = {}
+        self.mined: Mined
+        self.held_out: FeatureBank
+        self.abnormal: FeatureBank
+
+    def attach(self, engine: Engine) -> None:
+        """Run when training starts."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Fill, mine, hand over."""
+        logger.info("%s", self.split.summary())
+        for finding in self.split.findings:
+            logger.warning("allowed overlap between training and test: %s", finding)
+        self.extractor.digests.update(self.split.digests)
+        normal = self._extract()
+        began = time.perf_counter()
+        self.mined = mine(normal.to(self.device), self.abnormal.to(self.device), self.retention)
+        self.seconds["mining"] = time.perf_counter() - began
+        self.dataset.fill(normal.rows.to(self.device))
+        self.inferer.fill(self.mined.bank.rows)
+        self.validation.fill(self.held_out, self.abnormal)
+        engine.state.epoch_length = self.dataset.batches_per_epoch
+        done = self.extractor.done
+        logger.info(
+            "features: %d images extracted, %d from the cache, %d rejected, %.1f s",
+            *(done.extracted, done.reused, len(done.rejected), self.seconds["extraction"]),
+        )
+        for file, code, message in done.rejected:
+            logger.warning("rejected (%s): %s", code, message or file)
+        logger.info(
+            "mining: %d of %d abnormal patches against %d normal ones, %.2f s",
+            *(len(self.mined.bank), len(self.abnormal), len(normal), self.seconds["mining"]),
+        )
+
+    def _extract(self) -> FeatureBank:
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if several and self.extractor.store is None:
+            raise InputError("training with several processes needs the feature cache; leave --cache on")
+        if several and dist.get_rank() > 0:
+            dist.barrier()
+            assert self.extractor.store is not None
+            self.extractor.store.refresh()
+        began = time.perf_counter()
+        normal = self.extractor.bank(self.split.normal, "normal images")
+        self.held_out = self.extractor.bank(self.split.held_out, "held-out normal images")
+        self.abnormal = self.extractor.bank(self.split.abnormal, "abnormal images")
+        self.seconds["extraction"] = time.perf_counter() - began
+        if several and dist.get_rank() == 0:
+            dist.barrier()
+        return normal
+
+
+class EpochStateHandler:
+    """Keep the training state after every epoch and continue from the last one that is there.
+
+    Batches and mixing depend on (seed, epoch) alone, so a continued run ends at the weights of an uninterrupted one.
+
+    Args:
+        folder: of the run.
+        discriminator, optimizer: what is being trained.
+        dataset: its epoch is set when continuing.
+    """
+
+    def __init__(
+        self, folder: RunFolder, discriminator: nn.Module, optimizer: torch.optim.Optimizer, dataset: PatchBatches
+    ) -> None:
+        self.folder, self.discriminator, self.optimizer, self.dataset = folder, discriminator, optimizer, dataset
+
+    def attach(self, engine: Engine) -> None:
+        """Continue at the start, keep after every epoch."""
+        engine.add_event_handler(Events.STARTED, self.resume)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def resume(self, engine: Engine) -> None:
+        """Load the last state, if there is one."""
+        state = self.folder.latest_state()
+        if state is None:
+            return
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        engine.state.epoch = self.dataset.epoch = state["epoch"]
+        engine.state.iteration = state["epoch"] * engine.state.epoch_length
+        logger.info("continuing after epoch %d of an interrupted run", state["epoch"])
+
+    def save(self, engine: Engine) -> None:
+        """Write the state of this epoch."""
+        self.folder.save_state(
+            engine.state.epoch,
+            {
+                "epoch": engine.state.epoch,
+                "discriminator": self.discriminator.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            },
+        )
+
+
+class ArtefactHandler:
+    """When training completes: calibrate on the held-out normals and write the trained model.
+
+    Args:
+        folder: of the run.
+        mining: holds the banks of held-out normals and few-shot abnormals.
+        network: image to patch scores, with the trained discriminator inside.
+        false_positive_rate: wanted share of normal images flagged.
+        map_sigma: Gaussian of anomaly maps in pixels.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        mining: MiningHandler,
+        network: WSCXRNet,
+        false_positive_rate: float = 0.05,
+        map_sigma: float = 4.0,
+    ) -> None:
+        if not 0 < false_positive_rate < 1:
+            raise InputError(f"false_positive_rate must lie in (0, 1), got {false_positive_rate}")
+        if not map_sigma >= 0:
+            raise InputError(f"map_sigma must be 0 (no smoothing) or more, got {map_sigma}")
+        self.folder, self.mining, self.network = folder, mining, network
+        self.false_positive_rate, self.map_sigma = false_positive_rate, map_sigma
+        self._began = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Time the training, write at its end."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def _start(self, engine: Engine) -> None:
+        self._began = time.perf_counter()
+
+    def __call__(self, engine: Engine) -> None:
+        """Calibrate and write."""
+        seconds = {**self.mining.seconds, "training": time.perf_counter() - self._began}
+        network = self.network.eval()
+        held_out = image_scores(network.discriminator, self.mining.held_out)
+        abnormal = image_scores(network.discriminator, self.mining.abnormal)
+        calibration = calibrate(held_out, abnormal, self.false_positive_rate)
+        done = self.mining.extractor.done
+        training = {
+            "normal_images": len(self.mining.split.normal),
+            "held_out_images": len(self.mining.held_out.files),
+            "abnormal_images": count_classes(self.mining.split.abnormal),
+            "mined_patches": len(self.mining.mined.bank),
+            "rejected": [[code, message] for _, code, message in done.rejected],
+            "digests": sorted(self.mining.extractor.digests[f] for f in self._files()),
+            "overlap": self.mining.split.findings,
+            "seconds": seconds,
+        }
+        preprocessing = self.mining.extractor.preprocessing
+        sha256 = save_model(
+            self.folder.path, network, preprocessing, calibration, self.map_sigma, self.folder.settings, training
+        )
+        logger.info("training: %d epochs, %.1f s", engine.state.epoch, seconds["training"])
+        logger.info(
+            "threshold %.4f (at most %.1f %% of normal images flagged, from %d held-out normals); model %s in %s",
+            *(calibration.threshold, 100 * self.false_positive_rate, len(held_out), sha256[:12], self.folder.path),
+        )
+
+    def _files(self) -> list[str]:
+        split = self.mining.split
+        items = [*split.normal, *split.held_out, *split.abnormal]
+        return [str(i["image"]) for i in items if str(i["image"]) in self.mining.extractor.digests]
+
+
+def image_scores(discriminator: Discriminator, bank: FeatureBank, batch_size: int = 256) -> list[float]:
+    """Anomaly scores of the images of a bank of whole images."""
+    device = next(discriminator.parameters()).device
+    with torch.inference_mode():
+        return [
+            score
+            for part in bank.images.split(batch_size)
+            for score in anomaly_score(discriminator(part.to(device)))[:, 0].tolist()
+        ]
+
+
+def scores_and_labels(output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """For MONAI's metrics: anomaly scores [B, 1] and labels [B, 1] of one step of the evaluator."""
+    return anomaly_score(output["pred"]), output["label"]
+
+
+
+class EpochLogHandler:
+    """One line per epoch: mean training loss, and how well held-out normals are told from the training abnormals.
+
+    Attach it after the `ValidationHandler`. The abnormals were trained on, so the second figure chooses nothing.
+
+    Args:
+        validator: engine of the validation.
+    """
+
+    def __init__(self, validator: Engine) -> None:
+        self.validator = validator
+
+    def attach(self, engine: Engine) -> None:
+        """Log after every epoch."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Log this epoch."""
+        state = engine.state
+        separation = self.validator.state.metrics["separation_auroc"]
+        logger.info(
+            "epoch %d/%d: loss %.4f, separation of held-out normals from the training abnormals: AUROC %.4f",
+            *(state.epoch, state.max_epochs, state.metrics["loss"], separation),
+        )

@@ -1,0 +1,104 @@
+"""Figures of merit: image level, pixel level, with honest and published rules side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score, roc_curve
+
+from monai_wscxr.errors import InputError
+
+
+def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    y, s = np.asarray(labels).ravel(), np.asarray(scores, dtype=np.float64).ravel()
+    if y.shape != s.shape:
+        raise InputError(f"there are {y.size} labels but {s.size} scores")
+    if not np.isfinite(s).all():
+        raise InputError(
+            f"{int((~np.isfinite(s)).sum())} of {s.size} scores are NaN or infinite; a figure computed from them would be "
+            "meaningless (some libraries call it a perfect 1.0)"
+        )
+    if not np.isin(y, (0, 1)).all():
+        raise InputError("labels must be 0 (normal) or 1 (abnormal)")
+    y = y.astype(np.int64)
+    if y.size == 0 or y.min() == y.max():
+        raise InputError(
+            f"an ROC needs normal and abnormal images; got {int((y == 0).sum())} and {int((y == 1).sum())}"
+        )
+    return y, s
+
+
+def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Area under the ROC; ties count one half.
+
+    Args:
+        labels: 0 normal, 1 abnormal; both must occur.
+        scores: higher is more abnormal; all finite.
+
+    Raises:
+        InputError: on NaN or Inf scores, labels other than 0 and 1, or a single class.
+    """
+    y, s = _checked(labels, scores)
+    return float(roc_auc_score(y, s))
+
+
+def youden_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Score threshold (flag when score >= threshold) with the largest sensitivity + specificity - 1.
+
+    Where nothing is better than to flag no image, that is the next number above the largest score.
+    """
+    y, s = _checked(labels, scores)
+    false_positive, true_positive, thresholds = roc_curve(y, s)
+    best = float(thresholds[int(np.argmax(true_positive - false_positive))])
+    return best if np.isfinite(best) else float(np.nextafter(s.max(), np.inf))
+
+
+def at_threshold(labels: ArrayLike, flagged: ArrayLike) -> dict[str, float]:
+    """Accuracy, F1, sensitivity and specificity of decisions."""
+    y, decision = np.asarray(labels).astype(bool), np.asarray(flagged).astype(bool)
+    return {
+        "accuracy": float(accuracy_score(y, decision)),
+        "f1": float(f1_score(y, decision)),
+        "sensitivity": float(decision[y].mean()),
+        "specificity": float((~decision[~y]).mean()),
+    }
+
+
+def honest_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float) -> dict[str, float]:
+    """Figures with a threshold that was fixed beforehand (flag when score > threshold)."""
+    y, s = _checked(labels, scores)
+    return {"auroc": auroc(y, s), **at_threshold(y, s > threshold), "threshold": float(threshold)}
+
+
+def paper_metrics(labels: ArrayLike, epoch_scores: Sequence[ArrayLike]) -> dict[str, Any]:
+    """The publication's rules: best epoch and Youden threshold, both chosen on the test images. Optimistic.
+
+    The best epoch has the largest mean of AUROC, accuracy and F1, as in the authors' code.
+
+    Args:
+        labels: of the test images.
+        epoch_scores: one set of scores per epoch, at least one.
+    """
+    candidates = []
+    for epoch, scores in enumerate(epoch_scores, start=1):
+        y, s = _checked(labels, scores)
+        threshold = youden_threshold(y, s)
+        figures = {"auroc": auroc(y, s), **at_threshold(y, s >= threshold), "threshold": threshold, "epoch": epoch}
+        candidates.append(figures)
+    if not candidates:
+        raise InputError("no epoch was given to choose from")
+    return max(candidates, key=lambda f: f["auroc"] + f["accuracy"] + f["f1"])
+
+
+def pixel_auroc(masks: Sequence[NDArray[np.bool_]], maps: Sequence[NDArray[np.floating]]) -> float:
+    """AUROC over all pixels of all images.
+
+    Args:
+        masks: lesion pixels [H, W] per image; all False for normal images.
+        maps: anomaly maps [H, W] per image.
+    """
+    y = np.concatenate([np.asarray(m, dtype=bool).ravel() for m in masks])
+    return auroc(y, np.concatenate([np.asarray(m, dtype=np.float32).ravel() for m in maps]))

@@ -1,0 +1,38 @@
+"""Anomaly feature mining (Eq. 4 and 5): of the abnormal bank, the patches farthest from the normal bank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from monai_wscxr.bank import FeatureBank
+from monai_wscxr.ops import mine_top_r
+
+
+@dataclass(frozen=True)
+class Mined:
+    """Result of mining.
+
+    Attributes:
+        bank: the mined bank M'_a, farthest first.
+        distance: [k] float32, S(m) of each mined patch.
+    """
+
+    bank: FeatureBank
+    distance: Tensor
+
+
+def mine(normal: FeatureBank, abnormal: FeatureBank, retention: float) -> Mined:
+    """M'_a = the floor(r |M_a|) patches of `abnormal` with the largest distance to `normal`, at least one.
+
+    Args:
+        normal: normal bank, at least one row.
+        abnormal: abnormal bank, at least one row, same channels and device.
+        retention: retention rate r in (0, 1]; 1 keeps all (no mining).
+
+    Raises:
+        ValueError: on empty banks, NaN or Inf, or r outside (0, 1].
+    """
+    index, distance = mine_top_r(abnormal.rows, normal.rows, retention)
+    return Mined(abnormal.select(index), distance)

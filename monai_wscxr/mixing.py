@@ -1,0 +1,96 @@
+"""Eq. 6 inside MONAI's trainer: batches of normal patches, and the inferer that mixes abnormal patches into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+
+from monai_wscxr.errors import InputError
+from monai_wscxr.ops import mixup
+
+
+class PatchBatches(IterableDataset):
+    """Shuffled batches of normal patches; one pass over the bank is an epoch.
+
+    Every batch carries the number of its first row in the whole training run, which keys the mixing. The order depends on
+    (seed, epoch) alone, so a resumed run continues exactly. With several ranks each takes its equal part of every batch.
+
+    Args:
+        batch_size: rows per batch over all ranks, >= 2; the last batch of an epoch may be smaller.
+        seed: of the shuffling.
+        rank, world_size: of this process.
+    """
+
+    def __init__(self, batch_size: int = 512, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        if batch_size < 2 * world_size:
+            raise InputError(f"batch_size must be at least 2 per process, got {batch_size} for {world_size}")
+        self.batch_size, self.seed = batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.rows = torch.empty(0, 0)
+        self.epoch = 0
+
+    def fill(self, rows: Tensor) -> None:
+        """Set the normal bank's rows [N, C]; N must give every rank at least two rows."""
+        if rows.shape[0] < 2 * self.world_size:
+            raise InputError(
+                f"the normal bank holds {rows.shape[0]} patches; at least {2 * self.world_size} are needed"
+            )
+        self.rows = rows
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches in one pass; a remainder too small for every rank is left out."""
+        full, rest = divmod(self.rows.shape[0], self.batch_size)
+        return full + (rest >= 2 * self.world_size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        n = self.rows.shape[0]
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(n, generator=generator)
+        for batch in range(self.batches_per_epoch):
+            start = batch * self.batch_size
+            share = min(self.batch_size, n - start) // self.world_size
+            first = start + self.rank * share
+            index = order[first : first + share].to(self.rows.device)
+            yield {"normal": self.rows[index], "offset": self.epoch * n + first}
+        self.epoch += 1
+
+
+def prepare_patch_batch(
+    batch: dict[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **_: Any
+) -> tuple[Tensor, Tensor, tuple, dict]:
+    """MONAI `prepare_batch`: normal rows [B, C], targets [2B] (0 normal, then 1 mixed), and the mixing offset."""
+    normal = batch["normal"].to(device, non_blocking=non_blocking)
+    target = torch.zeros(2 * normal.shape[0], device=normal.device)
+    target[normal.shape[0] :] = 1
+    return normal, target, (), {"offset": batch["offset"]}
+
+
+class MixingInferer(Inferer):
+    """Scores of a batch of normal patches and of the same batch mixed with mined abnormal patches (Eq. 6).
+
+    Args:
+        seed: of the random stream; a row's partner and factor depend on (seed, row number) alone.
+        alpha_min, alpha_max: range of the mixing factor; the paper draws from [0.1, 1].
+            Both 1 means no mixing: plain abnormal patches, drawn with replacement.
+    """
+
+    def __init__(self, seed: int = 0, alpha_min: float = 0.1, alpha_max: float = 1.0) -> None:
+        if not 0 < alpha_min <= alpha_max <= 1:
+            raise InputError(f"the mixing factor needs 0 < alpha_min <= alpha_max <= 1, got {alpha_min}, {alpha_max}")
+        self.seed, self.alpha_min, self.alpha_max = seed, alpha_min, alpha_max
+        self.mined = torch.empty(0, 0)
+
+    def fill(self, mined: Tensor) -> None:
+        """Set the mined bank's rows [M, C]."""
+        self.mined = mined
+
+    def __call__(self, inputs: Tensor, network: nn.Module, offset: int = 0, *args: Any, **kwargs: Any) -> Tensor:
+        """Patch scores [2B]: of the normal rows [B, C], then of their mixtures."""
+        mixed, _, _ = mixup(inputs, self.mined, self.seed, offset, self.alpha_min, self.alpha_max)
+        return network(torch.cat([inputs, mixed]))

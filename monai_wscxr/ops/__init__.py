@@ -1,0 +1,28 @@
+"""Operators on tensors: exact nearest-normal search, mining and mixing."""
+
+from monai_wscxr.ops._library import (
+    CUDA_EXTENSION,
+    CUDA_EXTENSION_STATE,
+    EXTENSION,
+    EXTENSION_STATE,
+    OPERATORS,
+    Backend,
+    backend,
+)
+from monai_wscxr.ops.min_distance import min_distance
+from monai_wscxr.ops.mine_top_r import mine_top_r, mined_count
+from monai_wscxr.ops.mixup import mixup
+
+__all__ = [
+    "CUDA_EXTENSION",
+    "CUDA_EXTENSION_STATE",
+    "EXTENSION",
+    "EXTENSION_STATE",
+    "OPERATORS",
+    "Backend",
+    "backend",
+    "min_distance",
+    "mine_top_r",
+    "mined_count",
+    "mixup",
+]

@@ -1,0 +1,152 @@
+"""Linear mixing of normal and mined abnormal patches (Eq. 6) with a counter-based random stream.
+
+Row i of a call draws from Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011) with
+key `seed` and counter `offset + i`, so which abnormal patch it meets and how strongly depends on nothing else: not on
+the device, the number of threads or ranks, or how rows are batched.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from monai_wscxr.ops import _library
+
+_MASK = 0xFFFFFFFF
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def mixup(
+    normal: Tensor,
+    abnormal: Tensor,
+    seed: int,
+    offset: int = 0,
+    alpha_min: float = 0.1,
+    alpha_max: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix each normal row with a random abnormal row: alpha * m_a + (1 - alpha) * m_n (Eq. 6).
+
+    `source` and `alpha` are the same bits on every device. Differentiable with respect to both row matrices.
+
+    Args:
+        normal: [N, C] normal patch features, floating point; N may be 0.
+        abnormal: [M, C] mined abnormal patch features of the same type and device, M >= 1; drawn with replacement.
+        seed: key of the random stream, 0 <= seed < 2^63.
+        offset: number of the first row in the stream, 0 <= offset < 2^63; row i uses offset + i.
+        alpha_min: least mixing factor, 0 <= alpha_min <= alpha_max.
+        alpha_max: largest mixing factor, <= 1.
+
+    Returns:
+        mixed [N, C] in the inputs' type, source [N] int64 into `abnormal`, alpha [N] float32 in [alpha_min, alpha_max].
+
+    Raises:
+        ValueError: on wrong shapes, types or devices, no abnormal row, or numbers outside their range.
+    """
+    for name, rows in (("normal", normal), ("abnormal", abnormal)):
+        if rows.ndim != 2 or rows.dtype not in _DTYPES:
+            raise ValueError(f"mixup: {name} must be [N, C] floating point, got {tuple(rows.shape)} {rows.dtype}")
+    if normal.shape[1] != abnormal.shape[1] or normal.dtype != abnormal.dtype or normal.device != abnormal.device:
+        raise ValueError(
+            "mixup: normal and abnormal must agree in channels, type and device, got "
+            f"{normal.shape[1]} {normal.dtype} {normal.device} and {abnormal.shape[1]} {abnormal.dtype} {abnormal.device}"
+        )
+    if abnormal.shape[0] == 0:
+        raise ValueError("mixup: there is no abnormal row to mix in; mine at least one")
+    if not 0 <= alpha_min <= alpha_max <= 1:
+        raise ValueError(f"mixup: need 0 <= alpha_min <= alpha_max <= 1, got {alpha_min} and {alpha_max}")
+    if not 0 <= seed < 2**63 or not 0 <= offset < 2**63:
+        raise ValueError(f"mixup: seed and offset must lie in [0, 2^63), got {seed} and {offset}")
+    return torch.ops.monai_wscxr.mixup(normal, abnormal, seed, offset, alpha_min, alpha_max)
+
+
+def philox(counter: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10 of the 64-bit counters [N] (upper counter words 0) under the 64-bit key `seed`.
+
+    Returns:
+        Four int64 tensors [N] that hold the 32-bit words.
+    """
+    words = (counter & _MASK, (counter >> 32) & _MASK, torch.zeros_like(counter), torch.zeros_like(counter))
+    return philox_rounds(words, seed & _MASK, (seed >> 32) & _MASK)
+
+
+def philox_rounds(
+    words: tuple[Tensor, Tensor, Tensor, Tensor], key0: int, key1: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The ten rounds on 32-bit words held in int64 (products wrap, their 64 bits are still right)."""
+    c0, c1, c2, c3 = words
+    for _ in range(10):
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ key0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ key1,
+            p0 & _MASK,
+        )
+        key0, key1 = (key0 + 0x9E3779B9) & _MASK, (key1 + 0xBB67AE85) & _MASK
+    return c0, c1, c2, c3
+
+
+def _below(low: Tensor, high: Tensor, n: int) -> Tensor:
+    """floor(u * n / 2^64) for the 64-bit number u = high * 2^32 + low: an index below n, by 32-bit limbs."""
+    n_low, n_high = n & _MASK, n >> 32
+    carry = (((low * n_low) >> 32) & _MASK) + ((high * n_low) & _MASK) + ((low * n_high) & _MASK)
+    upper = (((high * n_low) >> 32) & _MASK) + (((low * n_high) >> 32) & _MASK) + high * n_high
+    return upper + (carry >> 32)
+
+
+def draw(n: int, m: int, seed: int, offset: int, alpha_min: float, alpha_max: float, device) -> tuple[Tensor, Tensor]:
+    """The random part of `mixup`: source [n] int64 below m, alpha [n] float32."""
+    counter = torch.arange(n, dtype=torch.int64, device=device) + offset
+    w0, w1, w2, _ = philox(counter, seed)
+    source = _below(w0, w1, m)
+    uniform = (w2 >> 8).to(torch.float32) * 2.0**-24  # exact, in [0, 1)
+    low = torch.tensor(alpha_min, dtype=torch.float32, device=device)
+    high = torch.tensor(alpha_max, dtype=torch.float32, device=device)
+    # two separately rounded float32 operations: kernels must not fuse them, or the last bit differs
+    return source, torch.minimum(low + (high - low) * uniform, high)
+
+
+def _reference(
+    normal: Tensor, abnormal: Tensor, seed: int, offset: int, alpha_min: float, alpha_max: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    source, alpha = draw(normal.shape[0], abnormal.shape[0], seed, offset, alpha_min, alpha_max, normal.device)
+    compute = torch.float64 if normal.dtype == torch.float64 else torch.float32
+    weight = alpha[:, None].to(compute)
+    mixed = weight * abnormal[source].to(compute) + (1 - weight) * normal.to(compute)
+    return mixed.to(normal.dtype), source, alpha
+
+
+def _fake(normal, abnormal, seed, offset, alpha_min, alpha_max):
+    n = normal.shape[0]
+    return (
+        torch.empty_like(normal, memory_format=torch.contiguous_format),
+        normal.new_empty(n, dtype=torch.int64),
+        normal.new_empty(n, dtype=torch.float32),
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    _, source, alpha = output
+    ctx.rows = inputs[1].shape[0]
+    ctx.save_for_backward(source, alpha)
+    ctx.mark_non_differentiable(source, alpha)
+
+
+def _backward(ctx, grad_mixed, grad_source, grad_alpha):
+    source, alpha = ctx.saved_tensors
+    weight = alpha[:, None].to(grad_mixed.dtype)
+    grad_abnormal = None
+    if ctx.needs_input_grad[1]:
+        grad_abnormal = grad_mixed.new_zeros(ctx.rows, grad_mixed.shape[1]).index_add(0, source, weight * grad_mixed)
+    grad_normal = (1 - weight) * grad_mixed if ctx.needs_input_grad[0] else None
+    return grad_normal, grad_abnormal, None, None, None, None
+
+
+_library.define(
+    "mixup",
+    "(Tensor normal, Tensor abnormal, int seed, int offset, float alpha_min, float alpha_max)"
+    " -> (Tensor, Tensor, Tensor)",
+    _reference,
+    _fake,
+)
+torch.library.register_autograd("monai_wscxr::mixup", _backward, setup_context=_setup_context, lib=_library._LIBRARY)

@@ -1,0 +1,1 @@
+"""Results out: what a person receives."""

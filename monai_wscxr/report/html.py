@@ -1,0 +1,385 @@
+"""The report of a run as one HTML file: nothing is fetched, everything is inside.
+
+The report writes down what it is given. It counts decisions, draws the given scores and the ROC curve they trace,
+and computes no score and no figure of merit of its own. Layout, style and the table's script are in
+``template.html``, the charts in ``charts.py``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from string import Template
+
+import numpy as np
+
+from .case import KIND, MISSING, Case, class_text, decision_text, number_text, outcome_text
+from .charts import DOTS_PER_CLASS, roc_chart, strip_chart
+from .overlay import (
+    THRESHOLD_COLOUR,
+    ColourScale,
+    colour_bar_symbol,
+    encode_jpeg,
+    grey_levels,
+    heatmap,
+    outline,
+    overlay,
+    shrink,
+    write_bytes_atomic,
+)
+
+DISCLAIMER = "For research use only. Not a medical device; not for diagnosis."
+OPTIMISTIC = "optimistic: threshold and epoch chosen on the test images, as in the publication"
+
+_PICTURE_SIDE = 320
+_TEMPLATE = Path(__file__).with_name("template.html")
+_WRONG = {"missed": "missed", "false alarm": "flagged wrongly"}
+_FIGURE_NAMES = {
+    "auroc": "AUROC",
+    "accuracy": "Accuracy",
+    "f1": "F1",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "threshold": "Threshold",
+    "epoch": "Epoch",
+}
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    cases: Sequence[Case],
+    metrics: Mapping,
+    settings: Mapping[str, object],
+    scale: ColourScale,
+    threshold: float,
+    seconds: Mapping[str, float] | None = None,
+    max_cases: int = 12,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Writes a self-contained report, atomically.
+
+    Args:
+        path: the HTML file; its folder is created.
+        title: heading of the report.
+        cases: every scored image; pictures are needed only for those to be shown.
+        metrics: the content of ``metrics.json``; any part may be missing.
+        settings: what the run was; ``seed``, ``k`` and ``backbone`` also stand in the headline.
+        scale: the colour scale that all overlays share; without a threshold of its own it shows ``threshold``.
+        threshold: the operating point on the anomaly score.
+        seconds: time per stage; default ``metrics["seconds"]``.
+        max_cases: most images shown in each section of cases.
+        notes: sentences shown under the headline.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: if a score, a p-value, the threshold, a label or a picture is invalid; the message names the case.
+    """
+    _validate(cases, threshold, max_cases)
+    scale = replace(scale, threshold=float(threshold)) if scale.threshold is None else scale
+    shown = choose_cases(cases, max_cases, pictured=True)
+    sections = [
+        ("results", "Results", _figures(metrics)),
+        ("scores", "Scores", _charts(cases, metrics, threshold)),
+        ("cases", "Cases", _gallery(cases, shown, scale)),
+        ("all", "All images", _case_table(cases, shown)),
+        ("run", "Run", _run(settings, metrics.get("seconds") if seconds is None else seconds)),
+    ]
+    kept = [section for section in sections if section[2]]
+    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(title),
+        symbols=colour_bar_symbol(scale),
+        headline=_headline(cases, metrics, settings, threshold, notes),
+        links="".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in kept),
+        body="\n".join(f'<section id="{key}"><h2>{name}</h2>\n{content}\n</section>' for key, name, content in kept),
+        disclaimer=DISCLAIMER,
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_bytes_atomic(path, page.encode("utf-8"))
+
+
+def choose_cases(cases: Sequence[Case], limit: int, pictured: bool = False) -> list[tuple[str, list[int]]]:
+    """Which cases the gallery of `write_report` shows: those with the highest and the lowest scores of each label.
+
+    Callers ask first and load pictures for these cases only.
+
+    Args:
+        cases: every scored image.
+        limit: most cases under one heading.
+        pictured: choose among the cases that have an image or an anomaly map.
+
+    Returns:
+        Pairs of a heading and the indices into ``cases`` under it, in the order of the report; empty headings are left
+        out. The cases of a label are split into two halves by score, so that none appears twice.
+    """
+    headings: dict[int | None, tuple[str, str]] = {
+        1: ("Abnormal, highest", "Abnormal, lowest (most likely missed)"),
+        0: ("Normal, highest (most likely false alarms)", "Normal, lowest"),
+        None: ("No label, highest", "No label, lowest"),
+    }
+    chosen: list[tuple[str, list[int]]] = []
+    for label, (highest, lowest) in headings.items():
+        ranked = sorted(
+            (i for i, case in enumerate(cases) if case.label == label and (_has_picture(case) or not pictured)),
+            key=lambda i: -cases[i].anomaly_score,
+        )
+        half = (len(ranked) + 1) // 2
+        chosen += [(highest, ranked[:half][:limit]), (lowest, ranked[half:][::-1][:limit])]
+    return [(heading, indices) for heading, indices in chosen if indices]
+
+
+def _has_picture(case: Case) -> bool:
+    return case.image is not None or case.anomaly_map is not None
+
+
+def _validate(cases: Sequence[Case], threshold: float, max_cases: int) -> None:
+    if not math.isfinite(threshold):
+        raise ValueError(f"threshold must be finite, got {threshold}")
+    if max_cases < 0:
+        raise ValueError(f"max_cases must not be negative, got {max_cases}")
+    for case in cases:
+        if not math.isfinite(case.anomaly_score):
+            raise ValueError(f"case {case.name!r}: anomaly score must be finite, got {case.anomaly_score}")
+        if case.p_value is not None and not 0.0 <= case.p_value <= 1.0:
+            raise ValueError(f"case {case.name!r}: p-value must be in [0, 1] or None, got {case.p_value}")
+        if case.label not in KIND:
+            raise ValueError(f"case {case.name!r}: label must be 0, 1 or None, got {case.label!r}")
+        shapes = {np.shape(part) for part in (case.image, case.anomaly_map, case.mask) if part is not None}
+        if len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
+            raise ValueError(
+                f"case {case.name!r}: image, anomaly map and mask must share one shape [H, W], got {shapes}"
+            )
+
+
+# Words and numbers
+
+
+def _p_text(value: float | None) -> str:
+    if value is None:
+        return MISSING
+    return "&lt; 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _plural(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
+def _tag(case: Case) -> str:
+    outcome = outcome_text(case)
+    if outcome is None:
+        return "" if case.abnormal is None else f'<span class="tag">{decision_text(case)}</span>'
+    return f'<span class="tag{" bad" if outcome in _WRONG else ""}">{outcome}</span>'
+
+
+# Sections
+
+
+def _headline(
+    cases: Sequence[Case], metrics: Mapping, settings: Mapping[str, object], threshold: float, notes: Sequence[str]
+) -> str:
+    auroc = number_text((metrics.get("honest") or {}).get("auroc"))
+    counts = [
+        metrics.get(f"n_{kind}") or sum(case.label == label for case in cases)
+        for label, kind in ((0, "normal"), (1, "abnormal"))
+    ]
+    total = _plural(len(cases), "image", "images")
+    what = f"{counts[0]} normal and {counts[1]} abnormal test images" if any(counts) else f"{total}, no labels"
+    run = [f"{key}\u00a0{settings[key]}" for key in ("backbone", "k", "seed") if settings.get(key) is not None]
+    decided = [case for case in cases if case.abnormal is not None]
+    flagged = sum(bool(case.abnormal) for case in decided)
+    big = (
+        f"Honest AUROC {auroc}"
+        if auroc != MISSING
+        else f"{flagged} of {total} flagged"
+        if decided
+        else f"{total} scored"
+    )
+    lines = [f'<p class="headline"><strong>{big}</strong>{escape(" · ".join([what, *run]))}</p>']
+    if any(outcome_text(case) for case in decided):
+        outcomes = [outcome_text(case) for case in decided]
+        misses, alarms = outcomes.count("missed"), outcomes.count("false alarm")
+        lines.append(
+            f"<p>At threshold {number_text(float(threshold))}: <strong>{misses}</strong> of "
+            f"{sum(case.label == 1 for case in decided)} abnormal images missed, <strong>{alarms}</strong> of "
+            f"{sum(case.label == 0 for case in decided)} normal images flagged.</p>"
+        )
+    lines.append(f'<p class="research">{DISCLAIMER}</p>')
+    if notes:
+        items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+        lines.append(f'<div class="notes" role="note"><ul>{items}</ul></div>')
+    return "\n".join(lines)
+
+
+def _figures(metrics: Mapping) -> str:
+    honest, paper = metrics.get("honest") or {}, metrics.get("paper") or {}
+    keys = [*_FIGURE_NAMES, *sorted((set(honest) | set(paper)) - set(_FIGURE_NAMES))]
+    rows = "".join(
+        f'<tr><th scope="row">{escape(_FIGURE_NAMES.get(key, key))}</th>'
+        f"{_figure_cell(honest.get(key))}{_figure_cell(paper.get(key))}</tr>"
+        for key in keys
+        if key in honest or key in paper
+    )
+    pixel = number_text((metrics.get("pixel") or {}).get("auroc"))
+    parts = []
+    if rows:
+        parts.append(
+            '<table class="figures"><thead><tr><th scope="col">Figure, image level</th>'
+            '<th scope="col">honest<span class="small">threshold set without the test images</span></th>'
+            f'<th scope="col">paper<span class="small">{OPTIMISTIC}</span></th></tr></thead>'
+            f"<tbody>{rows}</tbody></table>"
+        )
+    if pixel != MISSING:
+        parts.append(f"<p>Pixel-level AUROC against the lesion masks: <strong>{pixel}</strong></p>")
+    return "\n".join(parts)
+
+
+def _figure_cell(value: object) -> str:
+    text = number_text(value)
+    return f'<td class="missing">{text}</td>' if text == MISSING else f"<td>{text}</td>"
+
+
+def _charts(cases: Sequence[Case], metrics: Mapping, threshold: float) -> str:
+    if not cases:
+        return ""
+    large = len(cases) > DOTS_PER_CLASS
+    thinned = f" Classes above {DOTS_PER_CLASS} images show evenly spaced ranks." if large else ""
+    strips = (
+        f'<figure><h3>Anomaly score by class</h3>{strip_chart(cases, threshold)}<figcaption class="small">'
+        f"One mark per image; boxes span the middle half of a class, the thick line is its median.{thinned}"
+        "</figcaption></figure>"
+    )
+    labelled = [case for case in cases if case.label is not None]
+    if len({case.label for case in labelled}) < 2:
+        roc = "<p>No ROC curve: it needs labelled images of both kinds.</p>"
+    else:
+        auroc = number_text((metrics.get("honest") or {}).get("auroc"))
+        roc = f"<figure><h3>ROC curve</h3>{roc_chart(labelled, threshold, auroc)}</figure>"
+    return f'<div class="charts">{strips}{roc}</div>'
+
+
+def _gallery(cases: Sequence[Case], shown: Sequence[tuple[str, list[int]]], scale: ColourScale) -> str:
+    if not shown:
+        return ""
+    ends = f"Colour scale from {number_text(float(scale.low))} to {number_text(float(scale.high))}"
+    bar = f'<svg viewBox="0 0 320 46" role="img" aria-label="{ends}"><use href="#colour-bar"></use></svg>'
+    outlined = any(cases[i].mask is not None for _, indices in shown for i in indices)
+    mask_words = " A light blue line surrounds the lesion mask." if outlined else ""
+    links, groups = [], []
+    for number, (heading, indices) in enumerate(shown):
+        outcomes = [outcome_text(cases[i]) for i in indices]
+        wrong = [f"{outcomes.count(kind)} {words}" for kind, words in _WRONG.items() if kind in outcomes]
+        remark = ", ".join([_plural(len(indices), "image", "images"), *wrong])
+        links.append(f'<li><a href="#group-{number}">{heading}</a>: {remark}</li>')
+        figures = "\n".join(_figure(cases[i], i, scale) for i in indices)
+        groups.append(
+            f'<div class="group" id="group-{number}"><div class="gallery-head"><h3>{heading}</h3>{bar}</div>'
+            f'<div class="gallery">{figures}</div></div>'
+        )
+    return (
+        "<p>Left the radiograph, right the anomaly map over it. A white line surrounds what reaches the threshold; "
+        "scores are taken before the map is smoothed, so a flagged image may have none. "
+        "All images share one colour scale, so equal colours mean "
+        f'equal values.{mask_words}</p><ul class="jump">{"".join(links)}</ul>\n' + "\n".join(groups)
+    )
+
+
+def _figure(case: Case, index: int, scale: ColourScale) -> str:
+    images = "".join(f'<img src="{_data_uri(picture)}" alt="{escape(alt)}">' for alt, picture in _pictures(case, scale))
+    p_value = "" if case.p_value is None else f" · p {_p_text(case.p_value)}"
+    return (
+        f'<figure class="case" id="case-{index}"><div class="pair">{images}</div><figcaption>'
+        f'<span class="name">{escape(case.name)}</span>{_tag(case)}'
+        f'<span class="small">{escape(class_text(case))} · score {number_text(float(case.anomaly_score))}{p_value}</span>'
+        "</figcaption></figure>"
+    )
+
+
+def _pictures(case: Case, scale: ColourScale) -> Iterable[tuple[str, np.ndarray]]:
+    """Alternative text and uint8 picture of what a case has: radiograph, then map."""
+    try:
+        image = None if case.image is None else shrink(case.image, _PICTURE_SIDE)
+        anomaly_map = None if case.anomaly_map is None else shrink(case.anomaly_map, _PICTURE_SIDE)
+        if image is not None and case.mask is not None and np.any(case.mask):
+            # Any overlap counts, so that a small lesion does not vanish with the resolution.
+            mask = shrink(np.asarray(case.mask, dtype=np.float32), _PICTURE_SIDE) > 0
+            yield f"Radiograph of {case.name}, lesion outlined", outline(image, mask)
+        elif image is not None:
+            yield f"Radiograph of {case.name}", grey_levels(image)
+        if anomaly_map is not None:
+            flat = heatmap(anomaly_map, scale) if image is None else overlay(image, anomaly_map, scale)
+            above = anomaly_map >= (math.inf if scale.threshold is None else scale.threshold)
+            yield f"Anomaly map of {case.name}, {decision_text(case)}", outline(flat, above, THRESHOLD_COLOUR)
+    except ValueError as error:
+        raise ValueError(f"case {case.name!r}: {error}") from error
+
+
+def _data_uri(picture: np.ndarray) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(picture)).decode("ascii")
+
+
+def _case_table(cases: Sequence[Case], shown: Sequence[tuple[str, list[int]]]) -> str:
+    if not cases:
+        return "<p>No image was scored.</p>"
+    linked = {i for _, indices in shown for i in indices}
+    filters = [("all", "All"), ("flagged", "Flagged"), ("not-flagged", "Not flagged")]
+    if any(outcome_text(case) for case in cases):
+        filters.append(("wrong", "Wrong"))
+    buttons = "".join(
+        f'<button type="button" data-filter="{key}" aria-pressed="false">{name}</button>' for key, name in filters
+    )
+    order = sorted(range(len(cases)), key=lambda i: -cases[i].anomaly_score)
+    rows = "\n".join(_row(cases[i], i, i in linked) for i in order)
+    return (
+        f'<div class="tools" id="case-tools" role="group" aria-label="Show" hidden>{buttons}'
+        '<span class="small" id="case-count" role="status"></span></div>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="All images"><table id="case-table"><thead><tr>'
+        '<th scope="col">Image</th><th scope="col">Class</th>'
+        '<th scope="col" class="figure" data-numeric aria-sort="descending">Score</th>'
+        '<th scope="col" class="figure" data-numeric>p-value</th><th scope="col">Decision</th></tr></thead>'
+        f"<tbody>\n{rows}\n</tbody></table></div>"
+    )
+
+
+def _row(case: Case, index: int, linked: bool) -> str:
+    outcome, name = outcome_text(case), escape(case.name)
+    linked_name = f'<a href="#case-{index}">{name}</a>' if linked else name
+    wrong = outcome in _WRONG
+    groups = ([] if case.abnormal is None else [decision_text(case).replace(" ", "-")]) + (["wrong"] if wrong else [])
+    return (
+        f'<tr data-groups="{" ".join(groups)}"><th scope="row">'
+        f"{linked_name}</th><td>{escape(class_text(case))}</td>"
+        f'<td class="figure" data-value="{float(case.anomaly_score)!r}">{number_text(float(case.anomaly_score))}</td>'
+        f'<td class="figure" data-value="{"" if case.p_value is None else repr(float(case.p_value))}">'
+        f"{_p_text(case.p_value)}</td>"
+        f"<td>{decision_text(case)}{f' {_tag(case)}' if wrong else ''}</td></tr>"
+    )
+
+
+def _run(settings: Mapping[str, object], seconds: Mapping[str, float] | None) -> str:
+    def table(caption: str, rows: Iterable[tuple[str, str]], kind: str) -> str:
+        body = "".join(f'<tr><th scope="row">{escape(k)}</th><td{kind}>{escape(v)}</td></tr>' for k, v in rows)
+        return f"<table><caption>{caption}</caption><tbody>{body}</tbody></table>" if body else ""
+
+    texts = ((str(k), v if isinstance(v, str) else json.dumps(v, default=str)) for k, v in settings.items())
+    times = ((str(k), _duration(float(v))) for k, v in (seconds or {}).items())
+    both = table("Settings", texts, "") + table("Time per stage", times, ' class="figure"')
+    return f'<div class="two">{both}</div>' if both else ""

@@ -1,0 +1,295 @@
+"""Anomaly maps as colour over radiographs.
+
+Colour means the same number in every image of a run: the scale comes from the caller, who takes it from
+calibration, and never from the image at hand. An image whose map stays at or below the lower end of the scale
+therefore looks exactly like its radiograph.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+# Evenly spaced anchors, violet over red to yellow. Luminance rises from each anchor to the next, so the order also
+# survives a grey printer and colour-blind eyes; the top stays saturated, because pale colours vanish over bone.
+_ANCHORS = np.array(
+    [
+        (38, 14, 96),
+        (84, 20, 124),
+        (132, 28, 122),
+        (180, 42, 100),
+        (220, 66, 66),
+        (244, 106, 32),
+        (252, 152, 18),
+        (255, 196, 20),
+        (255, 236, 70),
+    ],
+    dtype=np.float64,
+)
+_RANGE_TOLERANCE = 1e-4  # float32 resampling may leave [0, 1] by a rounding error
+LESION_COLOUR = (92, 220, 255)
+THRESHOLD_COLOUR = (255, 255, 255)
+_HALO = (10, 16, 22)
+
+
+@dataclass(frozen=True)
+class ColourScale:
+    """The one mapping from anomaly map values to colours that all images of a run share.
+
+    Attributes:
+        low: value at and below which nothing is drawn.
+        high: value at and above which colour and opacity are at their strongest; larger than ``low``.
+        threshold: value marked on the colour bar, or None.
+
+    Raises:
+        ValueError: if a value is not finite or ``low`` is not below ``high``.
+    """
+
+    low: float
+    high: float
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "threshold"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"colour scale: {name} must be finite, got {value}")
+        if not self.low < self.high:
+            raise ValueError(f"colour scale: low must be below high, got low={self.low} and high={self.high}")
+
+    def position(self, values: np.ndarray | float) -> np.ndarray:
+        """Returns where values lie on the scale: 0 at and below ``low``, 1 at and above ``high``."""
+        return np.clip((np.asarray(values, dtype=np.float64) - self.low) / (self.high - self.low), 0.0, 1.0)
+
+
+def colour_map(values: np.ndarray) -> np.ndarray:
+    """Colours for positions on a scale.
+
+    Args:
+        values: array of any shape, in [0, 1].
+
+    Returns:
+        uint8 array with the shape of ``values`` and a last axis of three (red, green, blue).
+
+    Raises:
+        ValueError: if a value is not finite or outside [0, 1].
+    """
+    values = np.asarray(values, dtype=np.float64)
+    _require_unit_range(values, "colour_map: values")
+    return np.rint(_colours(values)).astype(np.uint8)
+
+
+def heatmap(anomaly_map: np.ndarray, scale: ColourScale) -> np.ndarray:
+    """Opaque colours of an anomaly map, without a radiograph below.
+
+    Args:
+        anomaly_map: float ``[H, W]``.
+        scale: the run's colour scale.
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+
+    Raises:
+        ValueError: if the map is not two-dimensional or not finite.
+    """
+    anomaly_map = np.asarray(anomaly_map)
+    _require_map(anomaly_map)
+    return colour_map(scale.position(anomaly_map))
+
+
+def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale, alpha: float = 0.55) -> np.ndarray:
+    """Lays an anomaly map over a radiograph.
+
+    Opacity is 0 at and below ``scale.low`` and grows linearly to ``alpha`` at ``scale.high``.
+
+    Args:
+        image: float ``[H, W]`` in [0, 1].
+        anomaly_map: float ``[H, W]``, the shape of ``image``.
+        scale: the run's colour scale.
+        alpha: strongest opacity, in [0, 1].
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+
+    Raises:
+        ValueError: if the shapes differ, a value is not finite, or ``image`` or ``alpha`` leaves its range.
+    """
+    image, anomaly_map = np.asarray(image), np.asarray(anomaly_map)
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"overlay: alpha must be in [0, 1], got {alpha}")
+    if image.shape != anomaly_map.shape:
+        raise ValueError(f"overlay: image {image.shape} and anomaly map {anomaly_map.shape} must have the same shape")
+    _require_map(anomaly_map)
+    grey = grey_levels(image)[..., None].astype(np.float64)
+    position = scale.position(anomaly_map)
+    opacity = alpha * position[..., None]
+    return np.rint((1.0 - opacity) * grey + opacity * _colours(position)).astype(np.uint8)
+
+
+def grey_levels(image: np.ndarray) -> np.ndarray:
+    """Turns a float image ``[H, W]`` in [0, 1] into uint8 ``[H, W]``; ValueError outside the range or the shape."""
+    image = np.asarray(image, dtype=np.float64)
+    if image.ndim != 2:
+        raise ValueError(f"image must be [H, W], got shape {image.shape}")
+    _require_unit_range(image, "image")
+    return np.rint(255.0 * np.clip(image, 0.0, 1.0)).astype(np.uint8)
+
+
+def outline(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = LESION_COLOUR) -> np.ndarray:
+    """Draws the border of a mask on a picture, just outside the mask so that what it surrounds stays visible.
+
+    Args:
+        picture: float ``[H, W]`` in [0, 1], or uint8 ``[H, W, 3]``.
+        mask: bool ``[H, W]``.
+        colour: red, green, blue of the line.
+
+    Returns:
+        uint8 ``[H, W, 3]``; a light line with a dark line around it, visible on bone and on air alike.
+
+    Raises:
+        ValueError: if the shapes differ or a float picture leaves its range.
+    """
+    picture, mask = np.asarray(picture), np.asarray(mask, dtype=bool)
+    if picture.shape[:2] != mask.shape:
+        raise ValueError(f"outline: picture {picture.shape} and mask {mask.shape} must have the same height and width")
+    drawn = picture.copy() if picture.ndim == 3 else np.repeat(grey_levels(picture)[..., None], 3, axis=2)
+    eight = np.ones((3, 3), dtype=bool)
+    line = ndimage.binary_dilation(mask, eight)
+    halo = ndimage.binary_dilation(line, eight)
+    drawn[halo & ~line] = _HALO
+    drawn[line & ~mask] = colour
+    return drawn
+
+
+def shrink(array: np.ndarray, limit: int) -> np.ndarray:
+    """Scales ``[H, W]`` down by area means until no side is longer than ``limit`` pixels; never scales up."""
+    height, width = array.shape
+    factor = limit / max(height, width)
+    if factor >= 1.0:
+        return array
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    resized = Image.fromarray(np.asarray(array, dtype=np.float32)).resize(size, Image.Resampling.BOX)
+    return np.asarray(resized)
+
+
+def colour_bar_symbol(scale: ColourScale) -> str:
+    """The scale as an SVG symbol ``#colour-bar``, drawn once and used beside every group of images.
+
+    Colours are those of :func:`overlay` on mid-grey, so the bar looks like the pictures it explains. Text takes the
+    page's ``quiet`` class, the threshold's mark the class ``mark``. A threshold off the scale is marked at the nearer
+    end, in words too.
+
+    Args:
+        scale: the run's colour scale.
+
+    Returns:
+        An invisible ``<svg>`` element that holds the symbol, 320 by 46 units.
+    """
+    ramp = overlay(np.full((1, 17), 0.45), np.linspace(scale.low, scale.high, 17)[None], scale)[0]
+    stops = "".join(
+        f'<stop offset="{i / 16:.4f}" stop-color="rgb({r},{g},{b})"></stop>' for i, (r, g, b) in enumerate(ramp)
+    )
+    return (
+        '<svg class="symbols" aria-hidden="true" focusable="false"><defs><linearGradient id="colour-ramp">'
+        f'{stops}</linearGradient></defs><symbol id="colour-bar" viewBox="0 0 320 46">'
+        '<rect x="10" y="18" width="300" height="12" fill="url(#colour-ramp)"></rect>'
+        f"{_threshold_mark(scale)}"
+        f'<text class="quiet" x="10" y="43">≤ {scale.low:.4g}, left clear</text>'
+        f'<text class="quiet" x="310" y="43" text-anchor="end">≥ {scale.high:.4g}</text></symbol></svg>'
+    )
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """Encodes uint8 ``[H, W]`` or ``[H, W, 3]`` without loss."""
+    return _encode(array, format="PNG", optimize=True)
+
+
+def encode_jpeg(array: np.ndarray, quality: int = 85) -> bytes:
+    """Encodes uint8 ``[H, W]`` or ``[H, W, 3]`` as JPEG.
+
+    Colour keeps its full resolution: here colour is a measurement and outlines are one pixel wide.
+
+    Args:
+        array: the picture.
+        quality: 1 to 95.
+
+    Raises:
+        ValueError: for another type or shape, or a quality out of range.
+    """
+    if not 1 <= quality <= 95:
+        raise ValueError(f"JPEG quality must be in [1, 95], got {quality}")
+    return _encode(array, format="JPEG", quality=quality, subsampling=0, optimize=True)
+
+
+def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Writes a file so that a reader sees the old content or the new, never a part of it.
+
+    Args:
+        path: the file to write; its folder must exist.
+        data: the whole content.
+
+    Returns:
+        The path written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        # Opened by name rather than through tempfile, whose files only their owner may read.
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _threshold_mark(scale: ColourScale) -> str:
+    if scale.threshold is None:
+        return ""
+    at = 10 + 300 * float(scale.position(scale.threshold))
+    anchor = "start" if at < 80 else "end" if at > 240 else "middle"
+    side = "below" if scale.threshold < scale.low else "above" if scale.threshold > scale.high else ""
+    return (
+        f'<text x="{at:.1f}" y="11" text-anchor="{anchor}">threshold {scale.threshold:.4g}'
+        f"{f' ({side} the scale)' if side else ''}</text>"
+        f'<path class="mark" d="M{at:.1f} 32V16m0 2l-4 -5h8z"/>'
+    )
+
+
+def _colours(position: np.ndarray) -> np.ndarray:
+    """Interpolated anchors as float64 in [0, 255], shape of ``position`` plus ``[3]``."""
+    at = np.linspace(0.0, 1.0, len(_ANCHORS))
+    return np.stack([np.interp(position, at, _ANCHORS[:, channel]) for channel in range(3)], axis=-1)
+
+
+def _require_unit_range(values: np.ndarray, what: str) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(f"{what} must be finite, found NaN or infinity")
+    if values.size and (values.min() < -_RANGE_TOLERANCE or values.max() > 1.0 + _RANGE_TOLERANCE):
+        raise ValueError(f"{what} must lie in [0, 1], got [{values.min():.4g}, {values.max():.4g}]")
+
+
+def _require_map(anomaly_map: np.ndarray) -> None:
+    if anomaly_map.ndim != 2:
+        raise ValueError(f"anomaly map must be [H, W], got shape {anomaly_map.shape}")
+    if not np.isfinite(anomaly_map).all():
+        raise ValueError("anomaly map must be finite, found NaN or infinity")
+
+
+def _encode(array: np.ndarray, **options: object) -> bytes:
+    array = np.asarray(array)
+    grey_or_rgb = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if array.dtype != np.uint8 or not grey_or_rgb or array.size == 0:
+        raise ValueError(f"a picture must be uint8 [H, W] or [H, W, 3], got {array.dtype} {array.shape}")
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(buffer, **options)  # type: ignore[arg-type]
+    return buffer.getvalue()

@@ -1,0 +1,134 @@
+"""MONAI dictionary transforms around the one loader, and the preprocessing that a model was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import Compose, MapTransform, NormalizeIntensityd, RepeatChanneld
+from PIL import Image
+from torchvision.transforms.v2 import functional as TF
+
+from monai_wscxr.data.radiograph import READER_CHAIN, read_radiograph
+from monai_wscxr.errors import InputError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Everything between a file and the network; part of a trained model.
+
+    Attributes:
+        image_size: side in pixels to which radiographs are squashed, as the authors do; at least 32.
+        mean, std: channel statistics that the backbone's weights expect, for images in [0, 1].
+        reader_chain: version of the loader's chain; a model is refused when it differs from the installed one.
+    """
+
+    image_size: int = 256
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    reader_chain: str = READER_CHAIN
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.image_size, int) or not 32 <= self.image_size <= 4096:
+            raise InputError(
+                f"image_size must be a whole number from 32 to 4096 (published: 256), got {self.image_size}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Inverse of `to_dict`."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+class LoadRadiographd(MapTransform):
+    """Replace file paths by radiographs, float32 [1, H, W] in [0, 1], air dark, whatever the format and polarity.
+
+    Raises:
+        RadiographError: when a file cannot be used; its `code` says why.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = torch.from_numpy(read_radiograph(out[key]).image)[None]
+        return out
+
+
+class LoadMaskd(MapTransform):
+    """Replace mask paths by boolean lesion masks [1, size, size] (non-zero pixels; nearest neighbour)."""
+
+    def __init__(self, keys: KeysCollection, size: int, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.size = size
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            with Image.open(out[key]) as picture:
+                mask = picture.convert("I").resize((self.size, self.size), Image.Resampling.NEAREST)
+            out[key] = torch.from_numpy(np.asarray(mask) > 0)[None]
+        return out
+
+
+class ResizeRadiographd(MapTransform):
+    """Squash radiographs [1, H, W] to [1, size, size]: bilinear, anti-aliased when shrinking."""
+
+    def __init__(self, keys: KeysCollection, size: int, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.size = size
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = TF.resize(out[key], [self.size, self.size], antialias=True)
+        return out
+
+
+def radiograph_transforms(
+    preprocessing: Preprocessing, keys: Sequence[str] = ("image",), keep_radiograph: bool = False
+) -> Compose:
+    """File path to network input, float32 [3, size, size].
+
+    Args:
+        preprocessing: of the model.
+        keys: items that hold a path.
+        keep_radiograph: leave the resized radiograph [1, size, size] in [0, 1] under "radiograph", for pictures.
+
+    Raises:
+        InputError: when the model was trained with another reading chain than this installation has.
+    """
+    if preprocessing.reader_chain != READER_CHAIN:
+        raise InputError(
+            f"this model was trained with radiographs read by chain {preprocessing.reader_chain}, but this installation "
+            f"reads with chain {READER_CHAIN}; scores would not be comparable. Retrain, or install the version that "
+            "made the model (see artefact.json)"
+        )
+    steps: list[Any] = [LoadRadiographd(keys), ResizeRadiographd(keys, preprocessing.image_size)]
+    if keep_radiograph:
+        steps.append(_KeepRadiograph())
+    steps += [
+        RepeatChanneld(keys, repeats=3),
+        NormalizeIntensityd(keys, subtrahend=preprocessing.mean, divisor=preprocessing.std, channel_wise=True),
+        _PlainTensord(keys),
+    ]
+    return Compose(steps)
+
+
+class _KeepRadiograph:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {**data, "radiograph": data["image"]}
+
+
+class _PlainTensord(MapTransform):
+    """Drop MONAI's metadata tensors: nothing of a file's header travels on."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {k: torch.as_tensor(v).as_subclass(torch.Tensor) if k in self.keys else v for k, v in data.items()}

@@ -1,0 +1,103 @@
+"""Builds the compiled extension where it can be built; see csrc/README.md.
+
+WSCXR_BUILD=auto  (default) CPU module if there is torch and a compiler, CUDA module if there is nvcc too; a module that
+                  cannot be built is left out with a message, and the package runs on its references
+WSCXR_BUILD=cpu   CPU module or an error          WSCXR_BUILD=cuda  both modules or an error
+WSCXR_BUILD=none  no module
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+MODE = os.environ.get("WSCXR_BUILD", "auto")
+# every GPU from Ampere on: code for A100 and H100/H200, and PTX for the rest
+GENCODE = [
+    "-gencode=arch=compute_80,code=sm_80",
+    "-gencode=arch=compute_90a,code=sm_90a",
+    "-gencode=arch=compute_90,code=compute_90",
+]
+
+
+def say(text: str) -> None:
+    """Tell the person who installs; pip shows it with -v and on errors."""
+    print(f"monai_wscxr: {text}", file=sys.stderr)
+
+
+def without(what: str, why: str) -> None:
+    """Go on without a module where that is allowed, stop where it is not."""
+    if MODE in ("cpu", "cuda"):
+        raise SystemExit(f"monai_wscxr: WSCXR_BUILD={MODE} asks for {what}, but {why}")
+    say(f"{what} is left out: {why}. The package works without it; `python -m monai_wscxr doctor` says what runs")
+
+
+def find_cuda() -> Path | None:
+    """CUDA folder with bin/nvcc. A wrapper on the PATH does not tell where the libraries are, so known folders come first."""
+    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
+        if home and (Path(home) / "bin" / "nvcc").exists():
+            return Path(home)
+    nvcc = shutil.which("nvcc")
+    return Path(nvcc).resolve().parent.parent if nvcc else None
+
+
+def sources(*patterns: str) -> list[str]:
+    """Source files relative to this folder, sorted."""
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def extensions() -> tuple[list, dict]:
+    """Extension modules and the build command."""
+    if MODE not in ("auto", "cpu", "cuda", "none"):
+        raise SystemExit(f"monai_wscxr: WSCXR_BUILD must be auto, cpu, cuda or none, got {MODE!r}")
+    if MODE == "none":
+        return [], {}
+    cuda_home = find_cuda()
+    if cuda_home is not None:
+        os.environ.setdefault("CUDA_HOME", str(cuda_home))
+    try:
+        import pybind11
+        from torch.utils import cpp_extension
+    except ImportError as error:
+        without("the compiled extension", f"{error.name} cannot be imported (install it, then use --no-build-isolation)")
+        return [], {}
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if not compiler or not shutil.which(compiler.split()[0]):
+        without("the compiled extension", "there is no C++ compiler")
+        return [], {}
+    optional = MODE == "auto"
+    include = [pybind11.get_include(), str(ROOT / "csrc")]
+    flags = ["-O3", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    modules = [
+        cpp_extension.CppExtension(
+            "monai_wscxr._C",
+            sources("csrc/module.cpp", "csrc/cpu/*.cpp"),
+            include_dirs=include,
+            extra_compile_args={"cxx": flags},
+            optional=optional,
+        )
+    ]
+    if MODE != "cpu" and cuda_home is None:
+        if MODE == "cuda":
+            without("the CUDA module", "nvcc was not found; set CUDA_HOME")
+        say("the CUDA module is left out: nvcc was not found (set CUDA_HOME if it is there)")
+    elif MODE != "cpu":
+        modules.append(
+            cpp_extension.CUDAExtension(
+                "monai_wscxr._C_cuda",
+                sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
+                include_dirs=include,
+                extra_compile_args={"cxx": flags, "nvcc": ["-O3", "-lineinfo", *GENCODE]},
+                optional=optional,
+            )
+        )
+    return modules, {"build_ext": cpp_extension.BuildExtension}
+
+
+ext_modules, cmdclass = extensions()
+setup(ext_modules=ext_modules, cmdclass=cmdclass)

@@ -1,0 +1,75 @@
+"""What the tests share: a cache folder of their own, a small data set of phantoms and a small trained model."""
+
+import os
+import shutil
+import tempfile
+
+# Before torch is imported: threads that wait for one another must sleep, or shared cores make the suite ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import torch
+
+SIZE = 64
+
+
+def pytest_configure(config):
+    """No test, nor a program that it starts, may touch the user's feature cache."""
+    folder = tempfile.mkdtemp(prefix="monai_wscxr-test-cache-")
+    os.environ["MONAI_WSCXR_CACHE"] = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory):
+    """Folder of 32 phantoms: 20 normal and 4 abnormal to train, 4 and 4 to test, with masks."""
+    from monai_wscxr.data.phantom import write_phantoms
+
+    folder = tmp_path_factory.mktemp("phantoms") / "data"
+    write_phantoms(folder, 20, 1, 4, 1, size=SIZE, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def normal_items(phantoms):
+    """Datalist items of the 20 normal training phantoms."""
+    return [{"image": str(path)} for path in sorted(phantoms.glob("train/normal/*.png"))]
+
+
+@pytest.fixture
+def make_features():
+    """Builds a small patch feature network, the same on every call: 4 x 4 patches of a 64-pixel image."""
+
+    def make(layers=("3",), neighbourhood=3, aligned_channels=None, seed=0):
+        from monai_wscxr.backbones import create_backbone
+        from monai_wscxr.features import PatchFeatures
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            backbone = create_backbone("timm/test_resnet", layers, weights="none")
+        return PatchFeatures(backbone, neighbourhood, aligned_channels)
+
+    return make
+
+
+@pytest.fixture
+def make_model(make_features):
+    """Writes an untrained but complete model to a folder and returns its network."""
+
+    def make(folder, depth=2, bias=True, layers=("3",), seed=0):
+        from monai_wscxr.artefact import save_model
+        from monai_wscxr.calibration import calibrate
+        from monai_wscxr.networks import Discriminator, WSCXRNet
+        from monai_wscxr.transforms import Preprocessing
+
+        features = make_features(layers)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = WSCXRNet(features, Discriminator(features.channels, depth, 8, bias)).eval()
+        preprocessing = Preprocessing(SIZE, features.backbone.mean, features.backbone.std)
+        calibration = calibrate([0.1 * i for i in range(19)], [3.0])
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(folder, network, preprocessing, calibration, 2.0, {"k": 8}, {"normal_images": 20})
+        return network
+
+    return make
