@@ -64,7 +64,9 @@ def extensions() -> tuple[list, dict]:
         import pybind11
         from torch.utils import cpp_extension
     except ImportError as error:
-        without("the compiled extension", f"{error.name} cannot be imported (install it, then use --no-build-isolation)")
+        without(
+            "the compiled extension", f"{error.name} cannot be imported (install it, then use --no-build-isolation)"
+        )
         return [], {}
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if not compiler or not shutil.which(compiler.split()[0]):

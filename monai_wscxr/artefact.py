@@ -77,6 +77,7 @@ def save_model(
         },
         "features": {
             "neighbourhood": features.neighbourhood,
+            "align_to": features.align_to,
             "aligned_channels": features.aligned_channels or None,
         },
         "discriminator": {

@@ -123,8 +123,9 @@ class ResultHandler:
 
     def collect(self, engine: Engine) -> None:
         """Take in one batch; the last channel holds the trained model's scores."""
-        scores: Tensor = engine.state.output["pred"]
-        for item, patch_scores in zip(engine.state.batch["items"], scores, strict=True):
+        state: Any = engine.state  # ignite declares its fields as optional scalars
+        scores: Tensor = state.output["pred"]
+        for item, patch_scores in zip(state.batch["items"], scores, strict=True):
             self.items.append(item)
             self.predictions.append(to_prediction(self.model, item["file"], patch_scores[-1]))
 
@@ -141,7 +142,7 @@ class ResultHandler:
         for _, code, message in self.stream.rejected:
             logger.warning("rejected (%s): %s", code, message)
 
-    def pictures(self, index: int) -> dict[str, np.ndarray]:
+    def pictures(self, index: int) -> dict[str, Any]:
         """Radiograph, anomaly map and, where there is one, lesion mask of prediction `index`, as Case fields."""
         item = self.items[index]
         size = self.model.preprocessing.image_size
@@ -170,9 +171,7 @@ class EvaluationHandler(ResultHandler):
         max_cases: images shown in each section of the report.
     """
 
-    def __init__(
-        self, model: TrainedModel, stream: RadiographStream, folder: str | Path, max_cases: int = 8
-    ) -> None:
+    def __init__(self, model: TrainedModel, stream: RadiographStream, folder: str | Path, max_cases: int = 8) -> None:
         super().__init__(model, stream, folder)
         self.max_cases = max_cases
         self.epoch_scores: list[list[float]] = []
@@ -186,7 +185,8 @@ class EvaluationHandler(ResultHandler):
     def collect(self, engine: Engine) -> None:
         """Take in one batch."""
         super().collect(engine)
-        self.epoch_scores += engine.state.output["pred"].amax(dim=(2, 3)).tolist()
+        state: Any = engine.state
+        self.epoch_scores += state.output["pred"].amax(dim=(2, 3)).tolist()
 
     def write(self, engine: Engine) -> None:
         """Write predictions, figures and the report, and print the figures."""
@@ -305,4 +305,3 @@ def _write_tiff(path: Path, values: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(values.astype(np.float32)).save(buffer, format="TIFF")
     write_bytes_atomic(path, buffer.getvalue())
-

@@ -94,6 +94,7 @@ class PatchExtractor:
             "backbone_sha256": weights_hash(backbone),
             "layers": backbone.layers,
             "neighbourhood": self.features.neighbourhood,
+            "align_to": self.features.align_to,
             "aligned_channels": self.features.aligned_channels,
         }
 

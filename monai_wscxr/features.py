@@ -13,28 +13,40 @@ from monai_wscxr.errors import InputError
 class PatchFeatures(nn.Module):
     """Images [B, 3, H, W] to patch features [B, C, h, w].
 
-    The maps of the chosen layers are brought to the resolution of the finest one (bilinear), each is reduced to
-    `aligned_channels` by adaptive average pooling over channels where that is asked for, and they are concatenated:
-    phi(x). Each position then becomes the mean over its p x p neighbourhood (Eq. 1 and 2); positions beyond the border
-    count as zeros, as in the authors' code.
+    The maps of the chosen layers are brought to one resolution, each is reduced to `aligned_channels` by adaptive
+    average pooling over channels where that is asked for, and they are concatenated: phi(x). Each position then becomes
+    the mean over its p x p neighbourhood (Eq. 1 and 2); positions beyond the border count as zeros, as in the authors'
+    code.
 
     Args:
         backbone: the frozen network.
         neighbourhood: p, odd, >= 1; the published value is 5.
         aligned_channels: channels per layer after alignment, or None to keep them all.
+        align_to: the common resolution. "finest": that of the finest map, others by bilinear interpolation, as in the
+            paper. "coarsest": that of the coarsest map, others by averaging over areas; fewer patches, and with two
+            layers of EfficientNet-Lite0 more accurate (docs/results.md).
 
     Raises:
-        InputError: on an even or non-positive neighbourhood, or aligned_channels < 1.
+        InputError: on an even or non-positive neighbourhood, another `align_to`, or aligned_channels < 1.
     """
 
-    def __init__(self, backbone: Backbone, neighbourhood: int = 5, aligned_channels: int | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        neighbourhood: int = 5,
+        aligned_channels: int | None = None,
+        align_to: str = "finest",
+    ) -> None:
         super().__init__()
+        if align_to not in ("finest", "coarsest"):
+            raise InputError(f"align_to must be 'finest' (as in the paper) or 'coarsest', got {align_to!r}")
         if neighbourhood < 1 or neighbourhood % 2 == 0:
             raise InputError(f"the neighbourhood p must be odd and at least 1 (published: 5), got {neighbourhood}")
         if aligned_channels is not None and aligned_channels < 1:
             raise InputError(f"aligned_channels must be at least 1 or left out, got {aligned_channels}")
         self.backbone = backbone
         self.neighbourhood = neighbourhood
+        self.align_to = align_to
         self.aligned_channels = 0 if aligned_channels is None else aligned_channels
         self.channels: int = (
             sum(backbone.channels) if aligned_channels is None else aligned_channels * len(backbone.channels)
@@ -45,15 +57,18 @@ class PatchFeatures(nn.Module):
         return self.aggregate(self.align(self.backbone(image)))
 
     def align(self, maps: list[Tensor]) -> Tensor:
-        """phi(x): layer maps [B, C_j, H_j, W_j] to one map [B, C, h, w] at the finest resolution among them."""
+        """phi(x): layer maps [B, C_j, H_j, W_j] to one map [B, C, h, w] at the common resolution."""
+        finest = self.align_to == "finest"
         height, width = maps[0].shape[2], maps[0].shape[3]
         for m in maps:
-            if m.shape[2] > height:
+            if (m.shape[2] > height) == finest and m.shape[2] != height:
                 height, width = m.shape[2], m.shape[3]
         aligned: list[Tensor] = []
         for m in maps:
-            if m.shape[2] != height or m.shape[3] != width:
+            if m.shape[2] < height or m.shape[3] < width:
                 m = F.interpolate(m, size=[height, width], mode="bilinear", align_corners=False)
+            elif m.shape[2] > height or m.shape[3] > width:
+                m = F.adaptive_avg_pool2d(m, [height, width])
             if self.aligned_channels > 0:
                 by_position = m.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h*w, C_j]
                 pooled = F.adaptive_avg_pool1d(by_position, self.aligned_channels)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from monai_wscxr.errors import InputError
@@ -15,7 +15,7 @@ from monai_wscxr.ops import mixup
 
 
 class PatchBatches(IterableDataset):
-    """Shuffled batches of normal patches; one pass over the bank is an epoch.
+    """Shuffled batches of normal patches; an epoch is one pass over the bank, or several over a small one.
 
     Every batch carries the number of its first row in the whole training run, which keys the mixing. The order depends on
     (seed, epoch) alone, so a resumed run continues exactly. With several ranks each takes its equal part of every batch.
@@ -24,12 +24,18 @@ class PatchBatches(IterableDataset):
         batch_size: rows per batch over all ranks, >= 2; the last batch of an epoch may be smaller.
         seed: of the shuffling.
         rank, world_size: of this process.
+        min_batches: least number of batches in an epoch; a bank that gives fewer is passed as often as that takes, so
+            that a small data set gets as many steps as a large one.
     """
 
-    def __init__(self, batch_size: int = 512, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, batch_size: int = 512, seed: int = 0, rank: int = 0, world_size: int = 1, min_batches: int = 1
+    ) -> None:
         if batch_size < 2 * world_size:
             raise InputError(f"batch_size must be at least 2 per process, got {batch_size} for {world_size}")
-        self.batch_size, self.seed = batch_size, seed
+        if min_batches < 1:
+            raise ValueError(f"min_batches must be at least 1, got {min_batches}")
+        self.batch_size, self.seed, self.min_batches = batch_size, seed, min_batches
         self.rank, self.world_size = rank, world_size
         self.rows = torch.empty(0, 0)
         self.epoch = 0
@@ -43,22 +49,35 @@ class PatchBatches(IterableDataset):
         self.rows = rows
 
     @property
-    def batches_per_epoch(self) -> int:
+    def batches_per_pass(self) -> int:
         """Number of batches in one pass; a remainder too small for every rank is left out."""
         full, rest = divmod(self.rows.shape[0], self.batch_size)
         return full + (rest >= 2 * self.world_size)
 
+    @property
+    def passes_per_epoch(self) -> int:
+        """Passes over the bank in one epoch."""
+        return -(-self.min_batches // self.batches_per_pass)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches in one epoch."""
+        return self.batches_per_pass * self.passes_per_epoch
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number in range(self.epoch * self.passes_per_epoch, (self.epoch + 1) * self.passes_per_epoch):
+            yield from self._one_pass(number)
+        self.epoch += 1
+
+    def _one_pass(self, number: int) -> Iterator[dict[str, Any]]:
         n = self.rows.shape[0]
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(n, generator=generator)
-        for batch in range(self.batches_per_epoch):
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + number))
+        for batch in range(self.batches_per_pass):
             start = batch * self.batch_size
             share = min(self.batch_size, n - start) // self.world_size
             first = start + self.rank * share
             index = order[first : first + share].to(self.rows.device)
-            yield {"normal": self.rows[index], "offset": self.epoch * n + first}
-        self.epoch += 1
+            yield {"normal": self.rows[index], "offset": number * n + first}
 
 
 def prepare_patch_batch(
@@ -90,7 +109,10 @@ class MixingInferer(Inferer):
         """Set the mined bank's rows [M, C]."""
         self.mined = mined
 
-    def __call__(self, inputs: Tensor, network: nn.Module, offset: int = 0, *args: Any, **kwargs: Any) -> Tensor:
-        """Patch scores [2B]: of the normal rows [B, C], then of their mixtures."""
-        mixed, _, _ = mixup(inputs, self.mined, self.seed, offset, self.alpha_min, self.alpha_max)
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Patch scores [2B]: of the normal rows [B, C], then of their mixtures.
+
+        The keyword `offset`, from `prepare_patch_batch`, numbers the first row in the random stream.
+        """
+        mixed, _, _ = mixup(inputs, self.mined, self.seed, kwargs["offset"], self.alpha_min, self.alpha_max)
         return network(torch.cat([inputs, mixed]))

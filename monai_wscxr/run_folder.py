@@ -43,11 +43,13 @@ class RunFolder:
         self.states = self.path / "training"
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; give a folder with --output_dir")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        # a process beside this one may just be writing its first file there
+        if self.path.is_dir() and any(not p.name.endswith(".partial") for p in self.path.iterdir()):
             self._check_owner(overwrite)
         try:
-            self.states.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             write_text_atomic(self.path / SETTINGS, json.dumps(self.settings, indent=1))
+            self.states.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"the output folder {self.path} cannot be written ({error})") from error
         if (self.path / ARTEFACT).exists():  # a finished run: repeat it from the start
@@ -83,7 +85,7 @@ class RunFolder:
     def forget_states(self) -> None:
         """Remove the per-epoch states."""
         for path in self.states.glob("epoch_*.pt"):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def save_state(self, epoch: int, state: Mapping[str, Any]) -> None:
         """Keep the state after an epoch (atomically). Every epoch is kept: the published protocol chooses among them."""

@@ -45,7 +45,8 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """Inverse of `to_dict`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**plain)
 
 
 class LoadRadiographd(MapTransform):
@@ -116,7 +117,9 @@ def radiograph_transforms(
         steps.append(_KeepRadiograph())
     steps += [
         RepeatChanneld(keys, repeats=3),
-        NormalizeIntensityd(keys, subtrahend=preprocessing.mean, divisor=preprocessing.std, channel_wise=True),
+        NormalizeIntensityd(
+            keys, subtrahend=np.array(preprocessing.mean), divisor=np.array(preprocessing.std), channel_wise=True
+        ),
         _PlainTensord(keys),
     ]
     return Compose(steps)

@@ -72,13 +72,13 @@ def _consolidation(rng: np.random.Generator, a: Anatomy, side: int) -> np.ndarra
         fissure = level + rng.uniform(0.3, 0.7) * axes[1] + rng.normal(0, 0.2) * (a.grid.x - side * lateral)
         weight = weight * step(fissure - a.grid.y, -0.006, 0.008)
     clumps = 1.0 + 0.2 * texture(rng, a.line.shape[0], (16, 32, 64))
-    fluid = rng.uniform(0.45, 0.7) * AERATED * (a.lungs[-1] + a.lungs[1]) * clumps
+    fluid = rng.uniform(0.55, 0.85) * AERATED * (a.lungs[-1] + a.lungs[1]) * clumps
     return MU * weight * (fluid - 2.6 * a.vessels)
 
 
 def _nodule(rng: np.random.Generator, a: Anatomy, side: int) -> np.ndarray:
     """A solid, slightly lobulated ball in aerated lung."""
-    radius = rng.uniform(0.034, 0.066)
+    radius = rng.uniform(0.042, 0.08)
     level = rng.uniform(0.27, a.shape.dome[side] - radius - 0.01)
     inner = 0.1 + 0.09 * (side > 0 and level > 0.48) + 0.3 * radius
     outer = float(a.shape.wall(level)) - 1.1 * radius
@@ -87,7 +87,7 @@ def _nodule(rng: np.random.Generator, a: Anatomy, side: int) -> np.ndarray:
     around = np.arctan2(a.grid.y - centre[1], a.grid.x - centre[0])
     lobes = sum(rng.normal(0, 0.05) * np.cos(k * around + rng.uniform(0, 6.3)) for k in (2, 3, 5))
     path = CM * 2 * radius * ball(squared * (1.0 + lobes)) ** 1.3
-    return MU * rng.uniform(0.8, 1.1) * AERATED * np.minimum(path, a.lungs[-1] + a.lungs[1])
+    return MU * rng.uniform(1.6, 2.2) * AERATED * np.minimum(path, a.lungs[-1] + a.lungs[1])
 
 
 def _effusion(rng: np.random.Generator, a: Anatomy, side: int) -> np.ndarray:

@@ -54,8 +54,13 @@ class RadiographStream(IterableDataset):
     def _load(self, item: dict[str, Any]) -> dict[str, Any] | RadiographError:
         try:
             return self.transform({**item, "file": str(item["image"])})
-        except RadiographError as error:
-            return error
+        except Exception as error:
+            cause: BaseException | None = error  # MONAI's Compose wraps what a transform raises
+            while cause is not None and not isinstance(cause, RadiographError):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            return cause
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self.rejected.clear()

@@ -64,6 +64,7 @@ def backend(operator: str, device: str | torch.device = "cpu") -> Backend:
     key = torch.device(device).type.upper()
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{operator}", key):
         return Backend("compiled", f"a compiled {key} kernel is registered")
-    if EXTENSION is None:
-        return Backend("reference", EXTENSION_STATE)
+    module, state = (CUDA_EXTENSION, CUDA_EXTENSION_STATE) if key == "CUDA" else (EXTENSION, EXTENSION_STATE)
+    if module is None:
+        return Backend("reference", state)
     return Backend("reference", f"the extension holds no {key} kernel for {operator}")

@@ -170,6 +170,13 @@ def test_the_filter_multiplies_in_float64_where_float32_products_are_reduced(
     assert recorder.product_types == {torch.float64}
 
 
+@pytest.mark.parametrize("name", ["float64", "float64_on_float32", "huge_1e18", "tiny_1e-30", "overflow_float32"])
+def test_the_filter_multiplies_in_float64_where_float32_has_no_useful_bound(sample, recorder, name):
+    with recorder:
+        MODULE._reference(*sample(name))
+    assert recorder.product_types == {torch.float64}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_changes_nothing(search, sample, device, dtype):
     query, bank = sample("near_copies")
@@ -258,7 +265,7 @@ def test_backward_says_why_there_is_none(device, argument):
     {"query": query, "bank": bank}[argument].requires_grad_()
     distance, index = min_distance(query, bank)
     assert not index.requires_grad
-    with pytest.raises(RuntimeError, match="min_distance has no gradient: the nearest row changes by jumps. Detach"):
+    with pytest.raises(RuntimeError, match=r"min_distance has no gradient: the nearest row changes by jumps\. Detach"):
         distance.sum().backward()
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from monai_wscxr.ops import backend, mixup
+from monai_wscxr.ops import mixup
 
 MODULE = importlib.import_module("monai_wscxr.ops.mixup")
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -138,7 +138,9 @@ def test_other_seeds_and_offsets_are_other_draws(device):
         assert (base[1] == other[1]).float().mean() < 0.01
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.1, 1.0), (0.0, 1.0), (0.0, 0.0), (0.3, 0.3), (1.0, 1.0), (0.7, 0.7000001)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.1, 1.0), (0.0, 1.0), (0.0, 0.0), (0.3, 0.3), (1.0, 1.0), (0.7, 0.7000001)]
+)
 def test_alpha_lies_in_its_range(device, low, high):
     alpha = drawn(20_000, 1, 6, 0, low, high, device=device)[1].cpu().numpy()
     assert alpha.min() >= np.float32(low)
@@ -174,11 +176,12 @@ def test_mixed_is_the_weighted_sum_of_its_two_rows(device, generator, dtype, lay
     assert (mixed.dtype, mixed.device, mixed.shape) == (dtype, normal.device, normal.shape)
     weight = alpha.double()[:, None]
     parts = weight * abnormal.double()[source], (1 - weight) * normal.double()
-    # 1 - alpha, two products and a sum, then half precision is rounded to once more
+    # 1 - alpha, a product and a sum round once each, here as well as there; half precision is rounded to once more
     unit = torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps / 2
-    tolerance = 3.01 * unit * (parts[0].abs() + parts[1].abs())
+    tolerance = 3.01 * (unit + 2.0**-53) * (parts[0].abs() + parts[1].abs())
     if dtype in (torch.float16, torch.bfloat16):
-        tolerance += torch.finfo(dtype).eps / 2 * sum(parts).abs() * 1.001 + torch.finfo(dtype).smallest_normal * 2.0**-7
+        half = torch.finfo(dtype)
+        tolerance += 1.001 * half.eps / 2 * sum(parts).abs() + half.smallest_normal * half.eps
     assert ((mixed.double() - sum(parts)).abs() <= tolerance).all()
 
 
@@ -226,7 +229,8 @@ def test_gradients_come_in_the_type_of_the_inputs_and_equal_those_of_plain_torch
     expected = torch.autograd.grad(weight * a[source] + (1 - weight) * n, (n, a), upstream.double())
     for gradient, true in zip(got, expected, strict=True):
         assert gradient.dtype == dtype
-        torch.testing.assert_close(gradient.double(), true, rtol=8 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
+        tolerance = 8 * torch.finfo(dtype).eps
+        torch.testing.assert_close(gradient.double(), true, rtol=tolerance, atol=tolerance)
 
 
 ROWS = torch.ones(3, 2)
@@ -318,9 +322,3 @@ def test_autocast_changes_nothing(device, generator):
         got = mixup(normal, abnormal, 1)
     assert got[0].dtype == torch.float32
     assert all(map(torch.equal, got, mixup(normal, abnormal, 1)))
-
-
-def test_backend_names_the_code_that_runs(device):
-    found = backend("mixup", device)
-    assert found.name in ("reference", "compiled")
-    assert found.reason

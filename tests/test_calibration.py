@@ -1,0 +1,165 @@
+"""p-values, operating point and colour scale against naive counting, and the promise of split conformal prediction."""
+
+import json
+import math
+import random
+import warnings
+from fractions import Fraction
+
+import pytest
+
+from monai_wscxr.calibration import Calibration, calibrate
+from monai_wscxr.errors import InputError
+
+RATES = ["0.001", "0.01", "0.05", "0.07", "0.1", "0.25", "0.29", "0.5", "0.9", "0.999"]
+COUNTS = [1, 2, 3, 5, 9, 18, 19, 20, 39, 99, 100, 199]
+
+
+def quiet(*arguments, **options):
+    """`calibrate` where too few normals are no news."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return calibrate(*arguments, **options)
+
+
+def naive_p(normals, score):
+    return Fraction(1 + sum(1 for s in normals if s >= score), len(normals) + 1)
+
+
+def draws(kind, n, seed=0):
+    rng = random.Random(f"{kind} {n} {seed}")
+    make = {
+        "normal": lambda: rng.gauss(0, 1),
+        "tied": lambda: float(rng.randint(0, 3)),
+        "constant": lambda: -0.7,
+        "huge": lambda: 1e30 * rng.gauss(0, 1),
+        "tiny": lambda: 1e-30 * rng.gauss(0, 1),
+    }[kind]
+    return [make() for _ in range(n)]
+
+
+@pytest.mark.parametrize("kind", ["normal", "tied", "constant", "huge", "tiny"])
+@pytest.mark.parametrize("n", COUNTS)
+def test_p_value_and_decision_equal_naive_counting(kind, n):
+    normals = draws(kind, n)
+    asked = [*normals, *draws(kind, 30, seed=1), min(normals) - 1, max(normals) + 1]
+    asked += [math.nextafter(s, direction) for s in normals[:10] for direction in (math.inf, -math.inf)]
+    for rate in RATES:
+        calibration = quiet(normals, false_positive_rate=float(rate))
+        allowed = max(Fraction(rate), Fraction(1, n + 1))
+        for score in asked:
+            p = naive_p(normals, score)
+            assert calibration.p_value(score) == pytest.approx(float(p), rel=1e-15)
+            assert calibration.abnormal(score) == (p <= allowed), (rate, score, p)
+            assert calibration.abnormal(score) == (score > calibration.threshold)
+        assert calibration.threshold in normals
+
+
+def test_a_small_example_by_hand():
+    calibration = quiet([3.0, 1.0, 2.0, 4.0], false_positive_rate=0.4)
+    assert calibration.normal_scores == (1.0, 2.0, 3.0, 4.0)
+    assert [calibration.p_value(s) for s in (0.0, 2.0, 2.5, 4.0, 5.0)] == [1.0, 0.8, 0.6, 0.4, 0.2]
+    assert calibration.threshold == 3.0
+    assert [calibration.abnormal(s) for s in (3.0, 3.5, 4.0)] == [False, True, True]
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_too_few_normals_warn_and_give_their_maximum(rate):
+    needed = math.ceil(1 / Fraction(rate)) - 1
+    for n in {max(needed - 1, 1), needed, needed + 1} - {0}:
+        scores = draws("normal", n)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            calibration = calibrate(scores, false_positive_rate=float(rate))
+        assert bool(caught) == (n < needed)
+        if n < needed:
+            assert f"{n} held-out normal images cannot support" in str(caught[0].message)
+            assert f"takes {needed}" in str(caught[0].message)
+            assert calibration.threshold == max(scores)
+        elif n == needed:
+            assert calibration.p_value(max(scores) + 1) <= float(rate) + 1e-12
+
+
+@pytest.mark.parametrize(("n", "rate"), [(19, 0.05), (50, 0.1), (99, 0.05), (30, 0.25)])
+def test_exchangeable_normals_are_flagged_at_most_at_the_rate(n, rate):
+    rng = random.Random(n)
+    flagged, asked = 0, 0
+    for _ in range(1500):
+        calibration = calibrate([rng.gauss(0, 1) for _ in range(n)], false_positive_rate=rate)
+        flagged += sum(calibration.abnormal(rng.gauss(0, 1)) for _ in range(20))
+        asked += 20
+    share = flagged / asked
+    spread = math.sqrt(rate * (1 - rate) / n / 1500 + rate / asked)
+    assert share <= rate + 4 * spread
+    assert share >= math.floor(rate * (n + 1)) / (n + 1) - 4 * spread  # and it is not merely cautious
+
+
+@pytest.mark.parametrize("kind", ["normal", "tied", "constant", "huge", "tiny"])
+@pytest.mark.parametrize("n", [1, 2, 20, 21])
+@pytest.mark.parametrize("abnormal", [[], [-5.0], [5.0, 7.0, 6.0], [1e32]])
+def test_colour_scale_ascends(kind, n, abnormal):
+    normals = draws(kind, n)
+    calibration = quiet(normals, abnormal)
+    assert calibration.colour_low < calibration.colour_high
+    assert math.isfinite(calibration.colour_high - calibration.colour_low)
+    assert calibration.colour_low == sorted(normals)[n // 2]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, -1e-30, 3.0, 1e17, -1e17, 1e38, -1e38])
+def test_colour_scale_of_constant_scores_ascends(value):
+    calibration = quiet([value] * 5, [value])
+    assert calibration.colour_low == value < calibration.colour_high
+
+
+def test_colour_scale_reaches_the_abnormal_median_and_beyond_the_threshold():
+    normals = [float(i) for i in range(19)]
+    assert (calibrate(normals).colour_low, calibrate(normals).colour_high) == (9.0, 27.0)  # threshold 18
+    assert calibrate(normals, [10.0, 20.0]).colour_high == 27.0
+    assert calibrate(normals, [50.0, 30.0, 40.0]).colour_high == 40.0
+    assert calibrate(normals, [99.0]).threshold == calibrate(normals).threshold
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_not_finite_are_refused(bad):
+    with pytest.raises(InputError, match="NaN or infinite"):
+        quiet([0.0, bad, 1.0])
+    with pytest.raises(InputError, match="NaN or infinite"):
+        quiet([0.0, 1.0], [bad])
+    with pytest.raises(ValueError, match="must be finite"):
+        quiet([0.0, 1.0]).p_value(bad)
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1, 1.5, math.nan])
+def test_rate_outside_its_range_is_refused(rate):
+    with pytest.raises(InputError, match=r"false_positive_rate must lie in \(0, 1\)"):
+        calibrate([0.0, 1.0], false_positive_rate=rate)
+
+
+def test_no_held_out_normal_is_refused():
+    with pytest.raises(InputError, match="at least one held-out normal image"):
+        calibrate([])
+
+
+def test_json_gives_the_same_calibration_back():
+    calibration = quiet(draws("normal", 57), draws("normal", 5, seed=2), 0.1)
+    values = json.loads(json.dumps(calibration.to_dict()))
+    assert values["threshold"] == calibration.threshold
+    assert Calibration.from_dict(values) == calibration
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normal_scores": []},
+        {"normal_scores": [0.0, math.nan, 2.0]},
+        {"normal_scores": [2.0, 1.0, 0.0]},
+        {"false_positive_rate": 0.0},
+        {"false_positive_rate": 1.0},
+        {"threshold": -1.0},
+    ],
+)
+def test_damaged_json_is_refused(change):
+    values = quiet([0.0, 1.0, 2.0]).to_dict()
+    assert Calibration.from_dict(values).threshold == 2.0
+    with pytest.raises(InputError, match="calibration is damaged"):
+        Calibration.from_dict({**values, **change})

@@ -1,0 +1,238 @@
+"""Eq. 6 in training: what an epoch covers, what its order depends on, ranks, remainders and resuming."""
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+from torch.utils.data import DataLoader
+
+from monai_wscxr.errors import InputError
+from monai_wscxr.mixing import MixingInferer, PatchBatches, prepare_patch_batch
+from monai_wscxr.ops import mixup
+
+ROWS = torch.arange(50.0)[:, None] * torch.tensor([1.0, -1.0, 0.5])  # row i is recognised by its first value
+MINED = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+
+
+class Catch(nn.Module):
+    """Stands in for the discriminator: remembers its rows."""
+
+    def forward(self, rows):
+        self.rows = rows
+        return rows.sum(dim=1)
+
+
+def batches(batch_size=10, seed=0, rank=0, world_size=1, rows=ROWS, epoch=0):
+    data = PatchBatches(batch_size, seed, rank, world_size)
+    data.fill(rows)
+    data.epoch = epoch
+    return data
+
+
+def ids(epoch):
+    """Row numbers of one pass, batch by batch."""
+    return [batch["normal"][:, 0].int().tolist() for batch in epoch]
+
+
+def mixtures(inferer, epoch):
+    """Mixed rows of one pass, batch by batch."""
+    catch = Catch()
+    found = []
+    for batch in epoch:
+        normal, _, _, options = prepare_patch_batch(batch)
+        inferer(normal, catch, **options)
+        assert torch.equal(catch.rows[: len(normal)], normal)
+        found.append(catch.rows[len(normal) :].clone())
+    return found
+
+
+def filled(seed=0, alpha_min=0.1, alpha_max=1.0, mined=MINED):
+    inferer = MixingInferer(seed, alpha_min, alpha_max)
+    inferer.fill(mined)
+    return inferer
+
+
+# --- what an epoch covers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [2, 10, 12, 50, 512])
+def test_an_epoch_covers_every_row_once_in_another_order_each_time(batch_size):
+    data = batches(batch_size)
+    first, second = ids(data), ids(data)
+    for epoch in (first, second):
+        assert sorted(row for batch in epoch for row in batch) == list(range(50))
+        assert len(epoch) == data.batches_per_epoch
+        assert all(len(batch) == batch_size for batch in epoch[:-1])
+    assert first != second
+    assert [row for batch in first for row in batch] != list(range(50))
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    once = batches()
+    epochs = [ids(once) for _ in range(3)]
+    torch.manual_seed(99)  # the global stream does not matter
+    assert ids(batches(epoch=2)) == epochs[2]
+    assert ids(batches(epoch=0)) == epochs[0]
+    assert ids(batches(seed=1)) != epochs[0]
+    assert len({str(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "sizes"), [(50, 16, [16, 16, 16, 2]), (49, 16, [16, 16, 16]), (48, 16, [16] * 3), (2, 512, [2])]
+)
+def test_remainder_is_used_unless_it_is_a_single_row(n, batch_size, sizes):
+    data = batches(batch_size, rows=ROWS[:n])
+    epoch = ids(data)
+    assert [len(batch) for batch in epoch] == sizes
+    assert data.batches_per_epoch == len(sizes)
+    assert len({row for batch in epoch for row in batch}) == sum(sizes)
+
+
+def test_offset_numbers_rows_through_the_whole_run():
+    data = batches(12)
+    for epoch in range(3):
+        start = 0
+        for batch in data:
+            assert batch["offset"] == 50 * epoch + start
+            start += len(batch["normal"])
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(48, 12), (50, 20), (50, 50), (44, 16)])
+def test_two_ranks_see_together_what_one_process_sees(n, batch_size):
+    rows = ROWS[:n]
+    one = batches(batch_size, rows=rows)
+    two = [batches(batch_size, rank=rank, world_size=2, rows=rows) for rank in (0, 1)]
+    for _ in range(2):
+        whole, parts = list(one), [list(data) for data in two]
+        assert len(parts[0]) == len(parts[1]) == len(whole)
+        for batch, *halves in zip(whole, *parts, strict=True):
+            assert torch.equal(torch.cat([half["normal"] for half in halves]), batch["normal"])
+            assert len(halves[0]["normal"]) == len(halves[1]["normal"])
+        mixed = mixtures(filled(), whole)
+        for together, *halves in zip(mixed, *(mixtures(filled(), part) for part in parts), strict=True):
+            assert torch.equal(torch.cat(halves), together)
+
+
+@pytest.mark.parametrize("n", [50, 51, 52, 53, 54])
+def test_ranks_have_equal_shares_whatever_remains(n):
+    g = torch.Generator().manual_seed(0)
+    parts = [
+        ids(batches(16, rank=rank, world_size=3, rows=torch.randperm(n, generator=g).sort().values[:, None].float()))
+        for rank in range(3)
+    ]
+    for shares in zip(*parts, strict=True):
+        assert len({len(share) for share in shares}) == 1
+        assert all(len(share) >= 2 for share in shares)
+    seen = [row for part in parts for batch in part for row in batch]
+    assert len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(1, 1), (0, 1), (3, 2)])
+def test_batch_size_too_small_is_refused(batch_size, world_size):
+    with pytest.raises(InputError, match=f"batch_size must be at least 2 per process, got {batch_size}"):
+        PatchBatches(batch_size, world_size=world_size)
+
+
+def test_normal_bank_too_small_is_refused():
+    with pytest.raises(InputError, match="holds 1 patches; at least 2 are needed"):
+        batches(rows=ROWS[:1])
+    with pytest.raises(InputError, match="holds 3 patches; at least 4 are needed"):
+        batches(world_size=2, rows=ROWS[:3])
+
+
+# --- mixing --------------------------------------------------------------------------------------------------------
+
+
+def test_target_is_zero_for_normal_and_one_for_mixed_rows():
+    batch = next(iter(batches(10)))
+    normal, target, args, options = prepare_patch_batch(batch, device="cpu")
+    assert torch.equal(normal, batch["normal"])
+    assert target.tolist() == [0.0] * 10 + [1.0] * 10
+    assert args == ()
+    assert options == {"offset": 0}
+
+
+@pytest.mark.parametrize(("alpha_min", "alpha_max"), [(0.1, 1.0), (0.4, 0.4), (1.0, 1.0)])
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-30])
+def test_mixture_is_that_of_eq_6(scale, alpha_min, alpha_max):
+    g = torch.Generator().manual_seed(1)
+    normal, mined = scale * torch.randn(40, 3, generator=g), scale * torch.randn(5, 3, generator=g)
+    catch = Catch()
+    filled(3, alpha_min, alpha_max, mined)(normal, catch, offset=1000)
+    mixed, source, alpha = mixup(normal, mined, 3, 1000, alpha_min, alpha_max)
+    assert torch.equal(catch.rows[40:], mixed)
+    for i in range(40):
+        m_n, m_a, a = normal[i].tolist(), mined[source[i]].tolist(), float(alpha[i])
+        assert alpha_min - 1e-7 <= a <= alpha_max + 1e-7
+        naive = [a * y + (1 - a) * x for x, y in zip(m_n, m_a, strict=True)]
+        assert mixed[i].tolist() == pytest.approx(naive, rel=1e-4, abs=1e-6 * scale)
+
+
+def test_scores_are_those_of_normal_then_mixed_rows():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
+    scores = filled()(ROWS, network, offset=5)
+    mixed, _, _ = mixup(ROWS, MINED, 0, 5, 0.1, 1.0)
+    assert torch.equal(scores, network(torch.cat([ROWS, mixed])))
+
+
+def test_partners_depend_on_seed_and_row_number_alone():
+    catch = Catch()
+    filled()(ROWS, catch, offset=100)
+    whole = catch.rows[50:].clone()
+    filled()(ROWS[20:], catch, offset=120)
+    assert torch.equal(catch.rows[30:], whole[20:])
+    filled(seed=1)(ROWS, catch, offset=100)
+    assert not torch.equal(catch.rows[50:], whole)
+    filled()(ROWS, catch, offset=101)
+    assert not torch.equal(catch.rows[50:], whole)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.1, 0.5), (0.6, 0.5), (0.1, 1.1), (float("nan"), 1.0)])
+def test_mixing_factor_outside_its_range_is_refused(low, high):
+    with pytest.raises(InputError, match="0 < alpha_min <= alpha_max <= 1"):
+        MixingInferer(0, low, high)
+
+
+# --- resuming, in the engine that MONAI's trainer is --------------------------------------------------------------
+
+
+def train(epochs, state=None):
+    """Weights after training from `state`, (epoch, weights), to `epochs`; in float64 so that sums repeat exactly."""
+    data, inferer = batches(8, rows=ROWS.double()), filled(mined=MINED.double())
+    torch.manual_seed(5)
+    network = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)).double()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4)
+    seen = []
+
+    def step(engine, batch):
+        normal, target, _, options = prepare_patch_batch(batch)
+        seen.append((engine.state.epoch, options["offset"]))
+        loss = (inferer(normal, network, **options) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    engine = Engine(step)
+
+    @engine.on(Events.STARTED)
+    def resume():
+        engine.state.epoch_length = data.batches_per_epoch
+        if state is not None:
+            network.load_state_dict(state[1])
+            engine.state.epoch = data.epoch = state[0]
+            engine.state.iteration = state[0] * data.batches_per_epoch
+
+    engine.run(DataLoader(data, batch_size=None), max_epochs=epochs)
+    return {key: value.clone() for key, value in network.state_dict().items()}, seen
+
+
+def test_resumed_run_ends_at_the_weights_of_an_uninterrupted_one():
+    whole, seen = train(4)
+    half, before = train(2)
+    resumed, after = train(4, (2, half))
+    assert before + after == seen
+    assert [epoch for epoch, _ in seen] == [1 + i // 7 for i in range(28)]
+    for key, value in whole.items():
+        assert torch.equal(resumed[key], value)
+        assert not torch.equal(half[key], value)

@@ -1,0 +1,200 @@
+"""The discriminator, the network from image to patch scores, and Eq. 8 with its map."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+from monai_wscxr.backbones import create_backbone
+from monai_wscxr.errors import InputError
+from monai_wscxr.features import PatchFeatures, to_rows
+from monai_wscxr.networks import Discriminator, EpochScores, WSCXRNet, anomaly_map, anomaly_score
+
+
+def naive_map(scores, size, sigma):
+    """Bilinear upsampling and a Gaussian with mirrored borders, one [h, w] list of lists at a time, in float64."""
+    h, w = len(scores), len(scores[0])
+    height, width = size
+
+    def sample(y, x):
+        v = min(max((y + 0.5) * h / height - 0.5, 0), h - 1)
+        u = min(max((x + 0.5) * w / width - 0.5, 0), w - 1)
+        y0, x0 = int(v), int(u)
+        y1, x1 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
+        top = scores[y0][x0] * (1 - u + x0) + scores[y0][x1] * (u - x0)
+        bottom = scores[y1][x0] * (1 - u + x0) + scores[y1][x1] * (u - x0)
+        return top * (1 - v + y0) + bottom * (v - y0)
+
+    def mirror(i, n):  # ... 2 1 | 0 1 2 ... n-1 | n-2 n-3 ...
+        i = abs(i)
+        return 2 * (n - 1) - i if i > n - 1 else i
+
+    up = [[sample(y, x) for x in range(width)] for y in range(height)]
+    radius = min(math.ceil(4 * sigma), min(size) - 1)
+    if sigma == 0 or radius < 1:
+        return up
+    weights = [math.exp(-(d**2) / (2 * sigma**2)) for d in range(-radius, radius + 1)]
+    total = math.fsum(weights)
+    rows = [
+        [
+            sum(weights[d + radius] * up[y][mirror(x + d, width)] for d in range(-radius, radius + 1)) / total
+            for x in range(width)
+        ]
+        for y in range(height)
+    ]
+    return [
+        [
+            sum(weights[d + radius] * rows[mirror(y + d, height)][x] for d in range(-radius, radius + 1)) / total
+            for x in range(width)
+        ]
+        for y in range(height)
+    ]
+
+
+def score_maps():
+    g = torch.Generator().manual_seed(0)
+    normal = torch.randn(2, 1, 3, 4, generator=g)
+    corner = torch.zeros(1, 1, 4, 4)
+    corner[0, 0, 0, 3] = 1
+    return {
+        "random": normal,
+        "tied": torch.randint(0, 2, (1, 1, 4, 4), generator=g).float(),
+        "constant": torch.full((1, 1, 3, 3), -2.3),
+        "huge": 1e30 * normal,
+        "tiny": 1e-30 * normal,
+        "corner": corner,
+        "one patch": torch.tensor([[[[1.7]]]]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "sigma"), [((12, 12), 1.0), ((9, 14), 0.7), ((8, 8), 4.0), ((11, 13), 0.0), ((1, 6), 1.0)]
+)
+@pytest.mark.parametrize("name", score_maps())
+def test_map_is_bilinear_then_gaussian_with_mirrored_borders(name, size, sigma):
+    scores = score_maps()[name]
+    result = anomaly_map(scores, size, sigma)
+    expected = torch.tensor([[naive_map(s[0].tolist(), size, sigma)] for s in scores.double()], dtype=torch.float64)
+    assert result.shape == expected.shape
+    assert float((result.double() - expected).abs().max()) <= 1e-5 * float(scores.abs().max())
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5, 4.0, 50.0])
+def test_constant_map_stays_constant_to_the_border(sigma):
+    result = anomaly_map(torch.full((1, 1, 2, 2), 5.0), (32, 32), sigma)
+    assert float((result - 5).abs().max()) < 1e-5
+
+
+def test_published_size_and_width():
+    scores = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    result = anomaly_map(scores, (256, 256))
+    assert result.shape == (1, 1, 256, 256)
+    assert float(result.max()) < float(scores.max())
+    assert torch.equal(result, anomaly_map(scores, (256, 256), 4.0))
+
+
+def test_score_is_the_maximum_before_upsampling():
+    scores = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    naive = [[max(v for row in image for v in row) for image in epochs] for epochs in scores.tolist()]
+    assert anomaly_score(scores).tolist() == naive
+    peak = torch.zeros(1, 1, 4, 4)
+    peak[0, 0, 1, 2] = 1
+    assert float(anomaly_score(peak)) == 1.0
+    assert float(anomaly_map(peak, (32, 32)).max()) < 0.9
+    assert float(anomaly_score(torch.full((1, 1, 2, 2), -3.0))) == -3.0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_discriminator_scores_rows_and_maps_alike(depth):
+    torch.manual_seed(depth)
+    net = Discriminator(6, depth, width=5).eval()
+    net.requires_grad_(False)
+    features = torch.randn(2, 6, 3, 4)
+    scores = net(features)
+    assert scores.shape == (2, 1, 3, 4)
+    assert net(to_rows(features)).shape == (24,)
+    assert float((net(to_rows(features)).reshape(2, 1, 3, 4) - scores).abs().max()) < 1e-6
+    for b in range(2):
+        for y in range(3):
+            for x in range(4):
+                assert float(net(features[b, :, y, x][None])) == pytest.approx(float(scores[b, 0, y, x]), abs=1e-5)
+
+
+def test_discriminator_of_depth_one_is_a_linear_function():
+    torch.manual_seed(0)
+    net = Discriminator(4)
+    (linear,) = net.layers
+    rows = torch.randn(7, 4)
+    naive = [
+        sum(w * v for w, v in zip(linear.weight[0].tolist(), row, strict=True)) + float(linear.bias)
+        for row in rows.tolist()
+    ]
+    assert net(rows).tolist() == pytest.approx(naive, abs=1e-5)
+    assert Discriminator(4, bias=False).layers[-1].bias is None
+    assert [type(m).__name__ for m in Discriminator(4, 3).layers] == ["Linear", "BatchNorm1d", "LeakyReLU"] * 2 + [
+        "Linear"
+    ]
+
+
+@pytest.mark.parametrize("arguments", [(0, 1, 1), (4, 0, 1), (4, 2, 0), (4, -1, 8)])
+def test_discriminator_sizes_below_one_are_refused(arguments):
+    with pytest.raises(InputError, match="channels, depth and width must be >= 1"):
+        Discriminator(*arguments)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_network_scores_every_patch_of_eq_8(make_features, depth):
+    features = make_features(("3", "2"))
+    torch.manual_seed(0)
+    net = WSCXRNet(features, Discriminator(features.channels, depth)).eval()
+    image = torch.randn(2, 3, 64, 64)
+    scores = net(image)
+    assert scores.shape == (2, 1, *features.grid(64))
+    rows = net.discriminator(to_rows(features(image)))
+    assert float((scores.flatten() - rows).abs().max()) < 1e-5
+
+
+def test_only_the_discriminator_learns(make_features):
+    features = make_features()
+    net = WSCXRNet(features, Discriminator(features.channels, 2)).train()
+    net(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert all(p.grad is not None for p in net.discriminator.parameters())
+    assert all(p.grad is None for p in features.parameters())
+    assert net.discriminator.training
+    assert not any(m.training for m in features.backbone.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("efficientnet_lite0", None), ("timm/test_resnet", ["4", "2"]), ("torchvision/resnet18", ["layer2", "layer3"])],
+)
+@pytest.mark.parametrize("aligned", [None, 7])
+def test_scripted_network_gives_equal_scores(name, layers, aligned):
+    torch.manual_seed(0)
+    backbone = create_backbone(name, layers, weights="default" if layers is None else "none")
+    features = PatchFeatures(backbone, 5, aligned)
+    net = WSCXRNet(features, Discriminator(features.channels, 2)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the end of TorchScript; MONAI's exporter still needs it
+        scripted = torch.jit.script(net)
+    for size in (64, 96):
+        image = torch.randn(2, 3, size, size)
+        with torch.no_grad():
+            expected, scores = net(image), scripted(image)
+        assert scores.shape == expected.shape
+        assert float((scores - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_scores_of_every_epoch_share_the_features(make_features):
+    features = make_features()
+    torch.manual_seed(0)
+    discriminators = [Discriminator(features.channels, 2).eval() for _ in range(3)]
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        scores = EpochScores(features, discriminators)(image)
+        single = [WSCXRNet(features, d).eval()(image) for d in discriminators]
+    assert scores.shape == (2, 3, 4, 4)
+    for epoch in range(3):
+        assert torch.equal(scores[:, epoch : epoch + 1], single[epoch])
+    assert not torch.equal(scores[:, 0], scores[:, 1])
