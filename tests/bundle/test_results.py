@@ -33,9 +33,7 @@ def test_metrics_follow_from_the_predictions(trained):
     flagged = [row["abnormal"] == "true" for row in table]
     assert metrics["honest"]["accuracy"] == pytest.approx(np.mean([f == y for f, y in zip(flagged, labels, strict=True)]))
     assert metrics["honest"]["threshold"] == load_model(trained).calibration.threshold
-    best = metrics["paper"]["auroc"] + metrics["paper"]["accuracy"] + metrics["paper"]["f1"]
-    honest = metrics["honest"]["auroc"] + metrics["honest"]["accuracy"] + metrics["honest"]["f1"]
-    assert best >= honest  # chosen on the test images, so never worse on them
+    assert metrics["paper"]["sensitivity"] + metrics["paper"]["specificity"] >= 1  # Youden's point
     assert 1 <= metrics["paper"]["epoch"] <= 3
     assert 0 <= metrics["pixel"]["auroc"] <= 1
     assert set(metrics["seconds"]) == {"extraction", "mining", "training", "evaluation"}
