@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from monai_wscxr import metrics
-from monai_wscxr.artefact import ARTEFACT, TrainedModel, build_network
+from monai_wscxr.artefact import ARTEFACT, TrainedModel
 from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.data.radiograph import file_digest
 from monai_wscxr.data.selection import check_overlap
@@ -81,10 +82,9 @@ def inference_items(source: str | Path) -> list[Item]:
 
 def epoch_network(model: TrainedModel) -> EpochScores:
     """Scores of every epoch's discriminator, the trained model's last; see `EpochScores`."""
-    description = json.loads((model.folder / ARTEFACT).read_text(encoding="utf-8"))
     discriminators = []
     for state in epoch_discriminators(model.folder):
-        discriminator = build_network(description).discriminator
+        discriminator = copy.deepcopy(model.network.discriminator)
         discriminator.load_state_dict(state)
         discriminators.append(discriminator)
     device = next(model.network.parameters()).device

@@ -20,6 +20,7 @@ from monai_wscxr.data.radiograph import file_digest
 from monai_wscxr.data.stream import RadiographStream, Rejected, ahead
 from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchFeatures
+from monai_wscxr.parallel import ThreadParallel
 from monai_wscxr.store import FeatureStore
 from monai_wscxr.transforms import Preprocessing, radiograph_transforms
 
@@ -75,6 +76,7 @@ class PatchExtractor:
         if min(batch_size, read_threads, shard_images) < 1:
             raise InputError("batch_size, read_threads and shard_images must be at least 1")
         self.features = features.to(device).eval()
+        self.network = ThreadParallel(self.features)
         self.device = torch.device(device)
         self.preprocessing = preprocessing
         self.transform = radiograph_transforms(preprocessing)
@@ -190,9 +192,9 @@ class PatchExtractor:
         rejected += stream.rejected
 
     def _forward(self, names: list[str], inputs: list[Tensor]) -> list[tuple[str, Tensor]]:
-        image = torch.stack(inputs).to(self.device).contiguous(memory_format=torch.channels_last)
+        image = torch.stack(inputs).to(self.device)
         with torch.inference_mode():
-            phi = self.features(image).float().permute(0, 2, 3, 1).flatten(1, 2).cpu()  # [B, h*w, C]
+            phi = self.network(image).float().permute(0, 2, 3, 1).flatten(1, 2).cpu()  # [B, h*w, C]
         if not bool(torch.isfinite(phi).all()):
             raise InputError(
                 f"{self.features.backbone.name} gives NaN or Inf for {names[0]} or one of the {len(names) - 1} images "

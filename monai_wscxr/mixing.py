@@ -34,7 +34,7 @@ class PatchBatches(IterableDataset):
         if batch_size < 2 * world_size:
             raise InputError(f"batch_size must be at least 2 per process, got {batch_size} for {world_size}")
         if min_batches < 1:
-            raise ValueError(f"min_batches must be at least 1, got {min_batches}")
+            raise InputError(f"min_batches must be at least 1, got {min_batches}")
         self.batch_size, self.seed, self.min_batches = batch_size, seed, min_batches
         self.rank, self.world_size = rank, world_size
         self.rows = torch.empty(0, 0)

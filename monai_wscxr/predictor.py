@@ -20,6 +20,7 @@ from monai_wscxr.artefact import TrainedModel
 from monai_wscxr.data.stream import RadiographStream, Rejected
 from monai_wscxr.errors import InputError
 from monai_wscxr.networks import anomaly_map, anomaly_score
+from monai_wscxr.parallel import ThreadParallel
 from monai_wscxr.store import write_text_atomic
 from monai_wscxr.transforms import radiograph_transforms
 
@@ -97,11 +98,12 @@ def predict_files(model: TrainedModel, files: Sequence[str | Path], batch_size: 
         batch_size: images per pass.
     """
     device = next(model.network.parameters()).device
+    network = ThreadParallel(model.network)
     stream = RadiographStream([{"image": str(f)} for f in files], radiograph_transforms(model.preprocessing))
     found: dict[str, Prediction] = {}
     for batch in DataLoader(stream, batch_size=batch_size, collate_fn=collate):
         with torch.inference_mode():
-            scores = model.network(batch["image"].to(device))
+            scores = network(batch["image"].to(device))
         for item, patch_scores in zip(batch["items"], scores[:, 0], strict=True):
             found[item["file"]] = to_prediction(model, item["file"], patch_scores)
     yield from in_order([str(f) for f in files], found.values(), stream.rejected)

@@ -40,14 +40,14 @@ def normal_items(phantoms):
 def make_features():
     """Builds a small patch feature network, the same on every call: 4 x 4 patches of a 64-pixel image."""
 
-    def make(layers=("3",), neighbourhood=3, aligned_channels=None, seed=0):
+    def make(layers=("3",), neighbourhood=3, aligned_channels=None, seed=0, align_to="finest"):
         from monai_wscxr.backbones import create_backbone
         from monai_wscxr.features import PatchFeatures
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             backbone = create_backbone("timm/test_resnet", layers, weights="none")
-        return PatchFeatures(backbone, neighbourhood, aligned_channels)
+        return PatchFeatures(backbone, neighbourhood, aligned_channels, align_to)
 
     return make
 
@@ -56,13 +56,13 @@ def make_features():
 def make_model(make_features):
     """Writes an untrained but complete model to a folder and returns its network."""
 
-    def make(folder, depth=2, bias=True, layers=("3",), seed=0):
+    def make(folder, depth=2, bias=True, layers=("3",), seed=0, align_to="finest"):
         from monai_wscxr.artefact import save_model
         from monai_wscxr.calibration import calibrate
         from monai_wscxr.networks import Discriminator, WSCXRNet
         from monai_wscxr.transforms import Preprocessing
 
-        features = make_features(layers)
+        features = make_features(layers, align_to=align_to)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = WSCXRNet(features, Discriminator(features.channels, depth, 8, bias)).eval()

@@ -28,9 +28,17 @@ def edit(folder, change):
     path.write_text(json.dumps(description))
 
 
-@pytest.mark.parametrize(("depth", "bias", "layers"), [(1, True, ("3",)), (1, False, ("3",)), (3, True, ("3", "2"))])
-def test_loaded_model_gives_equal_scores(make_model, tmp_path, depth, bias, layers):
-    network = make_model(tmp_path, depth, bias, layers)
+@pytest.mark.parametrize(
+    ("depth", "bias", "layers", "align_to"),
+    [
+        (1, True, ("3",), "finest"),
+        (1, False, ("3",), "finest"),
+        (3, True, ("3", "2"), "finest"),
+        (1, True, ("3", "2"), "coarsest"),
+    ],
+)
+def test_loaded_model_gives_equal_scores(make_model, tmp_path, depth, bias, layers, align_to):
+    network = make_model(tmp_path, depth, bias, layers, align_to=align_to)
     model = load_model(tmp_path)
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -50,7 +58,7 @@ def test_description_holds_all_that_inference_needs(make_model, tmp_path):
     assert description["code_version"] == monai_wscxr.__version__
     assert description["backbone"]["name"] == "timm/test_resnet"
     assert len(description["backbone"]["sha256"]) == len(description["model_sha256"]) == 64
-    assert description["features"] == {"neighbourhood": 3, "aligned_channels": None}
+    assert description["features"] == {"neighbourhood": 3, "aligned_channels": None, "align_to": "finest"}
     assert description["discriminator"] == {"depth": 2, "width": 8, "bias": True}
     assert description["training"] == {"normal_images": 20}
     assert sorted(p.name for p in tmp_path.iterdir()) == [ARTEFACT, WEIGHTS]
@@ -132,6 +140,7 @@ def test_description_without_one_of_its_parts(make_model, tmp_path, key, value):
     [
         ("features", {"neighbourhood": 4}, "must be odd"),
         ("features", {"aligned_channels": 5}, "does not fit the network"),
+        ("features", {"align_to": "nowhere"}, "align_to must be"),
         ("features", {"unknown": 5}, "do not make a model"),
         ("discriminator", {"width": 16}, "does not fit the network"),
         ("preprocessing", {"image_size": 7}, "whole number from 32 to 4096"),

@@ -69,10 +69,10 @@ def test_efficientnet_lite0_equals_the_independent_package(size):
         assert float(m.std()) > 0.1
 
 
-def test_efficientnet_lite0_takes_the_last_stage_and_its_own_normalisation():
-    backbone = create_backbone("efficientnet_lite0")
-    assert backbone.layers == ["4"]
-    assert backbone.channels == [320]
+def test_efficientnet_lite0_takes_its_own_layers_and_normalisation():
+    backbone = create_backbone("efficientnet_lite0", layers=None)
+    assert backbone.layers == ["3", "4"]
+    assert backbone.channels == [112, 320]
     assert backbone.mean == backbone.std == (0.5, 0.5, 0.5)
 
 

@@ -173,6 +173,7 @@ def test_fingerprint_changes_with_everything_that_makes_the_features(make, make_
         "weights": settings(features=make_features(seed=1)),
         "layers": settings(features=make_features(("4",))),
         "more layers": settings(features=make_features(("3", "4"))),
+        "common resolution": settings(features=make_features(("3", "4"), align_to="coarsest")),
         "order of layers": settings(features=make_features(("4", "3"))),
         "neighbourhood": settings(features=make_features(neighbourhood=5)),
         "aligned channels": settings(features=make_features(aligned_channels=8)),

@@ -59,6 +59,18 @@ def naive_bilinear(m, height, width):
     return out
 
 
+def naive_area(m, height, width):
+    """Adaptive average pooling: cell i is the mean of rows floor(i H/h) to ceil((i+1) H/h), the same for columns."""
+    h, w = m.shape[2:]
+    out = torch.zeros(*m.shape[:2], height, width, dtype=torch.float64)
+    for y in range(height):
+        for x in range(width):
+            rows = slice(y * h // height, -(-(y + 1) * h // height))
+            columns = slice(x * w // width, -(-(x + 1) * w // width))
+            out[:, :, y, x] = m[:, :, rows, columns].double().mean(dim=(2, 3))
+    return out
+
+
 def naive_channels(m, k):
     """Adaptive average pooling over channels: bin i is the mean of channels floor(i C/k) to ceil((i+1) C/k)."""
     c = m.shape[1]
@@ -115,6 +127,24 @@ def test_layers_are_upsampled_to_the_finest_map_and_concatenated_in_order(finest
     expected = torch.cat([naive_bilinear(m, 7, 9) for m in maps], dim=1)
     assert features.channels == 2 + 3 + 4
     assert close(features(torch.zeros(1)), expected)
+
+
+@pytest.mark.parametrize("coarsest", [0, 1, 2])
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-30])
+def test_layers_are_averaged_down_to_the_coarsest_map_where_asked(coarsest, scale):
+    g = torch.Generator().manual_seed(coarsest)
+    sizes = [(7, 9), (4, 6)]
+    sizes.insert(coarsest, (2, 3))
+    maps = [scale * torch.randn(2, 2 + i, *size, generator=g) for i, size in enumerate(sizes)]
+    features = PatchFeatures(Maps(*maps), neighbourhood=3, align_to="coarsest")
+    phi = torch.cat([naive_area(m, 2, 3) for m in maps], dim=1)
+    assert close(features(torch.zeros(1)), naive_aggregate(phi, 3))
+
+
+@pytest.mark.parametrize("align_to", ["", "Finest", "coarse", None])
+def test_other_resolutions_are_refused(align_to):
+    with pytest.raises(InputError, match="align_to must be 'finest'"):
+        PatchFeatures(Maps(torch.zeros(1, 1, 2, 2)), align_to=align_to)
 
 
 @pytest.mark.parametrize("k", [1, 3, 5, 8])

@@ -127,6 +127,37 @@ def test_ranks_have_equal_shares_whatever_remains(n):
     assert len(seen) == len(set(seen))
 
 
+@pytest.mark.parametrize(("min_batches", "passes"), [(1, 1), (5, 1), (6, 2), (10, 2), (11, 3), (27, 6)])
+def test_a_small_bank_is_passed_until_there_are_enough_batches(min_batches, passes):
+    def data(epoch=0, **options):
+        filled_data = PatchBatches(10, min_batches=min_batches, **options)
+        filled_data.fill(ROWS)
+        filled_data.epoch = epoch
+        return filled_data
+
+    once = data()
+    assert once.batches_per_epoch == 5 * passes >= min_batches
+    epochs = [list(once) for _ in range(3)]
+    orders = []
+    for number, epoch in enumerate(epochs):
+        assert len(epoch) == 5 * passes
+        assert [batch["offset"] for batch in epoch] == [10 * (5 * passes * number + i) for i in range(5 * passes)]
+        for start in range(0, 5 * passes, 5):  # each pass covers every row once
+            rows = [row for batch in ids(epoch[start : start + 5]) for row in batch]
+            assert sorted(rows) == list(range(50))
+            orders.append(tuple(rows))
+    assert len(set(orders)) == 3 * passes
+    assert ids(data(epoch=2)) == ids(epochs[2])
+    halves = [ids(data(rank=rank, world_size=2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == ids(epochs[0])
+
+
+@pytest.mark.parametrize("min_batches", [0, -3])
+def test_fewest_batches_below_one_are_refused(min_batches):
+    with pytest.raises(InputError, match="min_batches must be at least 1"):
+        PatchBatches(min_batches=min_batches)
+
+
 @pytest.mark.parametrize(("batch_size", "world_size"), [(1, 1), (0, 1), (3, 2)])
 def test_batch_size_too_small_is_refused(batch_size, world_size):
     with pytest.raises(InputError, match=f"batch_size must be at least 2 per process, got {batch_size}"):
@@ -197,9 +228,10 @@ def test_mixing_factor_outside_its_range_is_refused(low, high):
 # --- resuming, in the engine that MONAI's trainer is --------------------------------------------------------------
 
 
-def train(epochs, state=None):
+def train(epochs, state=None, min_batches=1):
     """Weights after training from `state`, (epoch, weights), to `epochs`; in float64 so that sums repeat exactly."""
-    data, inferer = batches(8, rows=ROWS.double()), filled(mined=MINED.double())
+    data, inferer = PatchBatches(8, min_batches=min_batches), filled(mined=MINED.double())
+    data.fill(ROWS.double())
     torch.manual_seed(5)
     network = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)).double()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4)
@@ -227,12 +259,13 @@ def train(epochs, state=None):
     return {key: value.clone() for key, value in network.state_dict().items()}, seen
 
 
-def test_resumed_run_ends_at_the_weights_of_an_uninterrupted_one():
-    whole, seen = train(4)
-    half, before = train(2)
-    resumed, after = train(4, (2, half))
+@pytest.mark.parametrize(("min_batches", "per_epoch"), [(1, 7), (10, 14)])
+def test_resumed_run_ends_at_the_weights_of_an_uninterrupted_one(min_batches, per_epoch):
+    whole, seen = train(4, None, min_batches)
+    half, before = train(2, None, min_batches)
+    resumed, after = train(4, (2, half), min_batches)
     assert before + after == seen
-    assert [epoch for epoch, _ in seen] == [1 + i // 7 for i in range(28)]
+    assert [epoch for epoch, _ in seen] == [1 + i // per_epoch for i in range(4 * per_epoch)]
     for key, value in whole.items():
         assert torch.equal(resumed[key], value)
         assert not torch.equal(half[key], value)

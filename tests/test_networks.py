@@ -123,7 +123,7 @@ def test_discriminator_scores_rows_and_maps_alike(depth):
 
 def test_discriminator_of_depth_one_is_a_linear_function():
     torch.manual_seed(0)
-    net = Discriminator(4)
+    net = Discriminator(4).requires_grad_(False)
     (linear,) = net.layers
     rows = torch.randn(7, 4)
     naive = [
@@ -147,7 +147,7 @@ def test_discriminator_sizes_below_one_are_refused(arguments):
 def test_network_scores_every_patch_of_eq_8(make_features, depth):
     features = make_features(("3", "2"))
     torch.manual_seed(0)
-    net = WSCXRNet(features, Discriminator(features.channels, depth)).eval()
+    net = WSCXRNet(features, Discriminator(features.channels, depth)).eval().requires_grad_(False)
     image = torch.randn(2, 3, 64, 64)
     scores = net(image)
     assert scores.shape == (2, 1, *features.grid(64))
@@ -169,11 +169,11 @@ def test_only_the_discriminator_learns(make_features):
     ("name", "layers"),
     [("efficientnet_lite0", None), ("timm/test_resnet", ["4", "2"]), ("torchvision/resnet18", ["layer2", "layer3"])],
 )
-@pytest.mark.parametrize("aligned", [None, 7])
-def test_scripted_network_gives_equal_scores(name, layers, aligned):
+@pytest.mark.parametrize(("aligned", "align_to"), [(None, "coarsest"), (7, "finest")])
+def test_scripted_network_gives_equal_scores(name, layers, aligned, align_to):
     torch.manual_seed(0)
     backbone = create_backbone(name, layers, weights="default" if layers is None else "none")
-    features = PatchFeatures(backbone, 5, aligned)
+    features = PatchFeatures(backbone, 5, aligned, align_to)
     net = WSCXRNet(features, Discriminator(features.channels, 2)).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces the end of TorchScript; MONAI's exporter still needs it

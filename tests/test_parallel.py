@@ -1,0 +1,44 @@
+"""Parts of a batch in threads give what the network gives for the whole batch."""
+
+import pytest
+import torch
+from torch import nn
+
+from monai_wscxr.parallel import ThreadParallel
+
+
+class Recorder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, image):
+        self.calls.append((len(image), torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        return image.mean(dim=(2, 3)) * 2
+
+
+@pytest.mark.parametrize(("images", "sizes"), [(1, [1]), (4, [4]), (9, [1, 4, 4])])
+def test_parts_make_the_whole_in_order(images, sizes):
+    network = Recorder()
+    batch = torch.randn(images, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    result = ThreadParallel(network, part=4, threads=2)(batch)
+    torch.testing.assert_close(result, batch.mean(dim=(2, 3)) * 2)
+    assert sorted(size for size, _, _ in network.calls) == sizes
+    assert all(threads == 1 and inference for _, threads, inference in network.calls)
+    assert torch.get_num_threads() == before
+
+
+def test_an_error_in_a_thread_comes_out():
+    class Broken(nn.Module):
+        def forward(self, image):
+            raise ValueError("no such layer")
+
+    with pytest.raises(ValueError, match="no such layer"):
+        ThreadParallel(Broken())(torch.zeros(5, 3, 4, 4))
+
+
+@pytest.mark.parametrize("arguments", [{"part": 0}, {"threads": 0}])
+def test_numbers_below_one_are_refused(arguments):
+    with pytest.raises(ValueError, match="at least 1"):
+        ThreadParallel(nn.Identity(), **arguments)
