@@ -62,7 +62,9 @@ def join_processes() -> torch.device:
         InputError: when torchrun did not start this process.
     """
     if not dist.is_torchelastic_launched():
-        raise InputError("multi_gpu_train.yaml needs several processes: start it with torchrun, see the bundle's README")
+        raise InputError(
+            "multi_gpu_train.yaml needs several processes: start it with torchrun, see the bundle's README"
+        )
     on_gpu = torch.cuda.is_available()
     if not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpu else "gloo")

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -239,9 +240,10 @@ class EvaluationHandler(ResultHandler):
         return metrics.pixel_auroc(masks, maps)
 
     def _report(self) -> Path:
+        common = os.path.commonpath([os.path.dirname(item["file"]) for item in self.items])
         cases = [
             Case(
-                name=item["file"],
+                name=os.path.relpath(item["file"], common),
                 label=item["label"],
                 class_name=item["class"],
                 anomaly_score=p.anomaly_score,

@@ -1,6 +1,6 @@
-#include "device_info.h"
-
 #include <cuda_runtime.h>
+
+#include "device_info.h"
 
 namespace wscxr {
 

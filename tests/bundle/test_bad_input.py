@@ -7,15 +7,14 @@ from collections import namedtuple
 
 import pytest
 import torch
+from bundle_runs import CONFIGS, run
 
 from monai_wscxr.errors import InputError, find_input_error
-
-from bundle_runs import CONFIGS, run
 
 
 def refusal(*arguments, **overrides):
     """The sentence with which a run is refused."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps the error; the sentence is on its chain
+    with pytest.raises(Exception) as caught:
         run(*arguments, **overrides)
     error = find_input_error(caught.value)
     assert isinstance(error, InputError), repr(caught.value)

@@ -8,14 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from bundle_runs import CONFIGS, run, workflow
 from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from monai_wscxr.artefact import load_model
 from monai_wscxr.predictor import COLUMNS, predict_files, to_map
-
-from bundle_runs import CONFIGS, run, workflow
 
 
 def rows(path):
@@ -31,7 +30,9 @@ def test_metrics_follow_from_the_predictions(trained):
     assert (metrics["n_normal"], metrics["n_abnormal"]) == (4, 4)
     assert metrics["honest"]["auroc"] == pytest.approx(roc_auc_score(labels, scores))
     flagged = [row["abnormal"] == "true" for row in table]
-    assert metrics["honest"]["accuracy"] == pytest.approx(np.mean([f == y for f, y in zip(flagged, labels, strict=True)]))
+    assert metrics["honest"]["accuracy"] == pytest.approx(
+        np.mean([f == y for f, y in zip(flagged, labels, strict=True)])
+    )
     assert metrics["honest"]["threshold"] == load_model(trained).calibration.threshold
     assert metrics["paper"]["sensitivity"] + metrics["paper"]["specificity"] >= 1  # Youden's point
     assert 1 <= metrics["paper"]["epoch"] <= 3
@@ -119,10 +120,10 @@ def test_the_network_takes_and_gives_what_the_metadata_says():
 
 
 def test_the_metadata_has_what_monai_requires(tmp_path):
-    required = (
-        "schema version changelog monai_version pytorch_version numpy_version required_packages_version task "
-        "description authors copyright network_data_format"
-    ).split()
+    required = [
+        *("schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version"),
+        *("required_packages_version", "task", "description", "authors", "copyright", "network_data_format"),
+    ]
     schema = {"type": "object", "required": required, "properties": {"version": {"pattern": r"^\d+\.\d+\.\d+$"}}}
     (tmp_path / "schema.json").write_text(json.dumps(schema))
     verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(tmp_path / "schema.json"))

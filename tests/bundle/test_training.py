@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundle_runs import CONFIGS, run, workflow
 from ignite.engine import Events
 from safetensors import safe_open
 
 from monai_wscxr.artefact import load_model
 from monai_wscxr.store import cache_root
-
-from bundle_runs import CONFIGS, run, workflow
 
 SMALL = {
     "image_size": 64,
@@ -71,18 +70,18 @@ def test_without_a_cache_the_model_is_the_same(trained, phantoms, tmp_path):
 
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_an_interrupted_run_continues_to_the_same_model(trained, phantoms, tmp_path, stop_after):
-    class Stopped(Exception):
+    class StopError(Exception):
         pass
 
     def stop(engine):
         if engine.state.epoch == stop_after:
-            raise Stopped
+            raise StopError
 
     first = workflow("train", phantoms, tmp_path / "run")
     first.parser.get_parsed_content("train#trainer").add_event_handler(Events.EPOCH_COMPLETED, stop)
     with pytest.raises(RuntimeError) as caught:
         first.run()
-    assert isinstance(caught.value.__cause__, Stopped)
+    assert isinstance(caught.value.__cause__, StopError)
     assert not (tmp_path / "run" / "artefact.json").exists()
     second = run("train", phantoms, tmp_path / "run")
     trainer = second.parser.get_parsed_content("train#trainer")
