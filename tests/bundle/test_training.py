@@ -161,3 +161,9 @@ def test_unreadable_images_are_listed_and_the_run_goes_on(phantoms, tmp_path):
     rejected = artefact(tmp_path / "run")["training"]["rejected"]
     assert [code for code, _ in rejected] == ["unreadable"]
     assert Path(broken).name in rejected[0][1]
+
+
+def test_tensorboard_gets_the_loss_when_asked(phantoms, tmp_path):
+    pytest.importorskip("tensorboard")
+    run("train", phantoms, tmp_path / "run", tensorboard=True)
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
