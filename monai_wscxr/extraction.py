@@ -117,6 +117,8 @@ class PatchExtractor:
         found: dict[str, Tensor] = {}
         readable = self._digest(files, rejected)
         store = self.store
+        if store is not None:
+            store.refresh()
         known = {f for f in readable if store is not None and self.digests[f] in store}
         missing = [f for f in readable if f not in known]
         if missing and store is not None:

@@ -94,10 +94,19 @@ class RunFolder:
     def latest_state(self) -> dict[str, Any] | None:
         """State of the last finished epoch, or None."""
         paths = sorted(self.states.glob("epoch_*.pt"))
-        return torch.load(paths[-1], map_location="cpu", weights_only=True) if paths else None
+        return _load_state(paths[-1]) if paths else None
 
 
 def epoch_discriminators(folder: str | Path) -> list[dict[str, Any]]:
     """States of the discriminator after each epoch of a finished run, in order."""
     paths = sorted((Path(folder) / "training").glob("epoch_*.pt"))
-    return [torch.load(path, map_location="cpu", weights_only=True)["discriminator"] for path in paths]
+    return [_load_state(path)["discriminator"] for path in paths]
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"{path} is damaged ({type(error).__name__}); remove it and give the same command again"
+        ) from error

@@ -7,18 +7,19 @@ from monai.bundle import create_workflow
 CONFIGS = Path(__file__).parents[2] / "bundles" / "wscxr_chest_xray" / "configs"
 
 
+SMALL = {
+    "image_size": 64,
+    "k": 1,
+    "epochs": 3,
+    "min_batches": 5,
+    "false_positive_rate": 0.3,
+    "progress": False,
+    "device": "cpu",
+}
+
+
 def workflow(config, dataset_dir, output_dir, **overrides):
     """A started workflow of one of the bundle's configurations, small enough for tests."""
-    if config == "train":
-        overrides = {
-            "image_size": 64,
-            "k": 1,
-            "epochs": 3,
-            "min_batches": 5,
-            "false_positive_rate": 0.3,
-            "progress": False,
-            **overrides,
-        }
     run_id = {"train": "training", "evaluate": "evaluating", "inference": "inferring"}[config]
     return create_workflow(
         config_file=str(CONFIGS / f"{config}.yaml"),
@@ -26,7 +27,7 @@ def workflow(config, dataset_dir, output_dir, **overrides):
         run_id=run_id,
         dataset_dir=str(dataset_dir),
         output_dir=str(output_dir),
-        **{"device": "cpu", **overrides},
+        **{**(SMALL if config == "train" else {"device": "cpu"}), **overrides},
     )
 
 

@@ -8,22 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundle_runs import CONFIGS, run, workflow
+from bundle_runs import CONFIGS, SMALL, run, workflow
 from ignite.engine import Events
 from safetensors import safe_open
 
 from monai_wscxr.artefact import load_model
 from monai_wscxr.store import cache_root
-
-SMALL = {
-    "image_size": 64,
-    "k": 1,
-    "epochs": 3,
-    "min_batches": 5,
-    "false_positive_rate": 0.3,
-    "progress": False,
-    "device": "cpu",
-}
 
 
 def artefact(folder):

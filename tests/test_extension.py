@@ -1,0 +1,99 @@
+"""The compiled extension: built where it can be, loaded, and told about truthfully."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_wscxr import cli, ops
+
+ROOT = Path(__file__).parents[1]
+NVCC = shutil.which("nvcc") or next((p for p in ("/usr/local/cuda/bin/nvcc",) if Path(p).exists()), None)
+BUILT = os.environ.get("WSCXR_BUILD", "auto")
+
+
+@pytest.mark.skipif(not shutil.which("c++") or BUILT == "none", reason="no C++ compiler, or built without extension")
+def test_cpu_module_is_there_wherever_a_compiler_is():
+    assert ops.EXTENSION is not None, ops.EXTENSION_STATE
+    info = ops.EXTENSION.build_info()
+    assert info["cpp_standard"] >= 201703
+    assert info["pybind11"].count(".") == 1
+
+
+@pytest.mark.skipif(NVCC is None or BUILT in ("none", "cpu"), reason="no nvcc, or built without CUDA module")
+def test_cuda_module_is_there_wherever_nvcc_is():
+    assert ops.CUDA_EXTENSION is not None, ops.CUDA_EXTENSION_STATE
+    assert ops.CUDA_EXTENSION.build_info()["cuda_runtime"] >= 12000
+
+
+@pytest.mark.skipif(ops.EXTENSION is None or not Path("/proc/cpuinfo").exists(), reason="no extension, or not Linux")
+def test_cpu_capabilities_are_those_of_the_machine():
+    flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
+    for name, there in ops.EXTENSION.cpu_capabilities().items():
+        assert there == (name in flags), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_capabilities_are_those_of_torch():
+    devices = ops.CUDA_EXTENSION.gpu_capabilities()
+    assert [d["name"] for d in devices] == [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    assert devices[0]["compute_capability"] == torch.cuda.get_device_capability(0)
+
+
+def test_doctor_names_versions_operators_and_reasons(capsys):
+    cli.main(["doctor"])
+    said = capsys.readouterr().out
+    for operator in ops.OPERATORS:
+        assert f"{operator} " in said
+    assert "torch " in said
+    assert "extension " in said
+    assert ops.backend("mixup").reason in said
+
+
+def test_phantom_command_writes_and_refuses(tmp_path, capsys):
+    small = [
+        "--train-normal",
+        "2",
+        "--train-abnormal",
+        "1",
+        "--test-normal",
+        "1",
+        "--test-abnormal",
+        "1",
+        "--size",
+        "32",
+    ]
+    cli.main(["phantom", str(tmp_path / "p"), *small])
+    assert len(list((tmp_path / "p" / "train" / "normal").glob("*.png"))) == 2
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["phantom", str(tmp_path / "p"), *small])
+    assert stopped.value.code == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "status", "sentence"),
+    [
+        ({"WSCXR_BUILD": "none"}, 0, ""),
+        ({"WSCXR_BUILD": "often"}, 1, "WSCXR_BUILD must be auto, cpu, cuda or none, got 'often'"),
+        ({"WSCXR_BUILD": "auto", "CXX": "no-such-compiler"}, 0, "there is no C++ compiler"),
+        ({"WSCXR_BUILD": "cpu", "CXX": "no-such-compiler"}, 1, "WSCXR_BUILD=cpu asks for the compiled extension"),
+    ],
+)
+def test_build_modes_fall_back_or_fail_loudly(environment, status, sentence):
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--name"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode != 0) == bool(status), done.stderr
+    assert sentence in done.stderr
