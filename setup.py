@@ -74,7 +74,10 @@ def extensions() -> tuple[list, dict]:
         return [], {}
     optional = MODE == "auto"
     include = [pybind11.get_include(), str(ROOT / "csrc")]
-    flags = ["-O3", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    # torch's stable ABI, as of its oldest supported version: one binary runs on that version and all later ones.
+    # Products and sums are rounded one by one, so kernels give the bits of their references.
+    stable = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+    flags = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", stable]
     modules = [
         cpp_extension.CppExtension(
             "monai_wscxr._C",

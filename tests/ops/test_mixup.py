@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from monai_wscxr.ops import mixup
+from monai_wscxr.ops import backend, mixup
 
 MODULE = importlib.import_module("monai_wscxr.ops.mixup")
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -322,3 +322,14 @@ def test_autocast_changes_nothing(device, generator):
         got = mixup(normal, abnormal, 1)
     assert got[0].dtype == torch.float32
     assert all(map(torch.equal, got, mixup(normal, abnormal, 1)))
+
+
+@pytest.mark.skipif(backend("mixup").name == "reference", reason="no compiled kernel for the CPU")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "channels"), [(0, 3), (1, 1), (37, 5), (700, 320)])
+def test_the_compiled_kernel_gives_the_bits_of_the_reference(dtype, rows, channels, generator):
+    normal = torch.randn(channels, rows, generator=generator).to(dtype).T  # not contiguous
+    abnormal = torch.randn(19, 2 * channels, generator=generator).to(dtype)[:, ::2]
+    arguments = (normal, abnormal, 2**62 + 5, 2**33 + 1, 0.1, 0.9)
+    compiled, reference = torch.ops.monai_wscxr.mixup(*arguments), MODULE._reference(*arguments)
+    assert all(map(torch.equal, compiled, reference))
