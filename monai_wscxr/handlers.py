@@ -329,8 +329,12 @@ class EpochLogHandler:
     def __call__(self, engine: Engine) -> None:
         """Log this epoch."""
         state = engine.state
-        separation = self.validator.state.metrics["separation_auroc"]
         logger.info(
-            "epoch %d/%d: loss %.4f, separation of held-out normals from the training abnormals: AUROC %.4f",
-            *(state.epoch, state.max_epochs, state.metrics["loss"], separation),
+            "epoch %d/%d: loss %.4f%s", state.epoch, state.max_epochs, state.metrics["loss"], self._separation(engine)
         )
+
+    def _separation(self, engine: Engine) -> str:
+        if self.validator.state.epoch != engine.state.epoch:  # not validated after this epoch
+            return ""
+        figure = self.validator.state.metrics["separation_auroc"]
+        return f", separation of held-out normals from the training abnormals: AUROC {figure:.4f}"

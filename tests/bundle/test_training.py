@@ -157,3 +157,9 @@ def test_tensorboard_gets_the_loss_when_asked(phantoms, tmp_path):
     pytest.importorskip("tensorboard")
     run("train", phantoms, tmp_path / "run", tensorboard=True)
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def test_validation_may_run_less_often_than_every_epoch(phantoms, tmp_path, capsys):
+    run("train", phantoms, tmp_path / "run", val_interval=2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if " INFO epoch " in line]
+    assert [("separation" in line) for line in lines] == [False, True, False]
