@@ -11,6 +11,7 @@ struct CpuFeatures {
   bool fma = false;
   bool avx512f = false;
   bool avx512bw = false;
+  bool avx512dq = false;
   bool avx512vl = false;
   bool avx512_vnni = false;
   bool avx512_bf16 = false;
@@ -24,6 +25,7 @@ inline CpuFeatures cpu_features() {
   features.fma = __builtin_cpu_supports("fma");
   features.avx512f = __builtin_cpu_supports("avx512f");
   features.avx512bw = __builtin_cpu_supports("avx512bw");
+  features.avx512dq = __builtin_cpu_supports("avx512dq");
   features.avx512vl = __builtin_cpu_supports("avx512vl");
   features.avx512_vnni = __builtin_cpu_supports("avx512vnni");
   features.avx512_bf16 = __builtin_cpu_supports("avx512bf16");

@@ -12,6 +12,7 @@ from monai_wscxr.ops._library import (
 from monai_wscxr.ops.min_distance import min_distance
 from monai_wscxr.ops.mine_top_r import mine_top_r, mined_count
 from monai_wscxr.ops.mixup import mixup
+from monai_wscxr.ops.packed_bank import PackedBank
 
 __all__ = [
     "CUDA_EXTENSION",
@@ -20,6 +21,7 @@ __all__ = [
     "EXTENSION_STATE",
     "OPERATORS",
     "Backend",
+    "PackedBank",
     "backend",
     "min_distance",
     "mine_top_r",

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from monai_wscxr.ops import _library
+from monai_wscxr.ops.checks import check_finite, check_rows, no_gradient, plain_errors
+from monai_wscxr.ops.packed_bank import PackedBank
 
 _QUERY_BLOCK = 1024
 _BANK_BLOCK = 8192
 _PILE_LIMIT = 1 << 21  # candidate pairs that are kept before they are refined
 _REFINE_ELEMENTS = 1 << 23  # float64 numbers held while pairs are refined
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def min_distance(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+def min_distance(query: Tensor, bank: Tensor | PackedBank) -> tuple[Tensor, Tensor]:
     """Distance of every query row to its nearest bank row, S(m) of Eq. 4.
 
     Exact with respect to the stored values: each reported distance is that of a float64 evaluation, rounded once to
@@ -30,7 +31,8 @@ def min_distance(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         query: [Nq, C], float64, float32, float16 or bfloat16; Nq may be 0.
-        bank: [Nb, C], Nb >= 1, on the same device; its floating type may differ.
+        bank: [Nb, C], Nb >= 1, on the same device; its floating type may differ. A `PackedBank` saves the preparation
+            where one bank is searched several times.
 
     Returns:
         distance [Nq] float32 (not squared) and index [Nq] int64 into `bank`.
@@ -38,36 +40,38 @@ def min_distance(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: on wrong ranks, types, widths or devices, an empty bank, or a NaN or Inf in either input.
     """
+    if isinstance(bank, PackedBank):
+        squared, index = search_packed(query, bank)
+        return squared.sqrt().float(), index
     check_rows(query, bank, "min_distance")
-    return torch.ops.monai_wscxr.min_distance(query, bank)
+    with plain_errors():
+        return torch.ops.monai_wscxr.min_distance(query, bank)
 
 
-def check_rows(query: Tensor, bank: Tensor, operator: str) -> None:
-    """Check what all search operators ask of their two row matrices; raise ValueError with the remedy otherwise."""
-    for name, rows in (("query", query), ("bank", bank)):
-        if rows.ndim != 2:
-            raise ValueError(f"{operator}: {name} must be a matrix of rows [N, C], got shape {tuple(rows.shape)}")
-        if rows.dtype not in _DTYPES:
-            raise ValueError(f"{operator}: {name} must be a floating-point tensor, got {rows.dtype}; convert it first")
-    if query.shape[1] != bank.shape[1] or query.shape[1] == 0:
-        raise ValueError(
-            f"{operator}: query and bank must have the same number of channels (at least 1), "
-            f"got {query.shape[1]} and {bank.shape[1]}; were they made with the same backbone and layers?"
-        )
-    if query.device != bank.device:
-        raise ValueError(f"{operator}: query is on {query.device} but bank on {bank.device}; move one of them")
-    if bank.shape[0] == 0:
-        raise ValueError(f"{operator}: the bank is empty, so nothing can be nearest; fill it with normal patches first")
+def search_packed(
+    query: Tensor, bank: PackedBank, squared: Tensor | None = None, index: Tensor | None = None, first_row: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Search a packed bank that may be one block of a larger one.
 
+    Args:
+        query: [Nq, C] on the CPU.
+        bank: the block.
+        squared: [Nq] float64, least squared distances to the rows before this block; None when there are none.
+        index: [Nq] int64, the rows that attain them; -1 where there is none.
+        first_row: number of the block's first row in the larger bank.
 
-def _check_finite(query: Tensor, bank: Tensor) -> None:
-    for name, rows in (("query", query), ("bank", bank)):
-        if not bool(torch.isfinite(rows).all()):
-            bad = int((~torch.isfinite(rows)).any(dim=1).sum())
-            raise ValueError(
-                f"{name} holds NaN or Inf in {bad} of {rows.shape[0]} rows; distances to them mean nothing. "
-                "Look for damaged images or a broken weights file"
-            )
+    Returns:
+        squared [Nq] float64 and index [Nq] int64 over the rows so far.
+
+    Raises:
+        ValueError: as `min_distance`.
+    """
+    check_rows(query, bank.rows, "min_distance")
+    if squared is None or index is None:
+        squared = query.new_full((query.shape[0],), torch.inf, dtype=torch.float64)
+        index = query.new_full((query.shape[0],), -1, dtype=torch.int64)
+    with plain_errors():
+        return torch.ops.monai_wscxr.search_packed(query, bank.rows, *bank.packed, squared, index, first_row)
 
 
 def _filter_dtype(query: Tensor, bank: Tensor, largest: float) -> torch.dtype:
@@ -82,12 +86,19 @@ def _filter_dtype(query: Tensor, bank: Tensor, largest: float) -> torch.dtype:
 
 
 def _reference(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    _check_finite(query, bank)
+    squared, index = _search(query, bank)
+    return squared.sqrt().float(), index
+
+
+def _search(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    """Least squared distances [Nq] float64 and their rows [Nq] int64."""
+    check_finite(query, "query")
+    check_finite(bank, "bank")
     n_query = query.shape[0]
-    distance = torch.empty(n_query, dtype=torch.float32, device=query.device)
+    least = torch.empty(n_query, dtype=torch.float64, device=query.device)
     index = torch.empty(n_query, dtype=torch.int64, device=query.device)
     if n_query == 0:
-        return distance, index
+        return least, index
     # Distances do not change under translation; centring makes the norms, and with them the bound, small.
     centre = torch.zeros(bank.shape[1], dtype=torch.float64, device=bank.device)
     for block in bank.split(_BANK_BLOCK):
@@ -99,9 +110,8 @@ def _reference(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
     with torch.autocast(query.device.type, enabled=False):
         for start in range(0, n_query, _QUERY_BLOCK):
             rows = slice(start, start + _QUERY_BLOCK)
-            squared, index[rows] = _search_block(query[rows], bank, centre, dtype)
-            distance[rows] = squared.sqrt().float()
-    return distance, index
+            least[rows], index[rows] = _search_block(query[rows], bank, centre, dtype)
+    return least, index
 
 
 def _search_block(query: Tensor, bank: Tensor, centre: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -177,17 +187,35 @@ def _fake(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
     return query.new_empty(query.shape[0], dtype=torch.float32), query.new_empty(query.shape[0], dtype=torch.int64)
 
 
-def no_gradient(operator: str):
-    """A backward formula that says why there is none."""
+def _packed_reference(
+    query: Tensor,
+    bank: Tensor,
+    codes: Tensor,
+    columns: Tensor,
+    centre: Tensor,
+    row: Tensor,
+    layout: Tensor,
+    squared: Tensor,
+    index: Tensor,
+    first_row: int,
+) -> tuple[Tensor, Tensor]:
+    """The rows alone decide; codes are only a help that the reference does without."""
+    here, at = _search(query, bank)
+    better = (here < squared) | (index < 0)
+    return torch.where(better, here, squared), torch.where(better, at + first_row, index)
 
-    def backward(ctx, *grads):
-        raise RuntimeError(
-            f"{operator} has no gradient: the nearest row changes by jumps. Detach its inputs, "
-            "or compute the distance to the returned rows with ordinary tensor operations"
-        )
 
-    return backward
+def _packed_fake(query, bank, codes, columns, centre, row, layout, squared, index, first_row):
+    return torch.empty_like(squared), torch.empty_like(index)
 
 
 _library.define("min_distance", "(Tensor query, Tensor bank) -> (Tensor, Tensor)", _reference, _fake)
 torch.library.register_autograd("monai_wscxr::min_distance", no_gradient("min_distance"), lib=_library._LIBRARY)
+_library.define(
+    "search_packed",
+    "(Tensor query, Tensor bank, Tensor codes, Tensor columns, Tensor centre, Tensor row, Tensor layout,"
+    " Tensor squared, Tensor index, SymInt first_row) -> (Tensor, Tensor)",
+    _packed_reference,
+    _packed_fake,
+)
+torch.library.register_autograd("monai_wscxr::search_packed", no_gradient("min_distance"), lib=_library._LIBRARY)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from monai_wscxr.ops import _library
-from monai_wscxr.ops.min_distance import check_rows, no_gradient
+from monai_wscxr.ops.checks import check_rows, no_gradient, plain_errors
+from monai_wscxr.ops.packed_bank import PackedBank
 
 
 def mined_count(n: int, r: float) -> int:
@@ -27,7 +28,7 @@ def mined_count(n: int, r: float) -> int:
     return max(1, n * exact.numerator // exact.denominator)
 
 
-def mine_top_r(query: Tensor, bank: Tensor, r: float) -> tuple[Tensor, Tensor]:
+def mine_top_r(query: Tensor, bank: Tensor | PackedBank, r: float) -> tuple[Tensor, Tensor]:
     """Keep the rows with the largest distance to their nearest bank row, M'_a of Eq. 5.
 
     The same set in the same order as `min_distance` followed by a stable descending sort: largest first, ties to the
@@ -35,7 +36,7 @@ def mine_top_r(query: Tensor, bank: Tensor, r: float) -> tuple[Tensor, Tensor]:
 
     Args:
         query: [Nq, C] abnormal patch features, Nq >= 1.
-        bank: [Nb, C] normal patch features, Nb >= 1.
+        bank: [Nb, C] normal patch features, Nb >= 1, or a `PackedBank` of them.
         r: retention rate in (0, 1].
 
     Returns:
@@ -44,8 +45,13 @@ def mine_top_r(query: Tensor, bank: Tensor, r: float) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: as `min_distance`, and for `r` outside (0, 1] or an empty query.
     """
-    check_rows(query, bank, "mine_top_r")
-    return torch.ops.monai_wscxr.mine_top_r(query, bank, mined_count(query.shape[0], r))
+    rows = bank.rows if isinstance(bank, PackedBank) else bank
+    check_rows(query, rows, "mine_top_r")
+    k = mined_count(query.shape[0], r)
+    with plain_errors():
+        if isinstance(bank, PackedBank):
+            return torch.ops.monai_wscxr.mine_packed(query, rows, *bank.packed, k)
+        return torch.ops.monai_wscxr.mine_top_r(query, rows, k)
 
 
 def _reference(query: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -58,5 +64,21 @@ def _fake(query: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return query.new_empty(k, dtype=torch.int64), query.new_empty(k, dtype=torch.float32)
 
 
+def _packed_reference(query, bank, codes, columns, centre, row, layout, k):
+    return _reference(query, bank, k)
+
+
+def _packed_fake(query, bank, codes, columns, centre, row, layout, k):
+    return _fake(query, bank, k)
+
+
 _library.define("mine_top_r", "(Tensor query, Tensor bank, SymInt k) -> (Tensor, Tensor)", _reference, _fake)
 torch.library.register_autograd("monai_wscxr::mine_top_r", no_gradient("mine_top_r"), lib=_library._LIBRARY)
+_library.define(
+    "mine_packed",
+    "(Tensor query, Tensor bank, Tensor codes, Tensor columns, Tensor centre, Tensor row, Tensor layout, SymInt k)"
+    " -> (Tensor, Tensor)",
+    _packed_reference,
+    _packed_fake,
+)
+torch.library.register_autograd("monai_wscxr::mine_packed", no_gradient("mine_top_r"), lib=_library._LIBRARY)

@@ -1,0 +1,83 @@
+// Eq. 4 on the CPU: exact nearest-row search, on plain rows and on a packed bank. See search.cpp for the algorithm.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+#include "rows.h"
+#include "search.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using namespace wscxr::search;
+
+constexpr std::int64_t kQueriesAtOnce = 1 << 15;  // their codes are held together
+
+std::tuple<Tensor, Tensor> nearest(const Rows& query, const Rows& bank, const PackedTensors& packed, const Tensor& squared,
+                                   const Tensor& index, std::int64_t first_row) {
+  double* least = static_cast<double*>(squared.data_ptr());
+  std::int64_t* at = static_cast<std::int64_t*>(index.data_ptr());
+  for (std::int64_t begin = 0; begin < query.count; begin += kQueriesAtOnce) {
+    const Rows part{query.at(begin), std::min(kQueriesAtOnce, query.count - begin), query.channels, query.type};
+    Search search(kernels(), packed.view(), bank, part, first_row);
+    search.carry(least + begin, at + begin);
+    std::vector<std::int64_t> all(static_cast<std::size_t>(part.count));
+    std::iota(all.begin(), all.end(), 0);
+    search.scan(all, 0, packed.view().panels);
+    search.finish(all);
+    for (std::int64_t i = 0; i < part.count; ++i) {
+      least[begin + i] = search[i].squared;
+      at[begin + i] = search[i].index;
+    }
+    count_search(part.count, search.evaluated());
+  }
+  return {squared, index};
+}
+
+std::tuple<Tensor, Tensor> min_distance(Tensor query, Tensor bank) {
+  const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
+  const Rows queries = rows_of(q), rows = rows_of(b);
+  check_finite(queries, "query");
+  const PackedTensors packed = pack_rows(rows, b);
+  Tensor squared = torch::stable::new_empty(q, {queries.count}, ScalarType::Double);
+  Tensor index = torch::stable::new_empty(q, {queries.count}, ScalarType::Long);
+  Tensor distance = torch::stable::new_empty(q, {queries.count}, ScalarType::Float);
+  std::fill_n(static_cast<std::int64_t*>(index.data_ptr()), queries.count, -1);
+  nearest(queries, rows, packed, squared, index, 0);
+  const double* least = static_cast<const double*>(squared.data_ptr());
+  float* out = static_cast<float*>(distance.data_ptr());
+  for (std::int64_t i = 0; i < queries.count; ++i) out[i] = static_cast<float>(std::sqrt(least[i]));
+  return {distance, index};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack_bank(Tensor bank) {
+  const Tensor b = torch::stable::contiguous(bank);
+  const PackedTensors packed = pack_rows(rows_of(b), b);
+  return {packed.codes, packed.columns, packed.centre, packed.row, packed.layout};
+}
+
+std::tuple<Tensor, Tensor> search_packed(Tensor query, Tensor bank, Tensor codes, Tensor columns, Tensor centre, Tensor row,
+                                         Tensor layout, Tensor squared, Tensor index, std::int64_t first_row) {
+  const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
+  const Rows queries = rows_of(q), rows = rows_of(b);
+  check_finite(queries, "query");
+  PackedTensors packed{codes, columns, centre, row, layout};
+  if (!packed.usable(rows)) packed = pack_rows(rows, b);
+  return nearest(queries, rows, packed, torch::stable::clone(squared), torch::stable::clone(index), first_row);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(monai_wscxr, CPU, m) {
+  m.impl("min_distance", TORCH_BOX(&min_distance));
+  m.impl("pack_bank", TORCH_BOX(&pack_bank));
+  m.impl("search_packed", TORCH_BOX(&search_packed));
+}

@@ -1,0 +1,114 @@
+#include "rows.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <atomic>
+#include <string>
+
+namespace wscxr::search {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+namespace {
+
+constexpr std::int64_t kVersion = 1;
+std::atomic<std::int64_t> total_queries{0}, total_evaluated{0};
+
+void fail_not_finite(const std::string& name, std::int64_t bad, std::int64_t count) {
+  const std::string message = name + " holds NaN or Inf in " + std::to_string(bad) + " of " + std::to_string(count) +
+                              " rows; distances to them mean nothing. Look for damaged images or a broken weights file";
+  STD_TORCH_CHECK(false, message);
+}
+
+}  // namespace
+
+Rows rows_of(const Tensor& tensor) {
+  Rows rows;
+  rows.data = static_cast<const char*>(tensor.data_ptr());
+  rows.count = tensor.size(0);
+  rows.channels = tensor.size(1);
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      rows.type = Type::kDouble;
+      break;
+    case ScalarType::Float:
+      rows.type = Type::kFloat;
+      break;
+    case ScalarType::Half:
+      rows.type = Type::kHalf;
+      break;
+    case ScalarType::BFloat16:
+      rows.type = Type::kBFloat16;
+      break;
+    default:
+      STD_TORCH_CHECK(false, "rows must be float64, float32, float16 or bfloat16");
+  }
+  return rows;
+}
+
+void check_finite(const Rows& rows, const char* name) {
+  const std::int64_t bad = count_not_finite(kernels(), rows);
+  if (bad) fail_not_finite(name, bad, rows.count);
+}
+
+PackedTensors pack_rows(const Rows& rows, const Tensor& like) {
+  const std::int64_t panels = panels_of(rows.count), depth = depth_of(rows.channels);
+  PackedTensors packed{torch::stable::new_empty(like, {panels, depth, 4 * kColumns}, ScalarType::Byte),
+                       torch::stable::new_empty(like, {panels, 4, kColumns}, ScalarType::Float),
+                       torch::stable::new_empty(like, {rows.channels}, ScalarType::Double),
+                       torch::stable::new_empty(like, {panels * kColumns}, ScalarType::Long),
+                       torch::stable::new_empty(like, {6}, ScalarType::Long)};
+  PackedOut out{static_cast<std::uint8_t*>(packed.codes.data_ptr()),
+                static_cast<float*>(packed.columns.data_ptr()),
+                static_cast<double*>(packed.centre.data_ptr()),
+                static_cast<std::int64_t*>(packed.row.data_ptr()),
+                0,
+                0,
+                0};
+  pack(kernels(), rows, out);
+  if (out.not_finite) fail_not_finite("bank", out.not_finite, rows.count);
+  std::int64_t* layout = static_cast<std::int64_t*>(packed.layout.data_ptr());
+  const std::int64_t values[6] = {kVersion, kernels().levels, out.exponent, out.unique, rows.count, rows.channels};
+  for (int i = 0; i < 6; ++i) layout[i] = values[i];
+  return packed;
+}
+
+Packed PackedTensors::view() const {
+  const std::int64_t* values = static_cast<const std::int64_t*>(layout.data_ptr());
+  Packed packed;
+  packed.codes = static_cast<const std::uint8_t*>(codes.data_ptr());
+  packed.columns = static_cast<const float*>(columns.data_ptr());
+  packed.centre = static_cast<const double*>(centre.data_ptr());
+  packed.row = static_cast<const std::int64_t*>(row.data_ptr());
+  packed.panels = panels_of(values[3]);  // columns beyond those in use are left out
+  packed.depth = depth_of(values[5]);
+  packed.exponent = static_cast<int>(values[2]);
+  return packed;
+}
+
+bool PackedTensors::usable(const Rows& bank) const {
+  if (layout.numel() != 6) return false;
+  const std::int64_t* values = static_cast<const std::int64_t*>(layout.data_ptr());
+  const std::int64_t panels = panels_of(bank.count);
+  if (values[0] != kVersion || values[1] != kernels().levels || values[3] < 1 || values[3] > bank.count ||
+      values[4] != bank.count || values[5] != bank.channels || codes.numel() != panels * depth_of(bank.channels) * 4 * kColumns ||
+      columns.numel() != panels * 4 * kColumns || centre.numel() != bank.channels || row.numel() != panels * kColumns) {
+    return false;
+  }
+  const std::int64_t* rows = static_cast<const std::int64_t*>(row.data_ptr());
+  for (std::int64_t i = 0; i < panels * kColumns; ++i) {
+    if (rows[i] < -1 || rows[i] >= bank.count) return false;
+  }
+  return true;
+}
+
+void count_search(std::int64_t queries, std::int64_t evaluated) {
+  total_queries += queries;
+  total_evaluated += evaluated;
+}
+
+SearchCounts search_counts() { return {total_queries.load(), total_evaluated.load()}; }
+
+}  // namespace wscxr::search

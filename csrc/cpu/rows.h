@@ -1,0 +1,34 @@
+// Tensors as rows and packed banks: what the search operators share.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+
+#include "search.h"
+
+namespace wscxr::search {
+
+// The matrix [N, C] behind a contiguous tensor.
+Rows rows_of(const torch::stable::Tensor& tensor);
+
+// Stops with a message that counts the rows holding NaN or Inf.
+void check_finite(const Rows& rows, const char* name);
+
+// Packed form of a bank as tensors. `layout` holds version, levels, exponent, columns in use, bank rows and channels.
+struct PackedTensors {
+  torch::stable::Tensor codes, columns, centre, row, layout;
+  Packed view() const;
+  // Whether it was packed from a bank of this shape for the instruction set that runs here.
+  bool usable(const Rows& bank) const;
+};
+PackedTensors pack_rows(const Rows& rows, const torch::stable::Tensor& like);
+
+// Totals since the process started, for benchmarks: queries searched and pairs evaluated exactly.
+void count_search(std::int64_t queries, std::int64_t evaluated);
+struct SearchCounts {
+  std::int64_t queries, evaluated;
+};
+SearchCounts search_counts();
+
+}  // namespace wscxr::search

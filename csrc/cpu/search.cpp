@@ -1,0 +1,417 @@
+// Exact nearest-row search: filter, certify, refine.
+//
+// Rows are centred, scaled by one power of two and quantised to bytes: x = s * code + e with |e| <= r. Products of codes are
+// exact integers, so the distance d~ of two coded rows is known but for the rounding of a few float32 operations, and the
+// triangle inequality bounds the true one: |d - d~| <= r_q + r_b. A bank row stays a candidate of a query only while
+// d~ - r_q - r_b does not exceed the least upper bound found so far. Candidates are evaluated in float64 from the stored
+// numbers, ties go to the lowest row. Data that quantise badly make the search slower, never wrong.
+#include "search.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <string>
+
+#include "../common.h"
+
+namespace wscxr::search {
+
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr std::int64_t kBlock = 192;        // queries whose codes stay in the second-level cache
+constexpr std::size_t kPile = 96;           // candidates of one query before they are tidied up
+constexpr std::size_t kPileKept = 48;       // as many may remain unevaluated
+constexpr std::int64_t kStride = 16;        // panels are visited with this stride: all parts of the bank early
+constexpr std::int64_t kSample = 4096;      // rows from which centre and scale are taken
+
+void for_each(std::int64_t count, std::int64_t grain, const std::function<void(std::int64_t)>& body) {
+  torch::stable::parallel_for(0, count, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) body(i);
+  });
+}
+
+float float_above(double x) { return std::nextafter(static_cast<float>(x), std::numeric_limits<float>::infinity()); }
+
+std::vector<float> as_float(const double* numbers, std::int64_t count) {
+  return std::vector<float>(numbers, numbers + count);
+}
+
+// The mean of evenly spaced rows: any centre is right, a good one makes numbers small. Then the power of two that brings
+// the largest centred number of the sample to about one.
+int centre_and_exponent(const Kernels& kernels, const Rows& bank, double* centre) {
+  const std::int64_t channels = bank.channels, taken = std::min(bank.count, kSample);
+  std::vector<double> wide(static_cast<std::size_t>(channels)), total(static_cast<std::size_t>(channels), 0.0);
+  const auto row = [&](std::int64_t i) {
+    return bank.at(static_cast<std::int64_t>(static_cast<double>(i) * static_cast<double>(bank.count) /
+                                             static_cast<double>(taken)));
+  };
+  for (std::int64_t i = 0; i < taken; ++i) {
+    kernels.widen(row(i), bank.type, channels, wide.data());
+    for (std::int64_t c = 0; c < channels; ++c) total[c] += wide[c] / static_cast<double>(taken);
+  }
+  for (std::int64_t c = 0; c < channels; ++c) {
+    centre[c] = bank.type == Type::kDouble ? total[c] : static_cast<double>(static_cast<float>(total[c]));
+  }
+  double most = 0;
+  for (std::int64_t i = 0; i < taken; ++i) {
+    kernels.widen(row(i), bank.type, channels, wide.data());
+    for (std::int64_t c = 0; c < channels; ++c) most = std::max(most, std::abs(wide[c] - centre[c]));
+  }
+  if (!(most > 0)) return 0;
+  const int limit = bank.type == Type::kDouble ? 1000 : 100;
+  return std::isfinite(most) ? std::clamp(std::ilogb(most), -limit, limit) : limit;
+}
+
+// First occurrences of the rows, in order. Later copies can never be nearest: ties go to the lowest row.
+std::vector<std::int64_t> first_of_equals(const Rows& bank, const std::vector<std::uint64_t>& hashes) {
+  std::size_t slots = 16;
+  while (slots < 2 * hashes.size()) slots *= 2;
+  std::vector<std::int64_t> table(slots, -1), kept;
+  kept.reserve(hashes.size());
+  const std::size_t bytes = static_cast<std::size_t>(bank.channels * bytes_of(bank.type));
+  for (std::size_t i = 0; i < hashes.size(); ++i) {
+    std::size_t slot = static_cast<std::size_t>(hashes[i]) & (slots - 1);
+    bool copy = false;
+    while (table[slot] >= 0 && !copy) {
+      const std::int64_t other = table[slot];
+      copy = hashes[static_cast<std::size_t>(other)] == hashes[i] &&
+             std::memcmp(bank.at(other), bank.at(static_cast<std::int64_t>(i)), bytes) == 0;
+      slot = (slot + 1) & (slots - 1);
+    }
+    if (copy) continue;
+    table[slot] = static_cast<std::int64_t>(i);
+    kept.push_back(static_cast<std::int64_t>(i));
+  }
+  return kept;
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& chosen = []() -> const Kernels& {
+    const char* asked = std::getenv("MONAI_WSCXR_CPU");
+    const std::string name = asked ? asked : "";
+#ifdef WSCXR_X86
+    const CpuFeatures cpu = cpu_features();
+    const bool vnni = cpu.avx512f && cpu.avx512bw && cpu.avx512dq && cpu.avx512vl && cpu.avx512_vnni;
+    if (vnni && (name.empty() || name == kAvx512Vnni.name)) return kAvx512Vnni;
+    if (cpu.avx2 && name != kPortable.name) return kAvx2;
+#endif
+    return kPortable;
+  }();
+  return chosen;
+}
+
+std::int64_t count_not_finite(const Kernels& kernels, const Rows& rows) {
+  std::atomic<std::int64_t> bad{0};
+  for_each(rows.count, 64, [&](std::int64_t i) {
+    bool finite = true;
+    kernels.hash(rows.at(i), rows.type, rows.channels, &finite);
+    if (!finite) bad.fetch_add(1, std::memory_order_relaxed);
+  });
+  return bad.load();
+}
+
+void pack(const Kernels& kernels, const Rows& bank, PackedOut& out) {
+  std::vector<std::uint64_t> hashes(static_cast<std::size_t>(bank.count));
+  std::atomic<std::int64_t> bad{0};
+  for_each(bank.count, 64, [&](std::int64_t i) {
+    bool finite = true;
+    hashes[static_cast<std::size_t>(i)] = kernels.hash(bank.at(i), bank.type, bank.channels, &finite);
+    if (!finite) bad.fetch_add(1, std::memory_order_relaxed);
+  });
+  out.not_finite = bad.load();
+  if (out.not_finite) return;
+  const std::vector<std::int64_t> kept = first_of_equals(bank, hashes);
+  out.unique = static_cast<std::int64_t>(kept.size());
+  out.exponent = centre_and_exponent(kernels, bank, out.centre);
+  const double unit = std::ldexp(1.0, -out.exponent);
+  const std::vector<float> centre = as_float(out.centre, bank.channels);
+  const std::int64_t depth = depth_of(bank.channels), coded = coded_channels(bank.channels);
+  for_each(panels_of(bank.count), 1, [&](std::int64_t panel) {
+    std::vector<std::int8_t> codes(static_cast<std::size_t>(kColumns * depth * 4), 0);
+    float* columns = out.columns + panel * 4 * kColumns;
+    for (int j = 0; j < kColumns; ++j) {
+      const std::int64_t column = panel * kColumns + j;
+      const bool there = column < out.unique;
+      const std::int64_t row = there ? kept[static_cast<std::size_t>(column)] : -1;
+      Quantised q;
+      if (there) {
+        q = kernels.quantise(bank.at(row), bank.type, out.centre, centre.data(), bank.channels, unit,
+                             codes.data() + j * depth * 4, coded);
+      }
+      out.row[column] = row;
+      columns[j] = there ? static_cast<float>(q.norm) : std::numeric_limits<float>::infinity();
+      columns[kColumns + j] = static_cast<float>(2 * q.scale);
+      columns[2 * kColumns + j] = float_above(q.residual);
+      columns[3 * kColumns + j] = float_above(std::sqrt(q.norm));
+    }
+    std::uint8_t* to = out.codes + panel * depth * 4 * kColumns;
+    for (std::int64_t d = 0; d < depth; ++d) {
+      for (int j = 0; j < kColumns; ++j) {
+        for (int c = 0; c < 4; ++c) {
+          *to++ = static_cast<std::uint8_t>(codes[static_cast<std::size_t>((j * depth + d) * 4 + c)] + kernels.offset);
+        }
+      }
+    }
+  });
+}
+
+Search::Search(const Kernels& kernels, const Packed& packed, const Rows& bank, const Rows& query, std::int64_t first_row)
+    : kernels_(kernels), packed_(packed), bank_(bank), query_(query), first_row_(first_row) {
+  const bool wide = bank.type == Type::kDouble || query.type == Type::kDouble;
+  floor_ = wide ? std::ldexp(1e-139, -packed.exponent) : std::numeric_limits<double>::denorm_min();
+  const std::int64_t bytes = packed.depth * 4;
+  codes_.resize(static_cast<std::size_t>(query.count * bytes));
+  stats_.resize(static_cast<std::size_t>(query.count));
+  nearest_.assign(static_cast<std::size_t>(query.count), Nearest{kInfinity, kInfinity, -1, {}});
+  const std::vector<float> centre = as_float(packed.centre, bank.channels);
+  const double unit = std::ldexp(1.0, -packed.exponent);
+  // float32 arithmetic is exact enough only where centre and unit are float32 numbers; a float64 bank's are not
+  const bool widened = bank.type == Type::kDouble && query.type != Type::kDouble;
+  for_each(query.count, 16, [&](std::int64_t i) {
+    std::vector<double> wide;
+    const char* row = query_.at(i);
+    Type type = query_.type;
+    if (widened) {
+      wide.resize(static_cast<std::size_t>(bank_.channels));
+      kernels_.widen(row, type, bank_.channels, wide.data());
+      row = reinterpret_cast<const char*>(wide.data());
+      type = Type::kDouble;
+    }
+    const Quantised q = kernels_.quantise(row, type, packed_.centre, centre.data(), bank_.channels, unit,
+                                          codes_.data() + i * bytes, coded_channels(bank_.channels));
+    stats_[static_cast<std::size_t>(i)] = {q.scale, q.norm, q.residual, std::sqrt(q.norm), q.sum, std::isfinite(q.residual)};
+  });
+  order_.reserve(static_cast<std::size_t>(packed.panels));
+  for (std::int64_t first = 0; first < kStride; ++first) {
+    for (std::int64_t panel = first; panel < packed.panels; panel += kStride) order_.push_back(panel);
+  }
+}
+
+double Search::to_scaled(double squared) const {
+  const double slack = 1 + (static_cast<double>(bank_.channels) + 16) * 0x1p-51;
+  return std::max(std::ldexp(std::sqrt(squared) * slack, -packed_.exponent), floor_);
+}
+
+double Search::upper(std::int64_t query) const {
+  return std::ldexp((*this)[query].upper, packed_.exponent) * (1 + 0x1p-40);
+}
+
+void Search::carry(const double* squared, const std::int64_t* index) {
+  for (std::size_t i = 0; i < nearest_.size(); ++i) {
+    if (index[i] < 0) continue;
+    nearest_[i].squared = squared[i];
+    nearest_[i].index = index[i];
+    nearest_[i].upper = to_scaled(squared[i]);
+  }
+}
+
+void Search::evaluate(std::int64_t query, Nearest& state, const Candidate* begin, const Candidate* end) const {
+  if (begin == end) return;
+  thread_local std::vector<double> wide;
+  const char* row = query_.at(query);
+  const double* q;
+  if (query_.type == Type::kDouble) {
+    q = reinterpret_cast<const double*>(row);
+  } else {
+    wide.resize(static_cast<std::size_t>(query_.channels));
+    kernels_.widen(row, query_.type, query_.channels, wide.data());
+    q = wide.data();
+  }
+  for (const Candidate* c = begin; c != end; ++c) {
+    const double squared = kernels_.squared_distance(q, bank_.at(c->row), bank_.type, bank_.channels);
+    if (squared < state.squared || state.index < 0) {
+      state.squared = squared;
+      state.index = first_row_ + c->row;
+    } else if (squared == state.squared) {
+      state.index = std::min(state.index, first_row_ + c->row);
+    }
+  }
+  state.upper = std::min(state.upper, to_scaled(state.squared));
+  evaluated_.fetch_add(end - begin, std::memory_order_relaxed);
+}
+
+void Search::evaluate_best(std::int64_t query, Nearest& state) const {
+  if (state.pile.empty()) return;
+  auto best = std::min_element(state.pile.begin(), state.pile.end(),
+                               [](const Candidate& a, const Candidate& b) { return a.lower < b.lower; });
+  const Candidate chosen = *best;
+  *best = state.pile.back();
+  state.pile.pop_back();
+  if (chosen.lower <= state.upper) evaluate(query, state, &chosen, &chosen + 1);
+}
+
+void Search::tidy(std::int64_t query, Nearest& state, std::size_t keep) const {
+  const auto ruled_out = [&](const Candidate& c) { return c.lower > state.upper; };
+  auto& pile = state.pile;
+  pile.erase(std::remove_if(pile.begin(), pile.end(), ruled_out), pile.end());
+  if (pile.size() <= keep) return;
+  // the likeliest first: they bring the bound down, so that fewer of the others need to be evaluated
+  std::sort(pile.begin(), pile.end(), [](const Candidate& a, const Candidate& b) { return a.lower < b.lower; });
+  std::size_t i = 0;
+  for (std::size_t step = 1; i < pile.size() && pile[i].lower <= state.upper; i += step, step = std::min<std::size_t>(2 * step, 8)) {
+    evaluate(query, state, pile.data() + i, pile.data() + std::min(pile.size(), i + step));
+  }
+  pile.clear();
+}
+
+void Search::add_candidates(std::int64_t query, Nearest& state, const std::int32_t* products, std::int64_t panel,
+                            std::uint32_t passed) const {
+  const Query& q = stats_[static_cast<std::size_t>(query)];
+  if (!q.coded) return;
+  const float* columns = packed_.columns + panel * 4 * kColumns;
+  const std::int64_t* row_of = packed_.row + panel * kColumns;
+  for (; passed; passed &= passed - 1) {
+    const int j = __builtin_ctz(passed);
+    if (row_of[j] < 0) continue;
+    const double norm = static_cast<double>(columns[j]);
+    const double product = q.scale * static_cast<double>(columns[kColumns + j]) * static_cast<double>(products[j]);
+    const double squared = norm + q.norm - product, error = 0x1p-22 * (norm + q.norm) + static_cast<double>(kTiny);
+    const double residual = q.residual + static_cast<double>(columns[2 * kColumns + j]);
+    const double upper = (std::sqrt(std::max(squared, 0.0) + error) + residual) * (1 + 0x1p-40);
+    const double lower = std::sqrt(std::max(squared - error, 0.0)) * (1 - 0x1p-40) - residual;
+    if (lower > state.upper) continue;
+    state.upper = std::min(state.upper, std::max(upper, floor_));
+    state.pile.push_back({lower, row_of[j]});
+  }
+  if (state.pile.size() >= kPile) tidy(query, state, kPileKept);
+}
+
+void Search::scan_block(const std::int64_t* queries, std::int64_t count, std::int64_t first, std::int64_t last,
+                        Nearest* states) const {
+  const int rows = kernels_.tile_rows;
+  const std::int64_t depth = packed_.depth, groups = (count + rows - 1) / rows;
+  std::vector<std::int32_t> words(static_cast<std::size_t>(groups * depth * rows), 0);
+  std::vector<std::int32_t> starts(static_cast<std::size_t>(groups * rows), 0);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int8_t* codes = codes_.data() + queries[i] * depth * 4;
+    std::int32_t* to = words.data() + (i / rows) * depth * rows + i % rows;
+    for (std::int64_t d = 0; d < depth; ++d) std::memcpy(to + d * rows, codes + d * 4, 4);
+    starts[static_cast<std::size_t>(i)] = -kernels_.offset * stats_[static_cast<std::size_t>(queries[i])].sum;
+  }
+  const std::size_t padded = static_cast<std::size_t>(groups * rows);
+  std::vector<float> scale(padded, 0.0f), reach(padded, 0.0f), root(padded, 0.0f), norm(padded, 0.0f);
+  const auto set_reach = [&](std::int64_t i) {
+    reach[i] = static_cast<float>(states[i].upper + stats_[static_cast<std::size_t>(queries[i])].residual);
+  };
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Query& q = stats_[static_cast<std::size_t>(queries[i])];
+    scale[i] = static_cast<float>(q.scale);
+    root[i] = static_cast<float>(q.root);
+    norm[i] = static_cast<float>(q.norm);
+    set_reach(i);
+  }
+  alignas(64) std::int32_t products[kLargestTile * kColumns];
+  std::uint32_t passed[kLargestTile];
+  std::int64_t check = 8;  // panels after which the bounds are made exact, then eight times as many, ...
+  for (std::int64_t position = first; position < last; ++position) {
+    const std::int64_t panel = order_[static_cast<std::size_t>(position)];
+    const std::uint8_t* codes = packed_.codes + panel * depth * 4 * kColumns;
+    const float* columns = packed_.columns + panel * 4 * kColumns;
+    const float longest = *std::max_element(columns + 3 * kColumns, columns + 4 * kColumns);
+    for (std::int64_t group = 0; group < groups; ++group) {
+      const std::int64_t begin = group * rows;
+      kernels_.tile(words.data() + begin * depth, starts.data() + begin, codes, depth, products);
+      kernels_.sift(products, columns, longest, {&scale[begin], &reach[begin], &root[begin], &norm[begin]}, passed);
+      for (std::int64_t r = 0; r < std::min<std::int64_t>(rows, count - begin); ++r) {
+        if (!passed[r]) continue;
+        add_candidates(queries[begin + r], states[begin + r], products + r * kColumns, panel, passed[r]);
+        set_reach(begin + r);
+      }
+    }
+    if (position - first + 1 == check) {
+      for (std::int64_t i = 0; i < count; ++i) {
+        evaluate_best(queries[i], states[i]);
+        set_reach(i);
+      }
+      check *= 8;
+    }
+  }
+}
+
+void Search::scan(const std::vector<std::int64_t>& queries, std::int64_t first, std::int64_t last) {
+  const std::int64_t count = static_cast<std::int64_t>(queries.size()), panels = last - first;
+  if (count == 0 || panels <= 0) return;
+  // equal blocks, as many as threads or a multiple; with few queries the panels are divided among threads as well
+  const std::int64_t threads = std::max<std::int64_t>(1, torch::stable::get_num_threads()), rows = kernels_.tile_rows;
+  const std::int64_t rounds = (count + threads * kBlock - 1) / (threads * kBlock);
+  std::int64_t size = (count + threads * rounds - 1) / (threads * rounds);
+  size = (std::max(size, rows) + rows - 1) / rows * rows;
+  const std::int64_t blocks = (count + size - 1) / size;
+  const std::int64_t parts = std::max<std::int64_t>(1, std::min(threads / blocks, panels / 16));
+  std::vector<std::vector<Nearest>> own(static_cast<std::size_t>(blocks * parts));
+  for_each(blocks * parts, 1, [&](std::int64_t unit) {
+    const std::int64_t block = unit / parts, part = unit % parts, begin = block * size;
+    const std::int64_t members = std::min(size, count - begin);
+    std::vector<Nearest>& states = own[static_cast<std::size_t>(unit)];
+    states.reserve(static_cast<std::size_t>(members));
+    for (std::int64_t i = 0; i < members; ++i) {
+      Nearest& state = nearest_[static_cast<std::size_t>(queries[begin + i])];
+      if (parts == 1) {
+        states.push_back(std::move(state));
+      } else {
+        states.push_back({state.upper, kInfinity, -1, {}});
+      }
+    }
+    scan_block(queries.data() + begin, members, first + panels * part / parts, first + panels * (part + 1) / parts,
+               states.data());
+    if (parts > 1) return;
+    for (std::int64_t i = 0; i < members; ++i) {
+      nearest_[static_cast<std::size_t>(queries[begin + i])] = std::move(states[static_cast<std::size_t>(i)]);
+    }
+  });
+  if (parts == 1) return;
+  for (std::int64_t unit = 0; unit < blocks * parts; ++unit) {
+    const std::int64_t begin = unit / parts * size;
+    const auto& states = own[static_cast<std::size_t>(unit)];
+    for (std::size_t i = 0; i < states.size(); ++i) {
+      Nearest& into = nearest_[static_cast<std::size_t>(queries[begin + static_cast<std::int64_t>(i)])];
+      const Nearest& from = states[i];
+      into.upper = std::min(into.upper, from.upper);
+      into.pile.insert(into.pile.end(), from.pile.begin(), from.pile.end());
+      if (from.index < 0) continue;
+      if (into.index < 0 || from.squared < into.squared || (from.squared == into.squared && from.index < into.index)) {
+        into.squared = from.squared;
+        into.index = from.index;
+      }
+    }
+  }
+}
+
+void Search::tighten(const std::vector<std::int64_t>& queries) {
+  for_each(static_cast<std::int64_t>(queries.size()), 16, [&](std::int64_t i) {
+    evaluate_best(queries[i], nearest_[static_cast<std::size_t>(queries[i])]);
+  });
+}
+
+void Search::evaluate_all(std::int64_t query, Nearest& state) const {
+  for (std::int64_t column = 0; column < packed_.panels * kColumns; ++column) {
+    if (packed_.row[column] < 0) continue;
+    const Candidate one{0.0, packed_.row[column]};
+    evaluate(query, state, &one, &one + 1);
+  }
+}
+
+void Search::finish(const std::vector<std::int64_t>& queries) {
+  for_each(static_cast<std::int64_t>(queries.size()), 4, [&](std::int64_t i) {
+    Nearest& state = nearest_[static_cast<std::size_t>(queries[i])];
+    if (stats_[static_cast<std::size_t>(queries[i])].coded) {
+      tidy(queries[i], state, 0);
+    } else {
+      evaluate_all(queries[i], state);
+    }
+    // float64 numbers whose squares overflow: all rows tie
+    if (!(state.squared < kInfinity)) state.index = state.index < 0 ? first_row_ : std::min(state.index, first_row_);
+  });
+}
+
+}  // namespace wscxr::search
