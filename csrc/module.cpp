@@ -1,7 +1,12 @@
 // monai_wscxr._C: what the extension was built with and what this CPU can do.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
 
 #include "common.h"
+#include "cpu/search.h"
 
 namespace py = pybind11;
 
@@ -22,10 +27,29 @@ py::dict cpu_capabilities() {
   capabilities["fma"] = features.fma;
   capabilities["avx512f"] = features.avx512f;
   capabilities["avx512bw"] = features.avx512bw;
+  capabilities["avx512dq"] = features.avx512dq;
   capabilities["avx512vl"] = features.avx512vl;
   capabilities["avx512_vnni"] = features.avx512_vnni;
   capabilities["avx512_bf16"] = features.avx512_bf16;
   return capabilities;
+}
+
+std::vector<std::string> available_search_kernels() {
+  std::vector<std::string> names;
+  for (const wscxr::search::Kernels* kernels : wscxr::search::kernels_of_this_cpu()) names.push_back(kernels->name);
+  return names;
+}
+
+void use_search_kernels(const std::string& name) {
+  if (!wscxr::search::use_kernels(name.c_str())) throw py::value_error("this CPU has no search kernels named " + name);
+}
+
+py::dict search_counts() {
+  const wscxr::search::SearchCounts counts = wscxr::search::search_counts();
+  py::dict result;
+  result["queries"] = counts.queries;
+  result["evaluated"] = counts.evaluated;
+  return result;
 }
 
 }  // namespace
@@ -34,4 +58,10 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU part of the monai_wscxr extension";
   m.def("build_info", &build_info, "Compiler and standard that this module was built with.");
   m.def("cpu_capabilities", &cpu_capabilities, "Instruction sets of the running CPU that kernels choose between.");
+  m.def("search_kernels", [] { return wscxr::search::kernels().name; }, "Instruction set that searches use.");
+  m.def("available_search_kernels", &available_search_kernels,
+        "Instruction sets that searches can use here, best first.");
+  m.def("use_search_kernels", &use_search_kernels,
+        "Choose the instruction set of searches, for tests and comparisons.");
+  m.def("search_counts", &search_counts, "Queries searched and pairs evaluated exactly since the process started.");
 }

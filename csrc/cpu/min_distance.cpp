@@ -21,8 +21,8 @@ using namespace wscxr::search;
 
 constexpr std::int64_t kQueriesAtOnce = 1 << 15;  // their codes are held together
 
-std::tuple<Tensor, Tensor> nearest(const Rows& query, const Rows& bank, const PackedTensors& packed, const Tensor& squared,
-                                   const Tensor& index, std::int64_t first_row) {
+std::tuple<Tensor, Tensor> nearest(const Rows& query, const Rows& bank, const PackedTensors& packed,
+                                   const Tensor& squared, const Tensor& index, std::int64_t first_row) {
   double* least = static_cast<double*>(squared.data_ptr());
   std::int64_t* at = static_cast<std::int64_t*>(index.data_ptr());
   for (std::int64_t begin = 0; begin < query.count; begin += kQueriesAtOnce) {
@@ -64,8 +64,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack_bank(Tensor bank) {
   return {packed.codes, packed.columns, packed.centre, packed.row, packed.layout};
 }
 
-std::tuple<Tensor, Tensor> search_packed(Tensor query, Tensor bank, Tensor codes, Tensor columns, Tensor centre, Tensor row,
-                                         Tensor layout, Tensor squared, Tensor index, std::int64_t first_row) {
+std::tuple<Tensor, Tensor> search_packed(Tensor query, Tensor bank, Tensor codes, Tensor columns, Tensor centre,
+                                         Tensor row, Tensor layout, Tensor squared, Tensor index,
+                                         std::int64_t first_row) {
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   const Rows queries = rows_of(q), rows = rows_of(b);
   check_finite(queries, "query");

@@ -1,7 +1,8 @@
 // Eq. 5 on the CPU: search and selection in one, dropping queries that cannot be mined any more.
 //
-// Upper bounds of the least distances only fall while the bank is scanned. Once k queries are finished, the k-th largest of
-// their distances is a lower bound of the final cut: a query whose upper bound is below it cannot be mined and is dropped.
+// Upper bounds of the least distances only fall while the bank is scanned. Once k queries are finished, the k-th
+// largest of their distances is a lower bound of the final cut: a query whose upper bound is below it cannot be mined
+// and is dropped.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -79,12 +80,14 @@ class Mining {
                        [&](std::int64_t a, std::int64_t b) { return bound(a) > bound(b); });
       leading.resize(k_);
     }
-    leading.erase(std::remove_if(leading.begin(), leading.end(), [&](std::int64_t q) { return done_[q]; }), leading.end());
+    leading.erase(std::remove_if(leading.begin(), leading.end(), [&](std::int64_t q) { return done_[q]; }),
+                  leading.end());
     std::sort(leading.begin(), leading.end());
     search_.scan(leading, scanned, panels_);
     search_.finish(leading);
     for (const std::int64_t query : leading) note(query);
-    active_.erase(std::remove_if(active_.begin(), active_.end(), [&](std::int64_t q) { return done_[q]; }), active_.end());
+    active_.erase(std::remove_if(active_.begin(), active_.end(), [&](std::int64_t q) { return done_[q]; }),
+                  active_.end());
   }
 
   void drop() {
@@ -128,8 +131,8 @@ std::tuple<Tensor, Tensor> mine_top_r(Tensor query, Tensor bank, std::int64_t k)
   return mine(q, b, pack_rows(rows_of(b), b), k);
 }
 
-std::tuple<Tensor, Tensor> mine_packed(Tensor query, Tensor bank, Tensor codes, Tensor columns, Tensor centre, Tensor row,
-                                       Tensor layout, std::int64_t k) {
+std::tuple<Tensor, Tensor> mine_packed(Tensor query, Tensor bank, Tensor codes, Tensor columns, Tensor centre,
+                                       Tensor row, Tensor layout, std::int64_t k) {
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   check_finite(rows_of(q), "query");
   PackedTensors packed{codes, columns, centre, row, layout};

@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <atomic>
 #include <string>
 
 namespace wscxr::search {
@@ -14,7 +13,6 @@ using torch::stable::Tensor;
 namespace {
 
 constexpr std::int64_t kVersion = 1;
-std::atomic<std::int64_t> total_queries{0}, total_evaluated{0};
 
 void fail_not_finite(const std::string& name, std::int64_t bad, std::int64_t count) {
   const std::string message = name + " holds NaN or Inf in " + std::to_string(bad) + " of " + std::to_string(count) +
@@ -93,8 +91,9 @@ bool PackedTensors::usable(const Rows& bank) const {
   const std::int64_t* values = static_cast<const std::int64_t*>(layout.data_ptr());
   const std::int64_t panels = panels_of(bank.count);
   if (values[0] != kVersion || values[1] != kernels().levels || values[3] < 1 || values[3] > bank.count ||
-      values[4] != bank.count || values[5] != bank.channels || codes.numel() != panels * depth_of(bank.channels) * 4 * kColumns ||
-      columns.numel() != panels * 4 * kColumns || centre.numel() != bank.channels || row.numel() != panels * kColumns) {
+      values[4] != bank.count || values[5] != bank.channels ||
+      codes.numel() != panels * depth_of(bank.channels) * 4 * kColumns || columns.numel() != panels * 4 * kColumns ||
+      centre.numel() != bank.channels || row.numel() != panels * kColumns) {
     return false;
   }
   const std::int64_t* rows = static_cast<const std::int64_t*>(row.data_ptr());
@@ -103,12 +102,5 @@ bool PackedTensors::usable(const Rows& bank) const {
   }
   return true;
 }
-
-void count_search(std::int64_t queries, std::int64_t evaluated) {
-  total_queries += queries;
-  total_evaluated += evaluated;
-}
-
-SearchCounts search_counts() { return {total_queries.load(), total_evaluated.load()}; }
 
 }  // namespace wscxr::search

@@ -24,11 +24,4 @@ struct PackedTensors {
 };
 PackedTensors pack_rows(const Rows& rows, const torch::stable::Tensor& like);
 
-// Totals since the process started, for benchmarks: queries searched and pairs evaluated exactly.
-void count_search(std::int64_t queries, std::int64_t evaluated);
-struct SearchCounts {
-  std::int64_t queries, evaluated;
-};
-SearchCounts search_counts();
-
 }  // namespace wscxr::search

@@ -1,10 +1,11 @@
 // Exact nearest-row search: filter, certify, refine.
 //
-// Rows are centred, scaled by one power of two and quantised to bytes: x = s * code + e with |e| <= r. Products of codes are
-// exact integers, so the distance d~ of two coded rows is known but for the rounding of a few float32 operations, and the
-// triangle inequality bounds the true one: |d - d~| <= r_q + r_b. A bank row stays a candidate of a query only while
-// d~ - r_q - r_b does not exceed the least upper bound found so far. Candidates are evaluated in float64 from the stored
-// numbers, ties go to the lowest row. Data that quantise badly make the search slower, never wrong.
+// Rows are centred, scaled by one power of two and quantised to bytes: x = s * code + e with |e| <= r. Products of
+// codes are exact integers, so the distance d~ of two coded rows is known but for the rounding of a few float32
+// operations, and the triangle inequality bounds the true one: |d - d~| <= r_q + r_b. A bank row stays a candidate of a
+// query only while d~ - r_q - r_b does not exceed the least upper bound found so far. Candidates are evaluated in
+// float64 from the stored numbers, ties go to the lowest row. Data that quantise badly make the search slower, never
+// wrong.
 #include "search.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -25,12 +26,14 @@ namespace wscxr::search {
 
 namespace {
 
+std::atomic<std::int64_t> total_queries{0}, total_evaluated{0};
+
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr std::int64_t kBlock = 192;        // queries whose codes stay in the second-level cache
-constexpr std::size_t kPile = 96;           // candidates of one query before they are tidied up
-constexpr std::size_t kPileKept = 48;       // as many may remain unevaluated
-constexpr std::int64_t kStride = 16;        // panels are visited with this stride: all parts of the bank early
-constexpr std::int64_t kSample = 4096;      // rows from which centre and scale are taken
+constexpr std::int64_t kBlock = 192;    // queries whose codes stay in the second-level cache
+constexpr std::size_t kPile = 96;       // candidates of one query before they are tidied up
+constexpr std::size_t kPileKept = 48;   // as many may remain unevaluated
+constexpr std::int64_t kStride = 16;    // panels are visited with this stride: all parts of the bank early
+constexpr std::int64_t kSample = 4096;  // rows from which centre and scale are taken
 
 void for_each(std::int64_t count, std::int64_t grain, const std::function<void(std::int64_t)>& body) {
   torch::stable::parallel_for(0, count, grain, [&](std::int64_t begin, std::int64_t end) {
@@ -44,8 +47,8 @@ std::vector<float> as_float(const double* numbers, std::int64_t count) {
   return std::vector<float>(numbers, numbers + count);
 }
 
-// The mean of evenly spaced rows: any centre is right, a good one makes numbers small. Then the power of two that brings
-// the largest centred number of the sample to about one.
+// The mean of evenly spaced rows: any centre is right, a good one makes numbers small. Then the power of two that
+// brings the largest centred number of the sample to about one.
 int centre_and_exponent(const Kernels& kernels, const Rows& bank, double* centre) {
   const std::int64_t channels = bank.channels, taken = std::min(bank.count, kSample);
   std::vector<double> wide(static_cast<std::size_t>(channels)), total(static_cast<std::size_t>(channels), 0.0);
@@ -95,19 +98,40 @@ std::vector<std::int64_t> first_of_equals(const Rows& bank, const std::vector<st
 
 }  // namespace
 
-const Kernels& kernels() {
-  static const Kernels& chosen = []() -> const Kernels& {
-    const char* asked = std::getenv("MONAI_WSCXR_CPU");
-    const std::string name = asked ? asked : "";
+std::vector<const Kernels*> kernels_of_this_cpu() {
+  std::vector<const Kernels*> found;
 #ifdef WSCXR_X86
-    const CpuFeatures cpu = cpu_features();
-    const bool vnni = cpu.avx512f && cpu.avx512bw && cpu.avx512dq && cpu.avx512vl && cpu.avx512_vnni;
-    if (vnni && (name.empty() || name == kAvx512Vnni.name)) return kAvx512Vnni;
-    if (cpu.avx2 && name != kPortable.name) return kAvx2;
+  const CpuFeatures cpu = cpu_features();
+  if (cpu.avx512f && cpu.avx512bw && cpu.avx512dq && cpu.avx512vl && cpu.avx512_vnni) found.push_back(&kAvx512Vnni);
+  if (cpu.avx2) found.push_back(&kAvx2);
 #endif
-    return kPortable;
+  found.push_back(&kPortable);
+  return found;
+}
+
+namespace {
+const Kernels* named(const char* name) {
+  for (const Kernels* k : kernels_of_this_cpu()) {
+    if (name && std::strcmp(k->name, name) == 0) return k;
+  }
+  return nullptr;
+}
+
+std::atomic<const Kernels*>& chosen() {
+  static std::atomic<const Kernels*> kernels = [] {
+    const Kernels* asked = named(std::getenv("MONAI_WSCXR_CPU"));
+    return asked ? asked : kernels_of_this_cpu().front();
   }();
-  return chosen;
+  return kernels;
+}
+}  // namespace
+
+const Kernels& kernels() { return *chosen().load(); }
+
+bool use_kernels(const char* name) {
+  const Kernels* asked = named(name);
+  if (asked) chosen().store(asked);
+  return asked != nullptr;
 }
 
 std::int64_t count_not_finite(const Kernels& kernels, const Rows& rows) {
@@ -165,7 +189,8 @@ void pack(const Kernels& kernels, const Rows& bank, PackedOut& out) {
   });
 }
 
-Search::Search(const Kernels& kernels, const Packed& packed, const Rows& bank, const Rows& query, std::int64_t first_row)
+Search::Search(const Kernels& kernels, const Packed& packed, const Rows& bank, const Rows& query,
+               std::int64_t first_row)
     : kernels_(kernels), packed_(packed), bank_(bank), query_(query), first_row_(first_row) {
   const bool wide = bank.type == Type::kDouble || query.type == Type::kDouble;
   floor_ = wide ? std::ldexp(1e-139, -packed.exponent) : std::numeric_limits<double>::denorm_min();
@@ -189,7 +214,8 @@ Search::Search(const Kernels& kernels, const Packed& packed, const Rows& bank, c
     }
     const Quantised q = kernels_.quantise(row, type, packed_.centre, centre.data(), bank_.channels, unit,
                                           codes_.data() + i * bytes, coded_channels(bank_.channels));
-    stats_[static_cast<std::size_t>(i)] = {q.scale, q.norm, q.residual, std::sqrt(q.norm), q.sum, std::isfinite(q.residual)};
+    stats_[static_cast<std::size_t>(i)] = {q.scale,           q.norm, q.residual,
+                                           std::sqrt(q.norm), q.sum,  std::isfinite(q.residual)};
   });
   order_.reserve(static_cast<std::size_t>(packed.panels));
   for (std::int64_t first = 0; first < kStride; ++first) {
@@ -227,7 +253,12 @@ void Search::evaluate(std::int64_t query, Nearest& state, const Candidate* begin
     kernels_.widen(row, query_.type, query_.channels, wide.data());
     q = wide.data();
   }
+  const std::int64_t bytes = bank_.channels * bytes_of(bank_.type);
   for (const Candidate* c = begin; c != end; ++c) {
+    // rows are far apart in memory: fetch the next one while this one is evaluated
+    if (c + 1 != end) {
+      for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(bank_.at(c[1].row) + i);
+    }
     const double squared = kernels_.squared_distance(q, bank_.at(c->row), bank_.type, bank_.channels);
     if (squared < state.squared || state.index < 0) {
       state.squared = squared;
@@ -258,7 +289,8 @@ void Search::tidy(std::int64_t query, Nearest& state, std::size_t keep) const {
   // the likeliest first: they bring the bound down, so that fewer of the others need to be evaluated
   std::sort(pile.begin(), pile.end(), [](const Candidate& a, const Candidate& b) { return a.lower < b.lower; });
   std::size_t i = 0;
-  for (std::size_t step = 1; i < pile.size() && pile[i].lower <= state.upper; i += step, step = std::min<std::size_t>(2 * step, 8)) {
+  for (std::size_t step = 1; i < pile.size() && pile[i].lower <= state.upper;
+       i += step, step = std::min<std::size_t>(2 * step, 8)) {
     evaluate(query, state, pile.data() + i, pile.data() + std::min(pile.size(), i + step));
   }
   pile.clear();
@@ -388,9 +420,8 @@ void Search::scan(const std::vector<std::int64_t>& queries, std::int64_t first, 
 }
 
 void Search::tighten(const std::vector<std::int64_t>& queries) {
-  for_each(static_cast<std::int64_t>(queries.size()), 16, [&](std::int64_t i) {
-    evaluate_best(queries[i], nearest_[static_cast<std::size_t>(queries[i])]);
-  });
+  for_each(static_cast<std::int64_t>(queries.size()), 16,
+           [&](std::int64_t i) { evaluate_best(queries[i], nearest_[static_cast<std::size_t>(queries[i])]); });
 }
 
 void Search::evaluate_all(std::int64_t query, Nearest& state) const {
@@ -413,5 +444,12 @@ void Search::finish(const std::vector<std::int64_t>& queries) {
     if (!(state.squared < kInfinity)) state.index = state.index < 0 ? first_row_ : std::min(state.index, first_row_);
   });
 }
+
+void count_search(std::int64_t queries, std::int64_t evaluated) {
+  total_queries += queries;
+  total_evaluated += evaluated;
+}
+
+SearchCounts search_counts() { return {total_queries.load(), total_evaluated.load()}; }
 
 }  // namespace wscxr::search

@@ -30,8 +30,8 @@ struct Rows {
 // scale * code + e with |e| <= residual.
 struct Quantised {
   double scale = 0;
-  double norm = 0;      // |scale * code|^2
-  double residual = 0;  // infinite: the row is too large to be coded
+  double norm = 0;       // |scale * code|^2
+  double residual = 0;   // infinite: the row is too large to be coded
   std::int32_t sum = 0;  // of the codes
 };
 
@@ -45,15 +45,16 @@ struct Reaches {
 constexpr float kRounding = 0x1p-18f;  // of the float32 test, relative to (|q| + |b|)^2
 constexpr float kTiny = 1e-34f;        // what underflows there
 
-// Functions compiled once per instruction set. All sets give the same bits, but for `levels`.
+// Functions compiled once per instruction set. Codes and bounds may differ between sets, exact distances have the same
+// bits.
 struct Kernels {
   const char* name;
   int levels;  // codes lie in [-levels, levels]
   int offset;  // bank codes are stored with this added, query codes as they are
   int tile_rows;
   // Codes of one row, zero beyond its channels; `wide` holds `channels` numbers of room.
-  Quantised (*quantise)(const char* row, Type type, const double* centre, const float* centre_float, std::int64_t channels,
-                        double unit, std::int8_t* codes, std::int64_t coded);
+  Quantised (*quantise)(const char* row, Type type, const double* centre, const float* centre_float,
+                        std::int64_t channels, double unit, std::int8_t* codes, std::int64_t coded);
   // Products of `tile_rows` queries ([depth][tile_rows] words) with a panel ([depth][kColumns] words) plus `start`.
   void (*tile)(const std::int32_t* queries, const std::int32_t* start, const std::uint8_t* panel, std::int64_t depth,
                std::int32_t* products);
@@ -75,21 +76,25 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512Vnni;
 #endif
 
-// The best of them for this CPU, or the one that the environment variable MONAI_WSCXR_CPU names.
+// The best of them for this CPU, or the one that `use_kernels` or the environment variable MONAI_WSCXR_CPU names.
 const Kernels& kernels();
+std::vector<const Kernels*> kernels_of_this_cpu();  // the best first
+bool use_kernels(const char* name);                 // false when this CPU has none of that name
 
 // A bank in panels. `columns` holds per panel four groups of kColumns numbers: |b~|^2, 2 * scale, residual, |b~|.
 struct Packed {
-  const std::uint8_t* codes = nullptr;   // [panels][depth][kColumns] words
-  const float* columns = nullptr;        // [panels][4][kColumns]
-  const double* centre = nullptr;        // [channels], each a float32 number unless the bank is float64
-  const std::int64_t* row = nullptr;     // [panels * kColumns] bank row of a column, -1 for none
+  const std::uint8_t* codes = nullptr;  // [panels][depth][kColumns] words
+  const float* columns = nullptr;       // [panels][4][kColumns]
+  const double* centre = nullptr;       // [channels], each a float32 number unless the bank is float64
+  const std::int64_t* row = nullptr;    // [panels * kColumns] bank row of a column, -1 for none
   std::int64_t panels = 0;
   std::int64_t depth = 0;  // words of four channels
   int exponent = 0;
 };
 
-inline std::int64_t coded_channels(std::int64_t channels) { return channels < kCodedChannels ? channels : kCodedChannels; }
+inline std::int64_t coded_channels(std::int64_t channels) {
+  return channels < kCodedChannels ? channels : kCodedChannels;
+}
 inline std::int64_t depth_of(std::int64_t channels) { return (coded_channels(channels) + 3) / 4; }
 inline std::int64_t panels_of(std::int64_t rows) { return (rows + kColumns - 1) / kColumns; }
 
@@ -166,5 +171,12 @@ class Search {
   double floor_ = 0;  // least upper bound that is used, scaled units: below it float64 squares underflow
   mutable std::atomic<std::int64_t> evaluated_{0};
 };
+
+// Totals since the process started, for benchmarks: queries searched and pairs evaluated exactly.
+void count_search(std::int64_t queries, std::int64_t evaluated);
+struct SearchCounts {
+  std::int64_t queries, evaluated;
+};
+SearchCounts search_counts();
 
 }  // namespace wscxr::search

@@ -19,17 +19,18 @@ namespace wscxr::search {
 namespace {
 
 constexpr int kLevels = 63;  // 2 * 2 * (63 + 64) * 63 = 32,004 < 2^15
-constexpr int kTile = 4;
+constexpr int kTile = 12;
+constexpr int kVectorBytes = 32;
 
 #include "search_bodies.inl"
 
-// Four queries and half a panel: eight sums stay in registers.
+// Four of the queries and half a panel: eight sums stay in registers.
 inline void half_tile(const std::int32_t* queries, const std::int32_t* start, const std::uint8_t* panel,
                       std::int64_t depth, std::int32_t* products) {
   const __m256i ones = _mm256_set1_epi16(1);
-  __m256i sums[kTile][2];
+  __m256i sums[4][2];
 #pragma GCC unroll 4
-  for (int r = 0; r < kTile; ++r) sums[r][0] = sums[r][1] = _mm256_set1_epi32(start[r]);
+  for (int r = 0; r < 4; ++r) sums[r][0] = sums[r][1] = _mm256_set1_epi32(start[r]);
   std::int64_t d = 0;
   for (; d + 2 <= depth; d += 2) {
     const __m256i* near = reinterpret_cast<const __m256i*>(panel + d * 128);
@@ -37,7 +38,7 @@ inline void half_tile(const std::int32_t* queries, const std::int32_t* start, co
     const __m256i a0 = _mm256_loadu_si256(near), a1 = _mm256_loadu_si256(near + 1);
     const __m256i b0 = _mm256_loadu_si256(next), b1 = _mm256_loadu_si256(next + 1);
 #pragma GCC unroll 4
-    for (int r = 0; r < kTile; ++r) {
+    for (int r = 0; r < 4; ++r) {
       const __m256i p = _mm256_set1_epi32(queries[d * kTile + r]), q = _mm256_set1_epi32(queries[(d + 1) * kTile + r]);
       const __m256i s0 = _mm256_add_epi16(_mm256_maddubs_epi16(a0, p), _mm256_maddubs_epi16(b0, q));
       const __m256i s1 = _mm256_add_epi16(_mm256_maddubs_epi16(a1, p), _mm256_maddubs_epi16(b1, q));
@@ -49,23 +50,27 @@ inline void half_tile(const std::int32_t* queries, const std::int32_t* start, co
     const __m256i* near = reinterpret_cast<const __m256i*>(panel + d * 128);
     const __m256i a0 = _mm256_loadu_si256(near), a1 = _mm256_loadu_si256(near + 1);
 #pragma GCC unroll 4
-    for (int r = 0; r < kTile; ++r) {
+    for (int r = 0; r < 4; ++r) {
       const __m256i p = _mm256_set1_epi32(queries[d * kTile + r]);
       sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(a0, p), ones));
       sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(_mm256_maddubs_epi16(a1, p), ones));
     }
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < kTile; ++r) {
+  for (int r = 0; r < 4; ++r) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(products + r * kColumns), sums[r][0]);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(products + r * kColumns + 8), sums[r][1]);
   }
 }
 
+// Half a panel stays in the first-level cache for all queries of the tile.
 void tile(const std::int32_t* queries, const std::int32_t* start, const std::uint8_t* panel, std::int64_t depth,
           std::int32_t* products) {
-  half_tile(queries, start, panel, depth, products);
-  half_tile(queries, start, panel + 64, depth, products + 16);
+  for (int half = 0; half < 2; ++half) {
+    for (int r = 0; r < kTile; r += 4) {
+      half_tile(queries + r, start + r, panel + 64 * half, depth, products + r * kColumns + 16 * half);
+    }
+  }
 }
 
 void sift(const std::int32_t* products, const float* columns, float longest, const Reaches& queries,

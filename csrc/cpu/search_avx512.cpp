@@ -9,7 +9,8 @@
 #include <limits>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512")
@@ -20,6 +21,7 @@ namespace {
 
 constexpr int kLevels = 127;
 constexpr int kTile = 12;
+constexpr int kVectorBytes = 64;
 
 #include "search_bodies.inl"
 

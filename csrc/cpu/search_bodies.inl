@@ -1,18 +1,17 @@
-// Bodies of the search kernels, included by every search_*.cpp inside an unnamed namespace and under its own instruction set.
-// Vectors are the compiler's generic ones; it splits them where registers are narrower, so all sets give the same bits.
-// (Products and sums are rounded one by one: the files are compiled with -ffp-contract=off.)
+// Bodies of the search kernels, included by every search_*.cpp inside an unnamed namespace and under its own
+// instruction set. Vectors are the compiler's generic ones; it splits them where registers are narrower, so all sets
+// give the same bits. (Products and sums are rounded one by one: the files are compiled with -ffp-contract=off.)
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors never leave a file
 
-using V16f = float __attribute__((vector_size(64)));
-using V16i = std::int32_t __attribute__((vector_size(64)));
-using V16u = std::uint32_t __attribute__((vector_size(64)));
-using V16h = std::uint16_t __attribute__((vector_size(32)));
-using V16c = std::int8_t __attribute__((vector_size(16)));
-using V8d = double __attribute__((vector_size(64)));
-using V8f = float __attribute__((vector_size(32)));
-using V8i = std::int32_t __attribute__((vector_size(32)));
-using V8c = std::int8_t __attribute__((vector_size(8)));
+constexpr int kFloats = kVectorBytes / 4, kDoubles = kVectorBytes / 8;
+using Floats = float __attribute__((vector_size(kVectorBytes)));
+using Words = std::uint32_t __attribute__((vector_size(kVectorBytes)));
+using Integers = std::int32_t __attribute__((vector_size(kVectorBytes)));
+using Doubles = double __attribute__((vector_size(kVectorBytes)));
+using HalfWords = std::uint16_t __attribute__((vector_size(kVectorBytes / 2)));
+using HalfFloats = float __attribute__((vector_size(kVectorBytes / 2)));
+using HalfIntegers = std::int32_t __attribute__((vector_size(kVectorBytes / 2)));
 
 template <typename V>
 inline V load(const void* from) {
@@ -26,35 +25,36 @@ inline void store(void* to, const V& v) {
   std::memcpy(to, &v, sizeof(V));
 }
 
-// Sixteen stored numbers as float32, exactly.
-inline void floats_of_half(const void* from, V16f* out) {
-  const V16u bits = __builtin_convertvector(load<V16h>(from), V16u);
-  const V16u shifted = (bits & 0x7fffu) << 13;
-  V16f magnitude;
+// A vector of stored numbers as float32, exactly.
+inline void floats_of_half(const void* from, Floats* out) {
+  const Words bits = __builtin_convertvector(load<HalfWords>(from), Words);
+  const Words shifted = (bits & 0x7fffu) << 13;
+  Floats magnitude;
   std::memcpy(&magnitude, &shifted, sizeof magnitude);
   magnitude = magnitude * 0x1p112f;  // moves the exponent; subnormal numbers come out right as well
-  V16u result;
+  Words result;
   std::memcpy(&result, &magnitude, sizeof result);
   result |= (bits & 0x8000u) << 16;
   std::memcpy(out, &result, sizeof result);
 }
 
-inline void floats_of_bfloat16(const void* from, V16f* out) {
-  const V16u result = __builtin_convertvector(load<V16h>(from), V16u) << 16;
+inline void floats_of_bfloat16(const void* from, Floats* out) {
+  const Words result = __builtin_convertvector(load<HalfWords>(from), Words) << 16;
   std::memcpy(out, &result, sizeof result);
 }
 
-// Sixteen channels from `first` on as float32, zero beyond the row's end.
-inline void floats_at(const char* row, Type type, std::int64_t first, std::int64_t channels, V16f* out) {
+// A vector of channels from `first` on as float32, zero beyond the row's end; `kWhole`: the vector lies within the row.
+template <bool kWhole>
+inline void floats_at(const char* row, Type type, std::int64_t first, std::int64_t channels, Floats* out) {
   const std::int64_t width = type == Type::kFloat ? 4 : 2;
   const char* from = row + first * width;
-  char room[64] = {0};
-  if (first + 16 > channels) {
+  char room[kVectorBytes] = {0};
+  if (!kWhole && first + kFloats > channels) {
     std::memcpy(room, from, static_cast<std::size_t>((channels - first) * width));
     from = room;
   }
   if (type == Type::kFloat) {
-    *out = load<V16f>(from);
+    *out = load<Floats>(from);
   } else if (type == Type::kHalf) {
     floats_of_half(from, out);
   } else {
@@ -70,17 +70,16 @@ inline void padded(const S* from, std::int64_t first, std::int64_t channels, std
 
 // The two precisions in which rows are quantised: float64 rows in float64, all others in float32.
 struct Single {
-  using V = V16f;
-  using I = V16i;
-  using C = V16c;
+  using V = Floats;
+  using I = Integers;
   using Scalar = float;
-  static constexpr int kLanes = 16;
+  static constexpr int kLanes = kFloats;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to an integer
   static constexpr double kUnit = 0x1p-24, kTiny = 0x1p-125;
   static void centred(const char* row, Type type, const double*, const float* centre, std::int64_t first,
                       std::int64_t channels, float unit, V* out) {
     V x, c = {};
-    floats_at(row, type, first, channels, &x);
+    floats_at<false>(row, type, first, channels, &x);
     if (first + kLanes <= channels) {
       c = load<V>(centre + first);
     } else {
@@ -93,11 +92,10 @@ struct Single {
 };
 
 struct Double {
-  using V = V8d;
-  using I = V8i;
-  using C = V8c;
+  using V = Doubles;
+  using I = HalfIntegers;
   using Scalar = double;
-  static constexpr int kLanes = 8;
+  static constexpr int kLanes = kDoubles;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kUnit = 0x1p-53, kTiny = 0x1p-1021;
   static void centred(const char* row, Type, const double* centre, const float*, std::int64_t first,
@@ -115,8 +113,8 @@ struct Double {
 };
 
 template <typename P>
-Quantised quantise_in(const char* row, Type type, const double* centre, const float* centre_float, std::int64_t channels,
-                      double unit, std::int8_t* codes, std::int64_t coded, int levels) {
+Quantised quantise_in(const char* row, Type type, const double* centre, const float* centre_float,
+                      std::int64_t channels, double unit, std::int8_t* codes, std::int64_t coded, int levels) {
   using V = typename P::V;
   using Scalar = typename P::Scalar;
   const Scalar scale_unit = static_cast<Scalar>(unit);
@@ -150,9 +148,12 @@ Quantised quantise_in(const char* row, Type type, const double* centre, const fl
     const typename P::I whole = __builtin_convertvector(code, typename P::I);
     sum = sum + whole;
     squares = squares + whole * whole;
-    const typename P::C narrow = __builtin_convertvector(whole, typename P::C);
+    alignas(64) std::int32_t wide[P::kLanes];
+    std::memcpy(wide, &whole, sizeof whole);
+    std::int8_t narrow[P::kLanes];
+    for (int lane = 0; lane < P::kLanes; ++lane) narrow[lane] = static_cast<std::int8_t>(wide[lane]);
     const std::int64_t room = (coded + 3) / 4 * 4 - i;
-    std::memcpy(codes + i, &narrow, static_cast<std::size_t>(room < P::kLanes ? room : P::kLanes));
+    std::memcpy(codes + i, narrow, static_cast<std::size_t>(room < P::kLanes ? room : P::kLanes));
   }
   // channels that are not coded; `coded` is a multiple of the lanes where it is less than `channels`
   for (std::int64_t i = coded; i < channels; i += P::kLanes) {
@@ -172,7 +173,8 @@ Quantised quantise_in(const char* row, Type type, const double* centre, const fl
   result.norm = s * s * static_cast<double>(norm);
   // rounding of the sum of squares, then of the centred numbers and of the products, then what underflows
   const double residual = std::sqrt(squared_error) * (1 + (n + 16) * 2 * P::kUnit);
-  result.residual = residual + 4 * P::kUnit * (std::sqrt(result.norm) + residual) + P::kTiny * (unit + 1) * std::sqrt(n);
+  result.residual =
+      residual + 4 * P::kUnit * (std::sqrt(result.norm) + residual) + P::kTiny * (unit + 1) * std::sqrt(n);
   return result;
 }
 
@@ -183,51 +185,72 @@ Quantised quantise(const char* row, Type type, const double* centre, const float
   return quantise_in<Single>(row, type, centre, centre_float, channels, unit, codes, coded, kLevels);
 }
 
-// Thirty-two running sums, folded in a fixed order.
-double squared_distance(const double* query, const char* row, Type type, std::int64_t channels) {
-  V8d sums[4] = {};
+// The next `kFloats` channels as doubles.
+template <bool kWhole>
+inline void doubles_at(const char* row, Type type, std::int64_t first, std::int64_t channels, Doubles* out) {
+  if (type == Type::kDouble) {
+    const char* from = row + first * 8;
+    double room[kFloats] = {0};
+    if (!kWhole && first + kFloats > channels) {
+      std::memcpy(room, from, static_cast<std::size_t>(channels - first) * 8);
+      from = reinterpret_cast<const char*>(room);
+    }
+    out[0] = load<Doubles>(from);
+    out[1] = load<Doubles>(from + kVectorBytes);
+    return;
+  }
+  Floats wide;
+  floats_at<kWhole>(row, type, first, channels, &wide);
+  HalfFloats halves[2];
+  std::memcpy(halves, &wide, sizeof wide);
+  out[0] = __builtin_convertvector(halves[0], Doubles);
+  out[1] = __builtin_convertvector(halves[1], Doubles);
+}
+
+// Thirty-two running sums, folded in a fixed order: the same bits whatever the width of a vector.
+template <Type kType>
+double squared_distance_of(const double* query, const char* row, std::int64_t channels) {
+  constexpr int kParts = 32 / kDoubles;
+  Doubles sums[kParts] = {};
   std::int64_t i = 0;
-  for (; i + 32 <= channels; i += 32) {
-    V8d b[4];
-    if (type == Type::kDouble) {
-      for (int part = 0; part < 4; ++part) b[part] = load<V8d>(row + (i + 8 * part) * 8);
-    } else if (type == Type::kFloat) {
-      for (int part = 0; part < 4; ++part) {
-        b[part] = __builtin_convertvector(load<V8f>(row + (i + 8 * part) * 4), V8d);
-      }
-    } else {
-      V16f wide[2];
-      floats_at(row, type, i, channels, &wide[0]);
-      floats_at(row, type, i + 16, channels, &wide[1]);
-      for (int part = 0; part < 4; ++part) {
-        b[part] = __builtin_convertvector(load<V8f>(reinterpret_cast<const char*>(wide) + 32 * part), V8d);
-      }
-    }
-    for (int part = 0; part < 4; ++part) {
-      const V8d difference = load<V8d>(query + i + 8 * part) - b[part];
+  const auto add = [&](const double* q, const char* b, std::int64_t first) {
+    Doubles wide[kParts];
+#pragma GCC unroll 16
+    for (int part = 0; part < kParts; part += 2) doubles_at<true>(b, kType, first + part * kDoubles, 0, wide + part);
+#pragma GCC unroll 16
+    for (int part = 0; part < kParts; ++part) {
+      const Doubles difference = load<Doubles>(q + first + part * kDoubles) - wide[part];
       sums[part] = sums[part] + difference * difference;
     }
-  }
+  };
+  for (; i + 32 <= channels; i += 32) add(query, row, i);
   if (i < channels) {
-    double q[32] = {0}, b[32] = {0};
-    const std::int64_t rest = channels - i;
-    for (std::int64_t c = 0; c < rest; ++c) q[c] = query[i + c];
-    if (type == Type::kDouble) {
-      std::memcpy(b, row + i * 8, static_cast<std::size_t>(rest) * 8);
-    } else {
-      for (std::int64_t first = 0; first < rest; first += 16) {
-        V16f wide;
-        floats_at(row, type, i + first, channels, &wide);
-        for (int lane = 0; lane < 16; ++lane) b[first + lane] = static_cast<double>(wide[lane]);
-      }
-    }
-    for (int part = 0; part < 4; ++part) {
-      const V8d difference = load<V8d>(q + 8 * part) - load<V8d>(b + 8 * part);
-      sums[part] = sums[part] + difference * difference;
-    }
+    constexpr std::int64_t kBytes = kType == Type::kDouble ? 8 : kType == Type::kFloat ? 4 : 2;
+    double q[32] = {0};
+    char b[32 * 8] = {0};
+    std::memcpy(q, query + i, static_cast<std::size_t>(channels - i) * 8);
+    std::memcpy(b, row + i * kBytes, static_cast<std::size_t>((channels - i) * kBytes));
+    add(q, b, 0);
   }
-  const V8d folded = (sums[0] + sums[2]) + (sums[1] + sums[3]);
-  return ((folded[0] + folded[4]) + (folded[2] + folded[6])) + ((folded[1] + folded[5]) + (folded[3] + folded[7]));
+  double folded[32];
+  std::memcpy(folded, sums, sizeof folded);
+  for (int width = 16; width; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) folded[lane] += folded[lane + width];
+  }
+  return folded[0];
+}
+
+double squared_distance(const double* query, const char* row, Type type, std::int64_t channels) {
+  switch (type) {
+    case Type::kDouble:
+      return squared_distance_of<Type::kDouble>(query, row, channels);
+    case Type::kFloat:
+      return squared_distance_of<Type::kFloat>(query, row, channels);
+    case Type::kHalf:
+      return squared_distance_of<Type::kHalf>(query, row, channels);
+    default:
+      return squared_distance_of<Type::kBFloat16>(query, row, channels);
+  }
 }
 
 void widen(const char* row, Type type, std::int64_t channels, double* out) {
@@ -235,41 +258,43 @@ void widen(const char* row, Type type, std::int64_t channels, double* out) {
     std::memcpy(out, row, static_cast<std::size_t>(channels) * 8);
     return;
   }
-  for (std::int64_t i = 0; i < channels; i += 16) {
-    V16f wide;
-    floats_at(row, type, i, channels, &wide);
-    const std::int64_t there = channels - i < 16 ? channels - i : 16;
-    for (std::int64_t lane = 0; lane < there; ++lane) out[i + lane] = static_cast<double>(wide[lane]);
+  for (std::int64_t i = 0; i < channels; i += kFloats) {
+    Doubles wide[2];
+    doubles_at<false>(row, type, i, channels, wide);
+    const std::int64_t there = channels - i < kFloats ? channels - i : kFloats;
+    std::memcpy(out + i, wide, static_cast<std::size_t>(there) * 8);
   }
 }
 
-// Sixteen multiplicative hashes side by side; equal hashes are compared byte by byte afterwards.
+// Multiplicative hashes side by side; equal hashes are compared byte by byte afterwards.
 std::uint64_t hash(const char* row, Type type, std::int64_t channels, bool* finite) {
   const std::int64_t bytes = channels * bytes_of(type);
-  V16u state, bad = {};
-  for (std::uint32_t lane = 0; lane < 16; ++lane) state[lane] = 0x9e3779b9u * (lane + 1);
-  for (std::int64_t i = 0; i < bytes; i += 64) {
-    V16u word = {};
-    if (i + 64 <= bytes) {
-      word = load<V16u>(row + i);
+  // the exponent's bits are all ones exactly in NaN and infinity; of a float64 they lie in every second word
+  const std::uint32_t high = type == Type::kDouble  ? 0x7ff00000u
+                             : type == Type::kFloat ? 0x7f800000u
+                             : type == Type::kHalf  ? 0x7c000000u
+                                                    : 0x7f800000u;
+  const std::uint32_t low = type == Type::kHalf ? 0x7c00u : type == Type::kBFloat16 ? 0x7f80u : 0u;
+  Words state, bad = {}, every = {};
+  for (std::uint32_t lane = 0; lane < kFloats; ++lane) {
+    state[lane] = 0x9e3779b9u * (lane + 1);
+    every[lane] = type == Type::kDouble && lane % 2 == 0 ? 0 : ~0u;
+  }
+  for (std::int64_t i = 0; i < bytes; i += kVectorBytes) {
+    Words word = {};
+    if (i + kVectorBytes <= bytes) {
+      word = load<Words>(row + i);
     } else {
       std::memcpy(&word, row + i, static_cast<std::size_t>(bytes - i));
     }
-    // the exponent's bits are all ones exactly in NaN and infinity
-    if (type == Type::kFloat) {
-      bad |= (V16u)((word & 0x7f800000u) == 0x7f800000u);
-    } else if (type == Type::kDouble) {  // the upper half of each number
-      bad |= (V16u)((word & 0x7ff00000u) == 0x7ff00000u) & V16u{0, ~0u, 0, ~0u, 0, ~0u, 0, ~0u, 0, ~0u, 0, ~0u, 0, ~0u, 0, ~0u};
-    } else {
-      const std::uint32_t mask = type == Type::kHalf ? 0x7c00u : 0x7f80u;
-      bad |= (V16u)((word & mask) == mask) | (V16u)((word & (mask << 16)) == (mask << 16));
-    }
+    bad |= (Words)((word & high) == high) & every;
+    if (low) bad |= (Words)((word & low) == low);
     state = (state ^ word) * 0x85ebca6bu;
     state ^= state >> 13;
   }
   std::uint64_t result = 0x2545f4914f6cdd1dull;
   std::uint32_t any = 0;
-  for (int lane = 0; lane < 16; ++lane) {
+  for (int lane = 0; lane < kFloats; ++lane) {
     result = (result ^ state[lane]) * 0x9fb21c651e98df25ull;
     result ^= result >> 29;
     any |= bad[lane];

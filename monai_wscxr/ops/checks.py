@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import torch
@@ -56,10 +57,10 @@ def _value_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        sentence = str(error).splitlines()[0]
-        if "holds NaN or Inf" not in sentence:
+        sentence = re.search(r"(query|bank) holds NaN or Inf.*", str(error))
+        if sentence is None:
             raise
-        raise ValueError(sentence) from None
+        raise ValueError(sentence.group()) from None
 
 
 def plain_errors() -> contextlib.AbstractContextManager[None]:

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from monai_wscxr import ops
+
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 COPIES = 16
 
@@ -133,6 +135,14 @@ def sample(device):
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(7)
+
+
+@pytest.fixture
+def kernels():
+    """Choose the instruction set of searches by name; put back afterwards."""
+    before = ops.EXTENSION.search_kernels()
+    yield ops.EXTENSION.use_search_kernels
+    ops.EXTENSION.use_search_kernels(before)
 
 
 class Recorder(TorchDispatchMode):

@@ -7,16 +7,36 @@ import numpy as np
 import pytest
 import torch
 
-from monai_wscxr.ops import OPERATORS, _library, backend, min_distance
+from monai_wscxr import ops
+from monai_wscxr.ops import OPERATORS, PackedBank, _library, backend, min_distance
 
 MODULE = importlib.import_module("monai_wscxr.ops.min_distance")
+PACKING = importlib.import_module("monai_wscxr.ops.packed_bank")
+KERNELS = ops.EXTENSION.available_search_kernels() if ops.EXTENSION is not None else []
 # "float64, rounded once to float32": half a unit in the last place, and one more half where two float64 sums differ
 ONE_ROUNDING = 2.0**-23
 SMALLEST = 2.0**-149
 
-# public: what users call, compiled where a kernel is registered; the rest is the reference, driven through every branch
+
+
+def packed(query, bank):
+    """A packed bank where there is one (on the CPU)."""
+    return min_distance(query, PackedBank.pack(bank) if bank.device.type == "cpu" else bank)
+
+
+def packed_in_plain_torch(query, bank):
+    """Codes made by the reference of packing, searched by whatever is compiled."""
+    codes = PackedBank(bank, *PACKING._reference(bank))
+    return min_distance(query, codes if bank.device.type == "cpu" else bank)
+
+
+# public: what users call, compiled where a kernel is registered; then each instruction set by name, packed banks, and the
+# reference, driven through every branch
 IMPLEMENTATIONS = {
     "public": (min_distance, {}),
+    **{name: (min_distance, {"kernels": name}) for name in KERNELS},
+    "packed": (packed, {}),
+    "packed_in_plain_torch": (packed_in_plain_torch, {}),
     "reference": (MODULE._reference, {}),
     "small_blocks": (MODULE._reference, {"_QUERY_BLOCK": 7, "_BANK_BLOCK": 11}),
     "pile_overflows": (MODULE._reference, {"_QUERY_BLOCK": 7, "_BANK_BLOCK": 11, "_PILE_LIMIT": 5}),
@@ -27,6 +47,9 @@ IMPLEMENTATIONS = {
 @pytest.fixture(params=IMPLEMENTATIONS)
 def search(request, monkeypatch):
     function, constants = IMPLEMENTATIONS[request.param]
+    if "kernels" in constants:
+        request.getfixturevalue("kernels")(constants["kernels"])
+        return function
     for name, value in constants.items():
         monkeypatch.setattr(MODULE, name, value)
     return function
