@@ -3,12 +3,17 @@
 
 #include <string>
 
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define WSCXR_X86 1
+#endif
+
 namespace wscxr {
 
 // Instruction sets that the running CPU offers, among those that kernels choose between.
 struct CpuFeatures {
   bool avx2 = false;
   bool fma = false;
+  bool f16c = false;
   bool avx512f = false;
   bool avx512bw = false;
   bool avx512dq = false;
@@ -19,10 +24,11 @@ struct CpuFeatures {
 
 inline CpuFeatures cpu_features() {
   CpuFeatures features;
-#if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
+#ifdef WSCXR_X86
   __builtin_cpu_init();
   features.avx2 = __builtin_cpu_supports("avx2");
   features.fma = __builtin_cpu_supports("fma");
+  features.f16c = features.avx2 && __builtin_cpu_supports("f16c");
   features.avx512f = __builtin_cpu_supports("avx512f");
   features.avx512bw = __builtin_cpu_supports("avx512bw");
   features.avx512dq = __builtin_cpu_supports("avx512dq");

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "../common.h"
+
 namespace wscxr::search {
 
 // Columns of a panel: bank rows whose codes lie side by side, four channels of one row in one 32-bit word.
@@ -70,8 +72,7 @@ struct Kernels {
 };
 
 extern const Kernels kPortable;
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define WSCXR_X86 1
+#ifdef WSCXR_X86
 extern const Kernels kAvx2;
 extern const Kernels kAvx512Vnni;
 #endif
