@@ -8,7 +8,7 @@ DEMO ?= demo
 export OMP_WAIT_POLICY := PASSIVE
 READY := $(VENV)/.ready
 
-.PHONY: help setup test lint format demo bench gpu-check clean
+.PHONY: help setup test lint format demo bench gpu-check sanitize clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -46,12 +46,22 @@ demo: setup  ## phantoms -> training -> evaluation -> report, offline
 	$(RUN) -m monai.bundle run evaluating --config_file $(CONFIGS)/evaluate.yaml --dataset_dir $(DEMO)/phantoms --output_dir $(DEMO)/run
 	@echo; echo "The report is $(abspath $(DEMO))/run/report/index.html: open it in a browser."
 
-bench: setup  ## kernel benchmarks (pytest-benchmark)
+bench: setup  ## kernel checks with pytest-benchmark, then a table per operator beside its peers (saved in benchmarks/)
 	$(RUN) -m pytest tests/benchmarks/bench_*.py --benchmark-enable --benchmark-only
+	$(RUN) tests/benchmarks/tables.py min_distance mine_top_r mixup streamed --threads 1,2
 
 gpu-check: setup  ## tests marked gpu and kernel benchmarks, on this machine's GPU
 	$(RUN) -m pytest -m gpu
 	$(RUN) -m pytest tests/benchmarks/bench_*.py --benchmark-enable --benchmark-only --benchmark-json=benchmark_gpu.json
+
+SANITIZED := build/sanitize
+sanitize: setup  ## operator tests on a CPU module with address and undefined-behaviour checks
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	cp -r monai_wscxr tests pyproject.toml $(SANITIZED)/ && rm -f $(SANITIZED)/monai_wscxr/*.so
+	WSCXR_BUILD=cpu WSCXR_SANITIZE=1 $(RUN) setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	  $(abspath $(RUN)) -m pytest tests/ops tests/test_bank_file.py -q -m "not gpu" -k "not compile and not export and not opcheck and not peak_memory"
 
 clean:  ## remove what was built, not the environment
 	rm -rf build $(DEMO) monai_wscxr/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache

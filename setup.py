@@ -4,6 +4,7 @@ WSCXR_BUILD=auto  (default) CPU module if there is torch and a compiler, CUDA mo
                   cannot be built is left out with a message, and the package runs on its references
 WSCXR_BUILD=cpu   CPU module or an error          WSCXR_BUILD=cuda  both modules or an error
 WSCXR_BUILD=none  no module
+WSCXR_SANITIZE=1  the CPU module with address and undefined-behaviour checks (`make sanitize`)
 """
 
 from __future__ import annotations
@@ -78,12 +79,17 @@ def extensions() -> tuple[list, dict]:
     # Products and sums are rounded one by one, so kernels give the bits of their references.
     stable = "-DTORCH_TARGET_VERSION=0x020b000000000000"
     flags = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", stable]
+    checks: list[str] = []
+    if os.environ.get("WSCXR_SANITIZE") == "1":
+        # Python's own flags hold -fwrapv, which would hide overflow
+        checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-wrapv", "-O1", "-g"]
     modules = [
         cpp_extension.CppExtension(
             "monai_wscxr._C",
             sources("csrc/module.cpp", "csrc/cpu/*.cpp"),
             include_dirs=include,
-            extra_compile_args={"cxx": flags},
+            extra_compile_args={"cxx": flags + checks},
+            extra_link_args=checks[:1],
             optional=optional,
         )
     ]

@@ -75,10 +75,20 @@ std::tuple<Tensor, Tensor> search_packed(Tensor query, Tensor bank, Tensor codes
   return nearest(queries, rows, packed, torch::stable::clone(squared), torch::stable::clone(index), first_row);
 }
 
+std::tuple<Tensor, Tensor> search_block(Tensor query, Tensor bank, Tensor squared, Tensor index,
+                                        std::int64_t first_row) {
+  const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
+  const Rows queries = rows_of(q), rows = rows_of(b);
+  check_finite(queries, "query");
+  return nearest(queries, rows, pack_rows(rows, b), torch::stable::clone(squared), torch::stable::clone(index),
+                 first_row);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(monai_wscxr, CPU, m) {
   m.impl("min_distance", TORCH_BOX(&min_distance));
   m.impl("pack_bank", TORCH_BOX(&pack_bank));
   m.impl("search_packed", TORCH_BOX(&search_packed));
+  m.impl("search_block", TORCH_BOX(&search_block));
 }

@@ -154,19 +154,30 @@ void mix_rows(const T* normal, const T* abnormal, T* mixed, std::int64_t* source
   if (past_caches) ask_for_large_pages(mixed, rows * channels * static_cast<std::int64_t>(sizeof(T)));
   const std::int64_t grain = std::max<std::int64_t>(1, kElementsPerThread / std::max<std::int64_t>(channels, 1));
   torch::stable::parallel_for(0, rows, grain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      const wscxr::PhiloxWords words = wscxr::philox(offset + static_cast<std::uint64_t>(row), seed);
+    const auto draw = [&](std::int64_t row) { return wscxr::philox(offset + static_cast<std::uint64_t>(row), seed); };
+    const auto partner_of = [&](const wscxr::PhiloxWords& words) {
       const std::uint64_t u = (static_cast<std::uint64_t>(words.w[1]) << 32) | words.w[0];
-      const std::uint64_t partner = wscxr::index_below(u, abnormal_rows);
+      return static_cast<std::int64_t>(wscxr::index_below(u, abnormal_rows));
+    };
+    wscxr::PhiloxWords following = draw(begin);
+    for (std::int64_t row = begin; row < end; ++row) {
+      const wscxr::PhiloxWords words = following;
+      const std::int64_t partner = partner_of(words);
+      following = draw(row + 1);
+#if defined(__GNUC__) || defined(__clang__)
+      // the next partner lies anywhere: fetch it while this row is mixed
+      const char* next = reinterpret_cast<const char*>(abnormal + partner_of(following) * channels);
+      for (std::int64_t i = 0; i < channels * static_cast<std::int64_t>(sizeof(T)); i += 64)
+        __builtin_prefetch(next + i);
+#endif
       const float uniform = static_cast<float>(words.w[2] >> 8) * 0x1p-24f;  // exact
       const float span = high - low;
       const float scaled = span * uniform;
       const float factor = std::min(low + scaled, high);
-      source[row] = static_cast<std::int64_t>(partner);
+      source[row] = partner;
       alpha[row] = factor;
       const Compute a = static_cast<Compute>(factor), b = Compute(1) - a;
-      mix(normal + row * channels, abnormal + static_cast<std::int64_t>(partner) * channels, mixed + row * channels,
-          channels, a, b, past_caches);
+      mix(normal + row * channels, abnormal + partner * channels, mixed + row * channels, channels, a, b, past_caches);
     }
 #ifdef WSCXR_X86
     if (past_caches) _mm_sfence();  // the stores become visible to other threads

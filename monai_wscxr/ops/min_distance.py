@@ -48,30 +48,40 @@ def min_distance(query: Tensor, bank: Tensor | PackedBank) -> tuple[Tensor, Tens
         return torch.ops.monai_wscxr.min_distance(query, bank)
 
 
-def search_packed(
-    query: Tensor, bank: PackedBank, squared: Tensor | None = None, index: Tensor | None = None, first_row: int = 0
+def search_packed(query: Tensor, bank: PackedBank) -> tuple[Tensor, Tensor]:
+    """`min_distance` before its last step: least squared distances [Nq] float64 and their rows [Nq] int64."""
+    check_rows(query, bank.rows, "min_distance")
+    with plain_errors():
+        return torch.ops.monai_wscxr.search_packed(query, bank.rows, *bank.packed, *nothing_found(query), 0)
+
+
+def search_block(
+    query: Tensor, block: Tensor, squared: Tensor, index: Tensor, first_row: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Search a packed bank that may be one block of a larger one.
+    """Search one block of a larger bank, going on from what the blocks before it gave.
 
     Args:
-        query: [Nq, C] on the CPU.
-        bank: the block.
-        squared: [Nq] float64, least squared distances to the rows before this block; None when there are none.
+        query: [Nq, C].
+        block: [Nb, C], Nb >= 1, on the same device.
+        squared: [Nq] float64, least squared distances so far; `nothing_found` before the first block.
         index: [Nq] int64, the rows that attain them; -1 where there is none.
-        first_row: number of the block's first row in the larger bank.
+        first_row: number of the block's first row in the larger bank, beyond all rows searched so far.
 
     Returns:
-        squared [Nq] float64 and index [Nq] int64 over the rows so far.
+        squared [Nq] float64 and index [Nq] int64 over the rows so far; ties stay with the lowest row.
 
     Raises:
         ValueError: as `min_distance`.
     """
-    check_rows(query, bank.rows, "min_distance")
-    if squared is None or index is None:
-        squared = query.new_full((query.shape[0],), torch.inf, dtype=torch.float64)
-        index = query.new_full((query.shape[0],), -1, dtype=torch.int64)
+    check_rows(query, block, "min_distance")
     with plain_errors():
-        return torch.ops.monai_wscxr.search_packed(query, bank.rows, *bank.packed, squared, index, first_row)
+        return torch.ops.monai_wscxr.search_block(query, block, squared, index, first_row)
+
+
+def nothing_found(query: Tensor) -> tuple[Tensor, Tensor]:
+    """What `search_block` takes before the first block: infinite squared distances [Nq] and rows -1 [Nq]."""
+    n = query.shape[0]
+    return query.new_full((n,), torch.inf, dtype=torch.float64), query.new_full((n,), -1, dtype=torch.int64)
 
 
 def _filter_dtype(query: Tensor, bank: Tensor, largest: float) -> torch.dtype:
@@ -200,12 +210,22 @@ def _packed_reference(
     first_row: int,
 ) -> tuple[Tensor, Tensor]:
     """The rows alone decide; codes are only a help that the reference does without."""
+    return _block_reference(query, bank, squared, index, first_row)
+
+
+def _block_reference(
+    query: Tensor, bank: Tensor, squared: Tensor, index: Tensor, first_row: int
+) -> tuple[Tensor, Tensor]:
     here, at = _search(query, bank)
     better = (here < squared) | (index < 0)
     return torch.where(better, here, squared), torch.where(better, at + first_row, index)
 
 
 def _packed_fake(query, bank, codes, columns, centre, row, layout, squared, index, first_row):
+    return torch.empty_like(squared), torch.empty_like(index)
+
+
+def _block_fake(query, bank, squared, index, first_row):
     return torch.empty_like(squared), torch.empty_like(index)
 
 
@@ -219,3 +239,10 @@ _library.define(
     _packed_fake,
 )
 torch.library.register_autograd("monai_wscxr::search_packed", no_gradient("min_distance"), lib=_library._LIBRARY)
+_library.define(
+    "search_block",
+    "(Tensor query, Tensor bank, Tensor squared, Tensor index, SymInt first_row) -> (Tensor, Tensor)",
+    _block_reference,
+    _block_fake,
+)
+torch.library.register_autograd("monai_wscxr::search_block", no_gradient("min_distance"), lib=_library._LIBRARY)

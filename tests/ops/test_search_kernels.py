@@ -6,7 +6,7 @@ import torch
 
 from monai_wscxr import ops
 from monai_wscxr.ops import PackedBank, min_distance, mine_top_r, mined_count
-from monai_wscxr.ops.min_distance import search_packed
+from monai_wscxr.ops.min_distance import nothing_found, search_block, search_packed
 
 if ops.EXTENSION is None:
     pytest.skip("the extension is not built", allow_module_level=True)
@@ -170,10 +170,9 @@ def test_a_packed_bank_that_does_not_fit_is_packed_anew(generator, damage):
 def test_blocks_in_turn_give_the_result_of_the_whole(kernel, generator, block):
     query = torch.randint(-2, 3, (60, 3), generator=generator).float()  # many ties, within and across blocks
     bank = torch.randint(-2, 3, (300, 3), generator=generator).float()
-    squared = index = None
+    squared, index = nothing_found(query)
     for first in range(0, 300, block):
-        part = PackedBank.pack(bank[first : first + block])
-        squared, index = search_packed(query, part, squared, index, first)
+        squared, index = search_block(query, bank[first : first + block], squared, index, first)
     least, row = exact(query, bank)
     assert squared.tolist() == least.tolist()
     assert index.tolist() == row.tolist()
@@ -181,9 +180,9 @@ def test_blocks_in_turn_give_the_result_of_the_whole(kernel, generator, block):
 
 def test_overflowing_squares_tie_across_blocks():
     query, bank = torch.full((3, 2), 1e200, dtype=torch.float64), torch.full((6, 2), -1e200, dtype=torch.float64)
-    squared = index = None
+    squared, index = nothing_found(query)
     for first in (0, 3):
-        squared, index = search_packed(query, PackedBank.pack(bank[first : first + 3]), squared, index, first)
+        squared, index = search_block(query, bank[first : first + 3], squared, index, first)
     assert squared.tolist() == [torch.inf] * 3
     assert index.tolist() == [0] * 3
 
@@ -232,13 +231,14 @@ def test_unknown_instruction_set_is_refused():
         ops.EXTENSION.use_search_kernels("mmx")
 
 
-@pytest.mark.parametrize("operator", ["pack_bank", "search_packed", "mine_packed"])
+@pytest.mark.parametrize("operator", ["pack_bank", "search_packed", "search_block", "mine_packed"])
 def test_opcheck(generator, operator):
     query, bank = clustered(generator, 20, 70, 9)
     packed = PackedBank.pack(bank)
     arguments = {
         "pack_bank": (bank,),
-        "search_packed": (query, bank, *packed.packed, torch.full((20,), torch.inf).double(), torch.full((20,), -1), 0),
+        "search_packed": (query, bank, *packed.packed, *nothing_found(query), 0),
+        "search_block": (query, bank, *nothing_found(query), 7),
         "mine_packed": (query, bank, *packed.packed, 4),
     }[operator]
     torch.library.opcheck(getattr(torch.ops.monai_wscxr, operator).default, arguments)
