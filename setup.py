@@ -97,7 +97,10 @@ def extensions() -> tuple[list, dict]:
                 "monai_wscxr._C_cuda",
                 sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
                 include_dirs=include,
-                extra_compile_args={"cxx": flags, "nvcc": ["-O3", "-lineinfo", *GENCODE]},
+                extra_compile_args={
+                    "cxx": [*flags, "-DUSE_CUDA"],
+                    "nvcc": ["-O3", "-lineinfo", "-DNDEBUG", "-DUSE_CUDA", stable, *GENCODE, *os.environ.get("WSCXR_NVCC_FLAGS", "").split()],
+                },
                 optional=optional,
             )
         )
