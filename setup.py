@@ -99,7 +99,15 @@ def extensions() -> tuple[list, dict]:
                 include_dirs=include,
                 extra_compile_args={
                     "cxx": [*flags, "-DUSE_CUDA"],
-                    "nvcc": ["-O3", "-lineinfo", "-DNDEBUG", "-DUSE_CUDA", stable, *GENCODE, *os.environ.get("WSCXR_NVCC_FLAGS", "").split()],
+                    "nvcc": [
+                        "-O3",
+                        "-lineinfo",
+                        "-DNDEBUG",
+                        "-DUSE_CUDA",
+                        stable,
+                        *GENCODE,
+                        *os.environ.get("WSCXR_NVCC_FLAGS", "").split(),
+                    ],
                 },
                 optional=optional,
             )

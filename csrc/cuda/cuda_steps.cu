@@ -1,9 +1,8 @@
-#include "cuda_steps.h"
-
 #include <array>
 #include <cstdio>
 #include <vector>
 
+#include "cuda_steps.h"
 #include "kernel_steps.h"
 #include "tile_minimum_cuda.h"
 
@@ -61,9 +60,8 @@ class CudaLauncher : public Steps {
 
   void order_descending(const float* values, std::int64_t count, std::int64_t* order) override {
     const std::array<std::int64_t, 1> sizes{count}, strides{1};
-    const Tensor tensor =
-        torch::stable::from_blob(const_cast<float*>(values), {sizes.data(), 1}, {strides.data(), 1}, on_.device(),
-                                 ScalarType::Float);
+    const Tensor tensor = torch::stable::from_blob(const_cast<float*>(values), {sizes.data(), 1}, {strides.data(), 1},
+                                                   on_.device(), ScalarType::Float);
     // sort.stable(Tensor self, *, bool? stable, int dim, bool descending) -> (values, indices)
     std::array<StableIValue, 4> stack{torch::stable::detail::from(tensor),
                                       torch::stable::detail::from(std::optional<bool>(true)),

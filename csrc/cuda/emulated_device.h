@@ -1,6 +1,6 @@
 // The device instructions of device.h on the host. Every thread of a block is a fiber; barriers, shuffles and matrix
-// products meet in emulation.cpp, which reports a barrier that some threads miss. Copies in the background happen as late
-// as the program allows, and memory that nothing has written holds NaN, so that a wait that is missing shows.
+// products meet in emulation.cpp, which reports a barrier that some threads miss. Copies in the background happen as
+// late as the program allows, and memory that nothing has written holds NaN, so that a wait that is missing shows.
 #pragma once
 
 #include <cmath>

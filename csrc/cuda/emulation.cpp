@@ -1,5 +1,5 @@
-// Blocks of threads as fibers on the host. One fiber runs until it waits for others; whoever waits for a barrier that not
-// everyone reaches, or comes to it with another instruction, is an error that the run reports.
+// Blocks of threads as fibers on the host. One fiber runs until it waits for others; whoever waits for a barrier that
+// not everyone reaches, or comes to it with another instruction, is an error that the run reports.
 #include "emulation.h"
 
 #if !defined(__linux__)
@@ -60,6 +60,7 @@ struct Machine {
   std::function<void()> program;
   int current = 0, threads = 0, at_barrier = 0, done = 0;
   std::int64_t block = 0, blocks = 0;
+  std::size_t shared_bytes = 0;
   bool truncating = true;
   std::exception_ptr failure;
 
@@ -91,7 +92,7 @@ void enter_fiber() {
 }
 
 void run_block(Machine& m, std::mt19937_64& random) {
-  std::memset(m.shared(), kPoison, kSharedBytes);
+  std::memset(m.shared(), kPoison, m.shared_bytes);
   m.at_barrier = m.done = 0;
   for (Warp& warp : m.warps) warp.arrived = warp.phase = 0;
   for (Fiber& fiber : m.fibers) {
@@ -227,8 +228,8 @@ void column_of_b(const Handed* all, int column, unsigned char (&bytes)[32]) {
   }
 }
 
-// sum + products in blocks of eight: exact products, all addends cut off 2^-23 below the largest one's leading digit, the
-// sum cut off to float32. No matrix unit that has been looked at is worse than that.
+// sum + products in blocks of eight: exact products, all addends cut off 2^-23 below the largest one's leading digit,
+// the sum cut off to float32. No matrix unit that has been looked at is worse than that.
 float accumulate_truncating(float sum, const double* products) {
   for (int begin = 0; begin < 16; begin += 8) {
     double largest = std::fabs(static_cast<double>(sum));
@@ -271,8 +272,8 @@ void multiply_add(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, 
       products[k] = static_cast<double>(__half2float(x)) * static_cast<double>(__half2float(y));
       total += products[k];
     }
-    d[i] = machine->truncating && std::isfinite(total) ? accumulate_truncating(d[i], products)
-                                                       : static_cast<float>(total);
+    d[i] =
+        machine->truncating && std::isfinite(total) ? accumulate_truncating(d[i], products) : static_cast<float>(total);
   });
 }
 
@@ -321,6 +322,7 @@ class EmulatedLauncher : public Steps {
 
   void tile_minimum(const TileProblem& problem, Kernel kernel) override {
     ++report.tiles;
+    report.pairs += problem.queries * problem.bank_rows;
     const std::int64_t blocks = tiles_of(problem.queries, kTileRows) * tiles_of(problem.bank_rows, kTileColumns);
     if (kernel == Kernel::kWhole || kernel == Kernel::kHopperWhole) {
       launch(tile_minimum_kernel<std::int32_t>, blocks, kTileThreads, kTileShared, problem);
@@ -343,6 +345,7 @@ class EmulatedLauncher : public Steps {
     const MachineScope scope(machine_);
     machine_.program = [&] { kernel(static_cast<Parameters>(arguments)...); };
     machine_.threads = threads;
+    machine_.shared_bytes = static_cast<std::size_t>(shared_bytes);
     machine_.blocks = blocks;
     machine_.failure = nullptr;
     while (machine_.fibers.size() < static_cast<std::size_t>(threads)) {
@@ -413,19 +416,20 @@ void mixup(const Rows& normal, const Rows& abnormal, std::int64_t seed, std::int
   EmulatedSteps steps(settings);
   with_type(normal.type, [&](auto type) {
     using T = decltype(type);
-    MixProblem<T> p{static_cast<const T*>(normal.data),
-                    static_cast<const T*>(abnormal.data),
-                    static_cast<T*>(mixed),
-                    source,
-                    alpha,
-                    normal.count,
-                    normal.channels,
-                    static_cast<std::uint64_t>(abnormal.count),
-                    static_cast<std::uint64_t>(seed),
-                    static_cast<std::uint64_t>(offset),
-                    low,
-                    high,
-                    mix_aligned(normal.data, abnormal.data, mixed, normal.channels * static_cast<std::int64_t>(sizeof(T)))};
+    MixProblem<T> p{
+        static_cast<const T*>(normal.data),
+        static_cast<const T*>(abnormal.data),
+        static_cast<T*>(mixed),
+        source,
+        alpha,
+        normal.count,
+        normal.channels,
+        static_cast<std::uint64_t>(abnormal.count),
+        static_cast<std::uint64_t>(seed),
+        static_cast<std::uint64_t>(offset),
+        low,
+        high,
+        mix_aligned(normal.data, abnormal.data, mixed, normal.channels * static_cast<std::int64_t>(sizeof(T)))};
     steps.launch(mixup_kernel<T>, blocks, kMixThreads, 0, p);
   });
 }

@@ -48,6 +48,7 @@ py::dict report_of(const emulation::Report& report) {
   d["rescans"] = report.rescans;
   d["allocation_failures"] = report.allocation_failures;
   d["tiles"] = report.tiles;
+  d["pairs"] = report.pairs;
   return d;
 }
 
@@ -60,13 +61,14 @@ py::tuple words_of(std::uint64_t counter, std::uint64_t key) {
 
 void add_emulation(py::module_& parent) {
   py::module_ m = parent.def_submodule(
-      "emulation", "The CUDA kernels on the host, for tests on machines without a GPU. Tensors come as (address, rows, "
-                   "channels, type), results go to addresses, `options` is a dictionary.");
-  m.def("min_distance", [](const py::tuple& query, const py::tuple& bank, Address distance, Address index,
-                           const py::dict& options) {
-    return report_of(emulation::min_distance(rows_of(query), rows_of(bank), options_of(options), settings_of(options),
-                                             at<float>(distance), at<std::int64_t>(index)));
-  });
+      "emulation",
+      "The CUDA kernels on the host, for tests on machines without a GPU. Tensors come as (address, rows, "
+      "channels, type), results go to addresses, `options` is a dictionary.");
+  m.def("min_distance",
+        [](const py::tuple& query, const py::tuple& bank, Address distance, Address index, const py::dict& options) {
+          return report_of(emulation::min_distance(rows_of(query), rows_of(bank), options_of(options),
+                                                   settings_of(options), at<float>(distance), at<std::int64_t>(index)));
+        });
   m.def("mine_top_r", [](const py::tuple& query, const py::tuple& bank, std::int64_t k, Address index, Address distance,
                          const py::dict& options) {
     return report_of(emulation::mine_top_r(rows_of(query), rows_of(bank), k, options_of(options), settings_of(options),
@@ -78,12 +80,12 @@ void add_emulation(py::module_& parent) {
                                                    settings_of(options), at<double>(carry_squared),
                                                    at<std::int64_t>(carry_index)));
   });
-  m.def("mixup", [](const py::tuple& normal, const py::tuple& abnormal, std::int64_t seed, std::int64_t offset, float low,
-                    float high, std::int64_t blocks, Address mixed, Address source, Address alpha,
-                    const py::dict& options) {
-    emulation::mixup(rows_of(normal), rows_of(abnormal), seed, offset, low, high, blocks, settings_of(options),
-                     at<void>(mixed), at<std::int64_t>(source), at<float>(alpha));
-  });
+  m.def("mixup",
+        [](const py::tuple& normal, const py::tuple& abnormal, std::int64_t seed, std::int64_t offset, float low,
+           float high, std::int64_t blocks, Address mixed, Address source, Address alpha, const py::dict& options) {
+          emulation::mixup(rows_of(normal), rows_of(abnormal), seed, offset, low, high, blocks, settings_of(options),
+                           at<void>(mixed), at<std::int64_t>(source), at<float>(alpha));
+        });
   m.def("filter", [](const py::tuple& query, const py::tuple& bank, bool whole, double scale, Address minima,
                      Address bound, Address query_squared, const py::dict& options) {
     emulation::filter(rows_of(query), rows_of(bank), whole, scale, settings_of(options), at<float>(minima),
@@ -95,11 +97,11 @@ void add_emulation(py::module_& parent) {
   m.def("packed_largest", &packed_largest);
   m.def("philox", &words_of, py::arg("counter"), py::arg("key"));
   m.def("index_below", [](std::uint64_t u, std::uint64_t n) { return index_below(u, n); });
-  m.def("plan_search", [](std::int64_t queries, std::int64_t bank_rows, std::int64_t channels, bool whole,
-                          std::int64_t block_bytes) {
-    const SearchPlan plan = plan_search(queries, bank_rows, channels, whole, block_bytes);
-    return py::make_tuple(plan.query_block, plan.bank_block, plan.bytes);
-  });
+  m.def("plan_search",
+        [](std::int64_t queries, std::int64_t bank_rows, std::int64_t channels, bool whole, std::int64_t block_bytes) {
+          const SearchPlan plan = plan_search(queries, bank_rows, channels, whole, block_bytes);
+          return py::make_tuple(plan.query_block, plan.bank_block, plan.bytes);
+        });
 }
 
 }  // namespace wscxr

@@ -1,11 +1,11 @@
 // The search operators on the CUDA key. Which steps run is in search.cpp, the kernels are in the headers it names.
+#include <cstdlib>
+#include <tuple>
+
 #include "cuda_common.h"
 #include "cuda_steps.h"
 #include "search.h"
 #include "statistics.h"
-
-#include <cstdlib>
-#include <tuple>
 
 namespace {
 
@@ -70,9 +70,9 @@ std::tuple<Tensor, Tensor> mine_top_r(Tensor query, Tensor bank, std::int64_t k)
 // whole bank. Each block is centred by itself, so blocks may come in any order and sizes, also from several streams
 // into carries of their own, merged by (squared, index). The distance is sqrt(carry_squared), rounded once to float32.
 void min_distance_block(Tensor query, Tensor bank, Tensor carry_squared, Tensor carry_index, std::int64_t row_offset) {
-  STD_TORCH_CHECK(query.dim() == 2 && bank.dim() == 2 && query.size(1) == bank.size(1) && query.size(1) > 0 &&
-                      bank.size(0) > 0,
-                  "_min_distance_block: query and bank must be rows of the same width, and the block not empty");
+  STD_TORCH_CHECK(
+      query.dim() == 2 && bank.dim() == 2 && query.size(1) == bank.size(1) && query.size(1) > 0 && bank.size(0) > 0,
+      "_min_distance_block: query and bank must be rows of the same width, and the block not empty");
   STD_TORCH_CHECK(bank.is_cuda() && bank.get_device_index() == query.get_device_index(),
                   "_min_distance_block: query and bank block must be on one device");
   for (const Tensor& carry : {carry_squared, carry_index}) {
@@ -80,9 +80,8 @@ void min_distance_block(Tensor query, Tensor bank, Tensor carry_squared, Tensor 
                         carry.is_contiguous() && carry.size(0) == query.size(0),
                     "_min_distance_block: the carries must be contiguous, one number per query, on the query's device");
   }
-  STD_TORCH_CHECK(
-      carry_squared.scalar_type() == ScalarType::Double && carry_index.scalar_type() == ScalarType::Long,
-      "_min_distance_block: carry_squared must be float64 and carry_index int64");
+  STD_TORCH_CHECK(carry_squared.scalar_type() == ScalarType::Double && carry_index.scalar_type() == ScalarType::Long,
+                  "_min_distance_block: carry_squared must be float64 and carry_index int64");
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   search_on(q, [&](wscxr::Steps& steps, const wscxr::SearchOptions& options) {
     wscxr::min_distance_block(steps, wscxr::rows_of(q), wscxr::rows_of(b), row_offset, options,

@@ -1,10 +1,9 @@
 // Eq. 6 on the CUDA key: the same bits of `source` and `alpha` as the reference in monai_wscxr/ops/mixup.py.
-#include "mixup.h"
-
 #include <algorithm>
 #include <tuple>
 
 #include "cuda_common.h"
+#include "mixup.h"
 
 namespace {
 

@@ -44,8 +44,9 @@ PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "CUDA part of the monai_wscxr extension";
   m.def("build_info", &build_info, "CUDA version that this module was built with, and which kernels it holds.");
   m.def("gpu_capabilities", &gpu_capabilities, "The CUDA devices of this machine; empty without one.");
-  m.def("count_exact_distances", &wscxr::SearchStatistics::want, py::arg("on"),
-        "Count, in later searches, the exact distances and the groups recomputed as a whole (costs a synchronisation).");
+  m.def(
+      "count_exact_distances", &wscxr::SearchStatistics::want, py::arg("on"),
+      "Count, in later searches, the exact distances and the groups recomputed as a whole (costs a synchronisation).");
   m.def("search_statistics", &search_statistics, "Counts of the last search that ran while counting was on.");
   wscxr::add_emulation(m);
 }

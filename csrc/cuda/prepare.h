@@ -40,7 +40,8 @@ survey_kernel(const T* data, std::int64_t count, std::int64_t channels, std::int
   }
 }
 
-// Mean of every column from the sums of the slabs, in their order. Any centre gives exact results; this one small norms.
+// Mean of every column from the sums of the slabs, in their order. Any centre gives exact results; this one small
+// norms.
 WSCXR_KERNEL(kPrepareThreads)
 centre_kernel(const double* sums, std::int64_t parts, std::int64_t count, std::int64_t channels, double* centre,
               unsigned long long* largest, unsigned long long* bad) {
@@ -91,7 +92,8 @@ encode_kernel(const T* data, const std::int64_t* rows, std::int64_t count, std::
   double step = 1;
   if (kWhole) {
     double most = 0;
-    for (std::int64_t c = lane; c < channels; c += kWarp) most = fmax(most, fabs((as_double(row[c]) - centre[c]) * factor));
+    for (std::int64_t c = lane; c < channels; c += kWarp)
+      most = fmax(most, fabs((as_double(row[c]) - centre[c]) * factor));
     for (int mask = kWarp / 2; mask > 0; mask /= 2) most = fmax(most, dev::shuffle_xor(most, mask));
     step = round_up(most / 127);
   }
@@ -138,8 +140,8 @@ encode_kernel(const T* data, const std::int64_t* rows, std::int64_t count, std::
 
 // Largest norm and residual norm in each group of bank rows. One warp per group.
 WSCXR_KERNEL(kPrepareThreads)
-group_maxima_kernel(const float* norm, const float* residual, std::int64_t count, std::int64_t groups, float* group_norm,
-                    float* group_residual) {
+group_maxima_kernel(const float* norm, const float* residual, std::int64_t count, std::int64_t groups,
+                    float* group_norm, float* group_residual) {
   const std::int64_t group = dev::block() * (kPrepareThreads / kWarp) + dev::thread() / kWarp;
   if (group >= groups) return;
   float most_norm = 0, most_residual = 0;

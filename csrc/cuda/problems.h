@@ -17,7 +17,7 @@ struct Rows {
   Type type = Type::kFloat;
 };
 
-constexpr int kGroup = 64;           // bank rows that share one record of the tile kernel
+constexpr int kGroup = 64;  // bank rows that share one record of the tile kernel
 constexpr int kGroupMask = kGroup - 1;
 constexpr float kNothing = 3e38f;    // t of a bank row that is not there; real ones stay far below
 constexpr float kSomething = 1e38f;  // every real t is smaller
@@ -43,13 +43,13 @@ struct Summary {
 
 // Low-precision copy of rows and what the certificate needs to know of each of them.
 struct Encoded {
-  unsigned char* codes = nullptr;   // [count, row_bytes], zeros behind the last channel
-  std::int64_t row_bytes = 0;       // a multiple of kChunkBytes
-  float* norm = nullptr;            // [count] |x|, rounded up
-  float* residual = nullptr;        // [count] |x - x~|, rounded up
-  double* squared_double = nullptr; // [count] |x|^2 (queries)
-  float* squared = nullptr;         // [padded] |x|^2 (bank); kNothing behind the last row
-  float* scale = nullptr;           // [padded] whole-number codes only: step of a query row, -2 x step of a bank row
+  unsigned char* codes = nullptr;    // [count, row_bytes], zeros behind the last channel
+  std::int64_t row_bytes = 0;        // a multiple of kChunkBytes
+  float* norm = nullptr;             // [count] |x|, rounded up
+  float* residual = nullptr;         // [count] |x - x~|, rounded up
+  double* squared_double = nullptr;  // [count] |x|^2 (queries)
+  float* squared = nullptr;          // [padded] |x|^2 (bank); kNothing behind the last row
+  float* scale = nullptr;            // [padded] whole-number codes only: step of a query row, -2 x step of a bank row
 };
 
 constexpr std::int64_t kChunkBytes = 64;  // bytes of a row that one stage of the tile kernel takes
@@ -100,9 +100,9 @@ struct ResolveProblem {
   const float* query_residual = nullptr;  // [count]
   const double* query_squared = nullptr;  // [count]
   double gamma = 0;
-  double scale_squared = 1;             // (distance in the filter's units)^2 / distance^2, a power of two
-  double* best_squared = nullptr;       // [all queries], in and out: exact minimum over the blocks so far
-  std::int64_t* best_index = nullptr;   // [all queries], in and out
+  double scale_squared = 1;            // (distance in the filter's units)^2 / distance^2, a power of two
+  double* best_squared = nullptr;      // [all queries], in and out: exact minimum over the blocks so far
+  std::int64_t* best_index = nullptr;  // [all queries], in and out
   Counters counters;
 };
 

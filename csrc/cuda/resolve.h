@@ -214,7 +214,8 @@ gather_kernel(const float* distance, const std::int64_t* list, std::int64_t coun
   gathered[at] = distance[list[at]];
 }
 
-// Mining: the least reported distance of the finished queries `leaders`, which at least so many queries reach. One block.
+// Mining: the least reported distance of the finished queries `leaders`, which at least so many queries reach. One
+// block.
 WSCXR_KERNEL(kListThreads)
 cut_kernel(const std::int64_t* leaders, std::int64_t count, const double* best_squared, float* cut) {
   float least = INFINITY;
@@ -231,8 +232,8 @@ cut_kernel(const std::int64_t* leaders, std::int64_t count, const double* best_s
   }
 }
 
-// Mining: keeps, in their order, the queries of a list whose distance so far reaches the cut. Distances only fall, so the
-// others can never be mined; a tie with the cut stays. One block.
+// Mining: keeps, in their order, the queries of a list whose distance so far reaches the cut. Distances only fall, so
+// the others can never be mined; a tie with the cut stays. One block.
 WSCXR_KERNEL(kListThreads)
 keep_kernel(const std::int64_t* list, std::int64_t count, const double* best_squared, const float* cut,
             std::int64_t* kept, std::int64_t* kept_count) {

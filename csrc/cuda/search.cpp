@@ -14,11 +14,12 @@ namespace {
 constexpr std::int64_t kQueryBlock = 1 << 16;
 constexpr std::int64_t kLeastBlockBytes = 64LL << 20;
 constexpr std::int64_t kMostBlockBytes = 3LL << 30;
-constexpr std::int64_t kWholeFrom = 1000000;       // bank rows from which int8 pays: its refinement vanishes beside the products
-constexpr std::int64_t kWholeChannels = 133000;    // 127 x 127 x channels stays below 2^31
+constexpr std::int64_t kWholeFrom =
+    1000000;  // bank rows from which int8 pays: its refinement vanishes beside the products
+constexpr std::int64_t kWholeChannels = 133000;                        // 127 x 127 x channels stays below 2^31
 constexpr double kLeastMagnitude = 1e-120, kLargestMagnitude = 1e120;  // squares stay clear of the ends of float64
-constexpr std::int64_t kSums = 1 << 23;            // numbers held while the centre is summed
-constexpr std::int64_t kFirstShare = 16;           // mining looks at this share of the bank before it picks its leaders
+constexpr std::int64_t kSums = 1 << 23;                                // numbers held while the centre is summed
+constexpr std::int64_t kFirstShare = 16;  // mining looks at this share of the bank before it picks its leaders
 
 bool is_whole(Kernel kernel) { return kernel == Kernel::kWhole || kernel == Kernel::kHopperWhole; }
 
@@ -90,8 +91,8 @@ Kernel kernel_of(const std::string& name) {
   if (name == "hopper") return Kernel::kHopperHalf;
   if (name == "hopper-int8") return Kernel::kHopperWhole;
   if (name == "brute") return Kernel::kBrute;
-  throw std::runtime_error("WSCXR_CUDA_KERNEL must be auto, portable, int8, hopper, hopper-int8 or brute, got '" + name +
-                           "'");
+  throw std::runtime_error("WSCXR_CUDA_KERNEL must be auto, portable, int8, hopper, hopper-int8 or brute, got '" +
+                           name + "'");
 }
 
 SearchPlan plan_search(std::int64_t queries, std::int64_t bank_rows, std::int64_t channels, bool whole,
@@ -150,8 +151,8 @@ Search::Search(Steps& steps, const Rows& query, const Rows& bank, const SearchOp
     if (summary.query_bad != 0) throw std::runtime_error(bad_rows("query", summary.query_bad_rows, query.count));
     throw std::runtime_error(bad_rows("bank", summary.bank_bad_rows, bank.count));
   }
-  const double largest = std::max(double_of(summary.query_largest), double_of(summary.bank_largest)) +
-                         double_of(summary.centre_largest);
+  const double largest =
+      std::max(double_of(summary.query_largest), double_of(summary.bank_largest)) + double_of(summary.centre_largest);
   if (summary.centre_bad != 0 || !(largest > kLeastMagnitude && largest < kLargestMagnitude)) return;  // brute
   kernel_ = options.kernel;
   if (kernel_ == Kernel::kAutomatic) kernel_ = bank.count >= kWholeFrom ? Kernel::kWhole : Kernel::kHalf;
@@ -196,8 +197,8 @@ void Search::improve(const std::int64_t* list, std::int64_t count, std::int64_t 
   if (count == 0 || begin >= end) return;
   ResolveProblem resolve;
   resolve.query = query_;
-  resolve.aligned = reinterpret_cast<std::uintptr_t>(bank_.data) % 16 == 0 &&
-                    bank_.channels * size_of(bank_.type) % 16 == 0;
+  resolve.aligned =
+      reinterpret_cast<std::uintptr_t>(bank_.data) % 16 == 0 && bank_.channels * size_of(bank_.type) % 16 == 0;
   resolve.best_squared = best_squared;
   resolve.best_index = best_index;
   resolve.counters = options_.counters;

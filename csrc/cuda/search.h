@@ -11,9 +11,9 @@ namespace wscxr {
 
 struct SearchOptions {
   Kernel kernel = Kernel::kAutomatic;
-  std::int64_t block_bytes = 0;   // working memory of one pair of blocks; 0: a share of the free memory
-  std::int64_t query_block = 0;   // queries that are searched together; 0: up to 65,536
-  std::int64_t bank_block = 0;    // bank rows of a block; 0: as many as block_bytes allow
+  std::int64_t block_bytes = 0;  // working memory of one pair of blocks; 0: a share of the free memory
+  std::int64_t query_block = 0;  // queries that are searched together; 0: up to 65,536
+  std::int64_t bank_block = 0;   // bank rows of a block; 0: as many as block_bytes allow
   Counters counters;
 };
 
@@ -58,13 +58,14 @@ void min_distance(Steps& steps, const Rows& query, const Rows& bank, const Searc
                   std::int64_t* index);
 
 // The k queries farthest from the bank, farthest first, ties to the lowest index: the same rows in the same order as
-// min_distance and a stable sort. A query is dropped as soon as its distance so far, which can only fall, lies below the
-// distances of k finished ones.
+// min_distance and a stable sort. A query is dropped as soon as its distance so far, which can only fall, lies below
+// the distances of k finished ones.
 void mine_top_r(Steps& steps, const Rows& query, const Rows& bank, std::int64_t k, const SearchOptions& options,
                 std::int64_t* index, float* distance);
 
-// One block of a bank that is searched piece by piece: lowers carry_squared (float64, infinity at first) and carry_index
-// to the minimum over all blocks so far. Blocks may come in any order; equal distances keep the lowest index.
+// One block of a bank that is searched piece by piece: lowers carry_squared (float64, infinity at first) and
+// carry_index to the minimum over all blocks so far. Blocks may come in any order; equal distances keep the lowest
+// index.
 void min_distance_block(Steps& steps, const Rows& query, const Rows& bank_block, std::int64_t row_offset,
                         const SearchOptions& options, double* carry_squared, std::int64_t* carry_index);
 

@@ -1,7 +1,6 @@
 // The portable filter kernel; see tile_minimum.h.
-#include "tile_minimum.h"
-
 #include "cuda_common.h"
+#include "tile_minimum.h"
 #include "tile_minimum_cuda.h"
 
 namespace wscxr {

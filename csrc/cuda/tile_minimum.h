@@ -2,9 +2,9 @@
 // query and group of bank rows, written once. Runs on compute capability 8.0 and later.
 //
 // A block of 8 warps makes a tile of 128 queries x 256 bank rows, each warp 64 x 64 of it in registers. Rows come in
-// chunks of 64 bytes through a ring of stages in shared memory. A chunk's 16-byte pieces are exchanged by the row number
-// so that eight rows of one piece lie in different banks. Half precision and whole numbers differ in the instruction
-// and the epilogue only: their fragments hold the same bytes.
+// chunks of 64 bytes through a ring of stages in shared memory. A chunk's 16-byte pieces are exchanged by the row
+// number so that eight rows of one piece lie in different banks. Half precision and whole numbers differ in the
+// instruction and the epilogue only: their fragments hold the same bytes.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,7 @@ WSCXR_DEVICE float filter_value(std::int32_t product, float squared, float query
 }
 
 template <typename Sum>  // float: half-precision codes, int32: whole-number codes
-WSCXR_KERNEL(kTileThreads)
-tile_minimum_kernel(TileProblem p) {
+WSCXR_KERNEL(kTileThreads) tile_minimum_kernel(TileProblem p) {
   constexpr bool kWhole = sizeof(Sum) == sizeof(std::int32_t) && Sum(0.5f) == Sum(0);
   unsigned char* const shared = dev::shared();
   const int thread = dev::thread(), warp = thread / kWarp, lane = thread % kWarp;
