@@ -15,6 +15,7 @@ py::dict build_info() {
   info["cuda_runtime"] = wscxr::cuda_runtime_version();
   const char* const missing = wscxr::hopper_tiles_missing(9, 0);
   info["hopper_kernel"] = missing == nullptr ? std::string("built") : std::string("left out: ") + missing;
+  info["hopper_layout_is_as_assumed"] = wscxr::hopper_layout_is_as_assumed();
   return info;
 }
 

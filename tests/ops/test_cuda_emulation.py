@@ -233,18 +233,23 @@ def representable(g, n, channels):
     return ((1 + torch.rand(n, channels, generator=g)).half().double() - 2.0**-10).half().float()
 
 
+def around_one_row(g):
+    row = 100 * torch.randn(1, 80, generator=g)
+    return [row + 0.1 * torch.randn(n, 80, generator=g) for n in (20, 100)]
+
+
+def powers_of_ten(g, n):
+    return 10.0 ** torch.randint(-3, 4, (n, 1), generator=g)
+
+
 CERTIFIED = {
     "normal": lambda g: [1000 * torch.randn(n, 200, generator=g) for n in (30, 200)],
     "one_sign": lambda g: [representable(g, n, 1024) for n in (8, 64)],
-    "spread": lambda g: [
-        torch.randn(n, 96, generator=g) * 10.0 ** torch.randint(-3, 4, (n, 1), generator=g) for n in (30, 200)
-    ],
+    "spread": lambda g: [torch.randn(n, 96, generator=g) * powers_of_ten(g, n) for n in (30, 200)],
     "mixed_channels": lambda g: [
         torch.randn(n, 64, generator=g) * 10.0 ** torch.linspace(-4, 4, 64) for n in (30, 130)
     ],
-    "near_copies": lambda g: [
-        (x := torch.randn(1, 80, generator=g)) * 100 + 0.1 * torch.randn(n, 80, generator=g) for n in (20, 100)
-    ],
+    "near_copies": around_one_row,
 }
 
 
@@ -328,3 +333,10 @@ def test_mixup_gives_the_bits_of_the_reference(generator, dtype, n, m, channels,
     EMULATION.mixup(described(normal), described(abnormal), seed, offset, 0.1, 0.9, blocks, *places, {"seed": 3})
     expected = MIXUP._reference(normal, abnormal, seed, offset, 0.1, 0.9)
     assert all(map(torch.equal, (mixed, source, alpha), expected))
+
+
+def test_the_hopper_kernel_reads_the_sums_where_cutlass_puts_them():
+    built = ops.CUDA_EXTENSION.build_info()
+    if built["hopper_kernel"] != "built":
+        pytest.skip(f"the Hopper kernel is {built['hopper_kernel']}")
+    assert built["hopper_layout_is_as_assumed"]
