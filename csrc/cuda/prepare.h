@@ -72,6 +72,12 @@ count_bad_rows_kernel(const T* data, std::int64_t count, std::int64_t channels, 
   if (bad && dev::thread() % kWarp == 0) dev::atomic_add(bad_rows, 1);
 }
 
+constexpr int kPiece = 4;  // neighbouring coordinates that a lane takes at once
+template <typename T>
+struct alignas(kPiece * sizeof(T) < 16 ? kPiece * sizeof(T) : 16) Piece {
+  T at[kPiece];
+};
+
 // One warp per row: centre, scale by a power of two, round to half precision or to whole numbers of a step per row, and
 // measure exactly what the rounding lost. `rows`, if given, names the rows to take.
 template <typename T, bool kWhole>
@@ -97,16 +103,23 @@ encode_kernel(const T* data, const std::int64_t* rows, std::int64_t count, std::
     for (int mask = kWarp / 2; mask > 0; mask /= 2) most = fmax(most, dev::shuffle_xor(most, mask));
     step = round_up(most / 127);
   }
-  constexpr int kPiece = 4;
   const std::int64_t width = kWhole ? to.row_bytes : to.row_bytes / 2;
   double squared = 0, lost = 0;
+  const bool aligned = reinterpret_cast<std::uintptr_t>(row) % (kPiece * sizeof(T)) == 0;
   for (std::int64_t base = lane * kPiece; base < width; base += kWarp * kPiece) {
+    Piece<T> values = {};
+    if (aligned && base + kPiece <= channels) {
+      values = *reinterpret_cast<const Piece<T>*>(row + base);
+    } else {
+      for (int j = 0; j < kPiece; ++j) {
+        if (base + j < channels) values.at[j] = row[base + j];
+      }
+    }
     __half half_codes[kPiece];
     signed char whole_codes[kPiece];
     WSCXR_UNROLL
     for (int j = 0; j < kPiece; ++j) {
-      const bool there = base + j < channels;
-      const double value = there ? (as_double(row[base + j]) - centre[base + j]) * factor : 0.0;
+      const double value = base + j < channels ? (as_double(values.at[j]) - centre[base + j]) * factor : 0.0;
       double kept;
       if (kWhole) {
         const double code = step > 0 ? fmin(fmax(rint(value / step), -127.0), 127.0) : 0.0;
