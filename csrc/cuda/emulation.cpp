@@ -1,10 +1,12 @@
 // Blocks of threads as fibers on the host. One fiber runs until it waits for others; whoever waits for a barrier that
 // not everyone reaches, or comes to it with another instruction, is an error that the run reports.
+#undef _FORTIFY_SOURCE  // its longjmp refuses to jump to another stack
 #include "emulation.h"
 
 #if !defined(__linux__)
 #error "the emulation of CUDA kernels uses ucontext of Linux"
 #endif
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -38,7 +40,9 @@ struct Copy {
 };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // to start with; later switches are jumps, which are quicker
+  jmp_buf jump;
+  bool started = false;
   std::unique_ptr<unsigned char[]> stack;
   State state = State::kReady;
   std::vector<Copy> open;                 // issued, not committed
@@ -56,7 +60,7 @@ struct Machine {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   std::unique_ptr<unsigned char[]> shared_store{new unsigned char[kSharedBytes + 128]};
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   std::function<void()> program;
   int current = 0, threads = 0, at_barrier = 0, done = 0;
   std::int64_t block = 0, blocks = 0;
@@ -76,7 +80,14 @@ Fiber& self() { return machine->fibers[static_cast<std::size_t>(machine->current
 
 void wait_as(State state) {
   self().state = state;
-  swapcontext(&self().context, &machine->scheduler);
+  if (_setjmp(self().jump) == 0) _longjmp(machine->scheduler, 1);
+}
+
+__attribute__((noinline)) void resume(Machine& m, Fiber& fiber) {
+  if (_setjmp(m.scheduler) != 0) return;  // the fiber waits or is done
+  if (fiber.started) _longjmp(fiber.jump, 1);
+  fiber.started = true;
+  setcontext(&fiber.context);
 }
 
 void fail(const char* what) { throw std::logic_error(std::string("emulated kernel: ") + what); }
@@ -88,7 +99,7 @@ void enter_fiber() {
     if (!machine->failure) machine->failure = std::current_exception();
   }
   self().state = State::kDone;
-  swapcontext(&self().context, &machine->scheduler);
+  _longjmp(machine->scheduler, 1);
 }
 
 void run_block(Machine& m, std::mt19937_64& random) {
@@ -97,6 +108,7 @@ void run_block(Machine& m, std::mt19937_64& random) {
   for (Warp& warp : m.warps) warp.arrived = warp.phase = 0;
   for (Fiber& fiber : m.fibers) {
     fiber.state = State::kReady;
+    fiber.started = false;
     fiber.open.clear();
     fiber.groups.clear();
     getcontext(&fiber.context);
@@ -115,7 +127,7 @@ void run_block(Machine& m, std::mt19937_64& random) {
       if (fiber.state != State::kReady) continue;
       moved = true;
       m.current = index;
-      swapcontext(&m.scheduler, &fiber.context);
+      resume(m, fiber);
       if (m.failure) std::rethrow_exception(m.failure);
       if (fiber.state == State::kDone) ++m.done;
       if (fiber.state == State::kAtBarrier && ++m.at_barrier == m.threads) {

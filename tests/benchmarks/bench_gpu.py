@@ -5,7 +5,8 @@
 
 Every test measures its methods in turns, round by round, between two synchronisations, and with them the rate of a
 16-bit matrix product or of a plain copy; pytest-benchmark's own figures are those of the operator alone. Medians and
-shares go to `extra_info`. `MONAI_WSCXR_BENCH=full` takes the sizes of docs/performance.md, `huge` adds a bank of 10 million rows.
+shares go to `extra_info`. `MONAI_WSCXR_BENCH=full` takes the sizes of docs/performance.md,
+`huge` adds a bank of 10 million rows.
 """
 
 import datetime
