@@ -402,6 +402,50 @@ emulation::Report run_emulated(SearchOptions options, const emulation::Settings&
 
 namespace emulation {
 
+namespace {
+
+// Wrong programs, one each for what the emulation promises to notice.
+void miss_barrier(float*) {
+  if (dev::thread() != 5) dev::sync_block();
+}
+void miss_shuffle(float* out) {
+  if (dev::thread() % kWarp != 5) out[dev::thread()] = dev::shuffle(1.0f, 0);
+}
+void mix_instructions(float* out) {
+  out[dev::thread()] = dev::thread() % 2 == 0 ? dev::shuffle(1.0f, 0) : static_cast<float>(dev::ballot(true));
+}
+void misplace_copy(float* out) { dev::copy_async(dev::shared() + 8, out, true); }
+void forget_to_wait(float* out) {
+  float* const shared = reinterpret_cast<float*>(dev::shared()) + 4 * dev::thread();
+  const float before = *out;
+  dev::copy_async(shared, out, true);
+  dev::copy_commit();
+  dev::copy_wait<1>();
+  if (dev::thread() == 0) out[kWarp] = before == before && *shared == *shared ? 0.0f : 1.0f;
+}
+void read_what_nobody_wrote(float* out) {
+  const float value = *reinterpret_cast<float*>(dev::shared());
+  if (dev::thread() == 0) out[kWarp] = value == value ? 0.0f : 1.0f;
+}
+
+}  // namespace
+
+std::vector<std::string> self_check() {
+  std::vector<std::string> noticed;
+  for (void (*const program)(float*) :
+       {miss_barrier, miss_shuffle, mix_instructions, misplace_copy, forget_to_wait, read_what_nobody_wrote}) {
+    EmulatedSteps steps{Settings()};
+    alignas(16) float out[2 * kWarp] = {};
+    try {
+      steps.launch(program, 1, kWarp, 1024, static_cast<float*>(out));
+      noticed.push_back(out[kWarp] == 1.0f ? "not a number" : "nothing");
+    } catch (const std::logic_error& error) {
+      noticed.push_back(error.what());
+    }
+  }
+  return noticed;
+}
+
 Report min_distance(const Rows& query, const Rows& bank, const SearchOptions& options, const Settings& settings,
                     float* distance, std::int64_t* index) {
   return run_emulated(options, settings, [&](Steps& steps, const SearchOptions& o) {

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "search.h"
 
@@ -35,5 +37,9 @@ void mixup(const Rows& normal, const Rows& abnormal, std::int64_t seed, std::int
 // the bound E of every (query, group) beside them; for tests of the certificate. Distances are in the units of `scale`.
 void filter(const Rows& query, const Rows& bank, bool whole, double scale, const Settings& settings, float* minima,
             double* bound, double* query_squared);
+
+// What the emulation says to programs that miss a barrier, miss a shuffle, mix instructions, misplace a copy, read
+// before a copy has landed, and read what nobody wrote; for tests of the emulation itself.
+std::vector<std::string> self_check();
 
 }  // namespace wscxr::emulation

@@ -91,6 +91,11 @@ void add_emulation(py::module_& parent) {
     emulation::filter(rows_of(query), rows_of(bank), whole, scale, settings_of(options), at<float>(minima),
                       at<double>(bound), at<double>(query_squared));
   });
+  m.def("self_check", [] {
+    py::list noticed;
+    for (const std::string& what : emulation::self_check()) noticed.append(what);
+    return noticed;
+  });
   m.def("pack_minimum", &pack_minimum, py::arg("t"), py::arg("column"));
   m.def("packed_column", &packed_column);
   m.def("packed_least", &packed_least);

@@ -45,6 +45,18 @@ def mine(query, bank, k, **options):
     return index, distance, report
 
 
+def test_the_emulation_notices_wrong_programs():
+    waiting = "some threads wait at a barrier or a warp instruction that others never reach"
+    assert [what.removeprefix("emulated kernel: ") for what in EMULATION.self_check()] == [
+        waiting,
+        waiting,
+        "the lanes of a warp meet at different instructions",
+        "a background copy is not aligned to 16 bytes",
+        "not a number",
+        "not a number",
+    ]
+
+
 @pytest.mark.parametrize("kernel", FILTERS)
 def test_equals_naive_float64_search(searched, kernel):
     query, bank = searched
