@@ -201,6 +201,18 @@ def test_mining_drops_queries_and_finds_what_search_and_stable_sort_find(kind, k
         assert report["pairs"] < 0.4 * len(query) * len(bank), "nothing was dropped"
 
 
+def test_a_query_that_ties_with_the_cut_is_not_dropped():
+    # after the first share of the bank (256 rows) query 5 leads with 3 and ends at 2, where query 0 stands so far; it
+    # comes first among equals, but ends at 1
+    query = torch.tensor([2.0, 0, 0, 0, 0, -3])[:, None]
+    bank = torch.zeros(300, 1)
+    bank[290], bank[295] = -5, 3
+    for k in (1, 2):
+        index, distance, _ = mine(query, bank, k)
+        assert index.tolist() == [5, 0][:k]
+        assert distance.tolist() == [2.0, 1.0][:k]
+
+
 @pytest.mark.parametrize("kernel", FILTERS)
 def test_blocks_of_a_streamed_bank_add_up_to_the_whole(generator, kernel):
     query, bank = torch.randn(50, 20, generator=generator), torch.randn(500, 20, generator=generator)
