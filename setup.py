@@ -9,6 +9,7 @@ WSCXR_SANITIZE=1  the CPU module with address and undefined-behaviour checks (`m
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -45,6 +46,20 @@ def find_cuda() -> Path | None:
             return Path(home)
     nvcc = shutil.which("nvcc")
     return Path(nvcc).resolve().parent.parent if nvcc else None
+
+
+def find_cutlass() -> list[str]:
+    """Folders of the CUTLASS headers: those of CUTLASS_HOME, or of the package nvidia-cutlass; empty without any."""
+    home = os.environ.get("CUTLASS_HOME")
+    package = importlib.util.find_spec("cutlass_library")
+    places = [Path(home)] if home else []
+    if package is not None and package.submodule_search_locations:
+        places.append(Path(next(iter(package.submodule_search_locations))) / "source")
+    for place in places:
+        folders = [place / "include", place / "tools" / "util" / "include"]
+        if (folders[0] / "cutlass" / "cutlass.h").exists() and folders[1].exists():
+            return [str(folder) for folder in folders]
+    return []
 
 
 def sources(*patterns: str) -> list[str]:
@@ -98,12 +113,23 @@ def extensions() -> tuple[list, dict]:
             without("the CUDA module", "nvcc was not found; set CUDA_HOME")
         say("the CUDA module is left out: nvcc was not found (set CUDA_HOME if it is there)")
     elif MODE != "cpu":
+        cutlass, cutlass_define = find_cutlass(), []
+        if cutlass:
+            cutlass_define = ["-DWSCXR_WITH_CUTLASS"]
+        else:
+            say(
+                "the Hopper kernel of the search is left out, the portable one serves: there are no CUTLASS headers "
+                "(pip install --no-deps nvidia-cutlass==4.2.0.0, or set CUTLASS_HOME)"
+            )
+        nvcc_flags = ["-O3", "-lineinfo", "-DNDEBUG", "-DUSE_CUDA", "--expt-relaxed-constexpr", stable, *GENCODE]
+        # for a look at the compiler: WSCXR_NVCC_FLAGS=-Xptxas=-v prints registers and spills of every kernel
+        nvcc_flags += [*cutlass_define, *os.environ.get("WSCXR_NVCC_FLAGS", "").split()]
         modules.append(
             cpp_extension.CUDAExtension(
                 "monai_wscxr._C_cuda",
                 sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
-                include_dirs=include,
-                extra_compile_args={"cxx": flags, "nvcc": ["-O3", "-lineinfo", *GENCODE]},
+                include_dirs=[*include, *cutlass],
+                extra_compile_args={"cxx": [*flags, "-DUSE_CUDA"], "nvcc": nvcc_flags},
                 optional=optional,
             )
         )

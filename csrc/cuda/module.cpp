@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 
 #include "device_info.h"
+#include "emulation_bindings.h"
+#include "statistics.h"
+#include "tile_minimum_cuda.h"
 
 namespace py = pybind11;
 
@@ -10,6 +13,9 @@ namespace {
 py::dict build_info() {
   py::dict info;
   info["cuda_runtime"] = wscxr::cuda_runtime_version();
+  const char* const missing = wscxr::hopper_tiles_missing(9, 0);
+  info["hopper_kernel"] = missing == nullptr ? std::string("built") : std::string("left out: ") + missing;
+  info["hopper_layout_is_as_assumed"] = wscxr::hopper_layout_is_as_assumed();
   return info;
 }
 
@@ -26,10 +32,22 @@ py::list gpu_capabilities() {
   return devices;
 }
 
+py::dict search_statistics() {
+  py::dict counted;
+  counted["candidates"] = wscxr::SearchStatistics::candidates();
+  counted["rescans"] = wscxr::SearchStatistics::rescans();
+  return counted;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "CUDA part of the monai_wscxr extension";
-  m.def("build_info", &build_info, "CUDA version that this module was built with.");
+  m.def("build_info", &build_info, "CUDA version that this module was built with, and which kernels it holds.");
   m.def("gpu_capabilities", &gpu_capabilities, "The CUDA devices of this machine; empty without one.");
+  m.def(
+      "count_exact_distances", &wscxr::SearchStatistics::want, py::arg("on"),
+      "Count, in later searches, the exact distances and the groups recomputed as a whole (costs a synchronisation).");
+  m.def("search_statistics", &search_statistics, "Counts of the last search that ran while counting was on.");
+  wscxr::add_emulation(m);
 }
