@@ -19,7 +19,7 @@ $(READY): pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch (about 1 minute)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision setuptools wheel pybind11 ninja
-	@echo "installing the rest and building the extension (about 1 minute)"
+	@echo "installing the rest and building the extension (about 3 minutes with nvcc, 1 without)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test,lint]'
 	@$(RUN) -m monai_wscxr doctor
 	@touch $@

@@ -103,7 +103,7 @@ class BankFile:
 
     def read(self, first: int, out: Tensor) -> Tensor:
         """Read rows [first, first + len(out)) into the contiguous `out` [n, C] of this type; returns it."""
-        into = memoryview(out.view(torch.uint8).numpy()).cast("B")
+        into = memoryview(out.view(torch.uint8).numpy().data).cast("B")
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset + first * self.row_bytes)
             while into:
@@ -142,7 +142,9 @@ def plan_search(n_query: int, source: BankFile | Tensor, budget_bytes: int) -> S
     block = min(rows, (budget_bytes - fixed) // per_row)
     if block < min(rows, 32):
         need = fixed + 32 * per_row
-        raise InputError(f"searching {n_query} rows needs at least {need / 1e6:.1f} MB, the budget is {budget_bytes / 1e6:.1f} MB")
+        raise InputError(
+            f"searching {n_query} rows needs at least {need / 1e6:.1f} MB, the budget is {budget_bytes / 1e6:.1f} MB"
+        )
     return SearchPlan(block, -(-rows // block), fixed + block * per_row)
 
 

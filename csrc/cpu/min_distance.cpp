@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <tuple>
 #include <vector>
@@ -50,7 +51,7 @@ std::tuple<Tensor, Tensor> min_distance(Tensor query, Tensor bank) {
   Tensor squared = torch::stable::new_empty(q, {queries.count}, ScalarType::Double);
   Tensor index = torch::stable::new_empty(q, {queries.count}, ScalarType::Long);
   Tensor distance = torch::stable::new_empty(q, {queries.count}, ScalarType::Float);
-  std::fill_n(static_cast<std::int64_t*>(index.data_ptr()), queries.count, -1);
+  std::fill_n(static_cast<std::int64_t*>(index.data_ptr()), queries.count, std::numeric_limits<std::int64_t>::max());
   nearest(queries, rows, packed, squared, index, 0);
   const double* least = static_cast<const double*>(squared.data_ptr());
   float* out = static_cast<float*>(distance.data_ptr());

@@ -234,7 +234,7 @@ double Search::upper(std::int64_t query) const {
 
 void Search::carry(const double* squared, const std::int64_t* index) {
   for (std::size_t i = 0; i < nearest_.size(); ++i) {
-    if (index[i] < 0) continue;
+    if (index[i] == std::numeric_limits<std::int64_t>::max()) continue;  // nothing found so far
     nearest_[i].squared = squared[i];
     nearest_[i].index = index[i];
     nearest_[i].upper = to_scaled(squared[i]);

@@ -130,7 +130,7 @@ class Search {
   // `first_row` is the number of the bank's first row, where the bank is a part of a larger one.
   Search(const Kernels& kernels, const Packed& packed, const Rows& bank, const Rows& query, std::int64_t first_row = 0);
 
-  // Start from minima that are known already, of rows before `first_row`.
+  // Start from minima of other rows that are known already; index 2^63 - 1 where there is none.
   void carry(const double* squared, const std::int64_t* index);
   // Compare the queries with the panels at positions [first, last) of the visiting order.
   void scan(const std::vector<std::int64_t>& queries, std::int64_t first, std::int64_t last);

@@ -65,41 +65,35 @@ std::tuple<Tensor, Tensor> mine_top_r(Tensor query, Tensor bank, std::int64_t k)
   return {index, distance};
 }
 
-// One block of a bank that is streamed through the device. The carried tensors are lowered in place: carry_squared
-// float64 [Nq], infinity at first, and carry_index int64 [Nq]; row_offset is the number of the block's first row in the
-// whole bank. Each block is centred by itself, so blocks may come in any order and sizes, also from several streams
-// into carries of their own, merged by (squared, index). The distance is sqrt(carry_squared), rounded once to float32.
-void min_distance_block(Tensor query, Tensor bank, Tensor carry_squared, Tensor carry_index, std::int64_t row_offset) {
+// One block of a bank that is streamed through the device; contract in monai_wscxr/ops/min_distance.py. Each block is
+// centred by itself, so blocks may come in any order and size.
+std::tuple<Tensor, Tensor> search_block(Tensor query, Tensor bank, Tensor squared, Tensor index,
+                                        std::int64_t first_row) {
   STD_TORCH_CHECK(
       query.dim() == 2 && bank.dim() == 2 && query.size(1) == bank.size(1) && query.size(1) > 0 && bank.size(0) > 0,
-      "_min_distance_block: query and bank must be rows of the same width, and the block not empty");
-  STD_TORCH_CHECK(bank.is_cuda() && bank.get_device_index() == query.get_device_index(),
-                  "_min_distance_block: query and bank block must be on one device");
-  for (const Tensor& carry : {carry_squared, carry_index}) {
-    STD_TORCH_CHECK(carry.is_cuda() && carry.get_device_index() == query.get_device_index() && carry.dim() == 1 &&
-                        carry.is_contiguous() && carry.size(0) == query.size(0),
-                    "_min_distance_block: the carries must be contiguous, one number per query, on the query's device");
+      "search_block: query and bank must be rows of the same width, and the block not empty");
+  for (const Tensor& tensor : {bank, squared, index}) {
+    STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == query.get_device_index(),
+                    "search_block: query, bank block, squared and index must be on one device");
   }
-  STD_TORCH_CHECK(carry_squared.scalar_type() == ScalarType::Double && carry_index.scalar_type() == ScalarType::Long,
-                  "_min_distance_block: carry_squared must be float64 and carry_index int64");
+  STD_TORCH_CHECK(squared.scalar_type() == ScalarType::Double && index.scalar_type() == ScalarType::Long &&
+                      squared.numel() == query.size(0) && index.numel() == query.size(0),
+                  "search_block: squared must be float64 and index int64, one number per query");
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
+  const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+  Tensor least = torch::stable::clone(torch::stable::contiguous(squared));
+  Tensor row = torch::stable::clone(torch::stable::contiguous(index));
   search_on(q, [&](wscxr::Steps& steps, const wscxr::SearchOptions& options) {
-    wscxr::min_distance_block(steps, wscxr::rows_of(q), wscxr::rows_of(b), row_offset, options,
-                              static_cast<double*>(carry_squared.data_ptr()),
-                              static_cast<std::int64_t*>(carry_index.data_ptr()));
+    wscxr::min_distance_block(steps, wscxr::rows_of(q), wscxr::rows_of(b), first_row, options,
+                              static_cast<double*>(least.data_ptr()), static_cast<std::int64_t*>(row.data_ptr()));
   });
+  return {least, row};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(monai_wscxr, m) {
-  m.def(
-      "_min_distance_block(Tensor query, Tensor bank, Tensor(a!) carry_squared, Tensor(b!) carry_index, int row_offset)"
-      " -> ()");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(monai_wscxr, CUDA, m) {
   m.impl("min_distance", TORCH_BOX(&min_distance));
   m.impl("mine_top_r", TORCH_BOX(&mine_top_r));
-  m.impl("_min_distance_block", TORCH_BOX(&min_distance_block));
+  m.impl("search_block", TORCH_BOX(&search_block));
 }

@@ -18,6 +18,7 @@ from monai_wscxr.ops.packed_bank import PackedBank
 _QUERY_BLOCK = 1024
 _BANK_BLOCK = 8192
 _PILE_LIMIT = 1 << 21  # candidate pairs that are kept before they are refined
+_NO_ROW = 2**63 - 1
 _REFINE_ELEMENTS = 1 << 23  # float64 numbers held while pairs are refined
 
 
@@ -64,8 +65,8 @@ def search_block(
         query: [Nq, C].
         block: [Nb, C], Nb >= 1, on the same device.
         squared: [Nq] float64, least squared distances so far; `nothing_found` before the first block.
-        index: [Nq] int64, the rows that attain them; -1 where there is none.
-        first_row: number of the block's first row in the larger bank, beyond all rows searched so far.
+        index: [Nq] int64, the rows that attain them; 2^63 - 1 where there is none.
+        first_row: number of the block's first row in the larger bank. Blocks may come in any order.
 
     Returns:
         squared [Nq] float64 and index [Nq] int64 over the rows so far; ties stay with the lowest row.
@@ -79,9 +80,9 @@ def search_block(
 
 
 def nothing_found(query: Tensor) -> tuple[Tensor, Tensor]:
-    """What `search_block` takes before the first block: infinite squared distances [Nq] and rows -1 [Nq]."""
+    """What `search_block` takes before the first block: infinite squared distances [Nq] and no rows [Nq]."""
     n = query.shape[0]
-    return query.new_full((n,), torch.inf, dtype=torch.float64), query.new_full((n,), -1, dtype=torch.int64)
+    return query.new_full((n,), torch.inf, dtype=torch.float64), query.new_full((n,), _NO_ROW, dtype=torch.int64)
 
 
 def _filter_dtype(query: Tensor, bank: Tensor, largest: float) -> torch.dtype:
@@ -217,7 +218,7 @@ def _block_reference(
     query: Tensor, bank: Tensor, squared: Tensor, index: Tensor, first_row: int
 ) -> tuple[Tensor, Tensor]:
     here, at = _search(query, bank)
-    better = (here < squared) | (index < 0)
+    better = (here < squared) | ((here == squared) & (at + first_row < index))
     return torch.where(better, here, squared), torch.where(better, at + first_row, index)
 
 

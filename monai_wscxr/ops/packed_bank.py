@@ -51,7 +51,9 @@ class PackedBank:
         """
         check_bank(rows, "PackedBank")
         if rows.device.type != "cpu":
-            raise ValueError(f"PackedBank: rows are on {rows.device}; banks are packed on the CPU, move them there first")
+            raise ValueError(
+                f"PackedBank: rows are on {rows.device}; banks are packed on the CPU, move them there first"
+            )
         with plain_errors():
             return cls(rows, *torch.ops.monai_wscxr.pack_bank(rows))
 
@@ -99,7 +101,9 @@ def _reference(bank: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         y = torch.ldexp(bank[start : start + _BLOCK].double() - centre, torch.tensor(-exponent))
         scale = (y.abs().amax(1) / _LEVELS).float()
         scale = torch.where(scale > 1e-30, scale, 0)
-        code = torch.where(scale[:, None] > 0, y[:, :coded] / scale[:, None].double(), 0).round().clamp(-_LEVELS, _LEVELS)
+        code = (
+            torch.where(scale[:, None] > 0, y[:, :coded] / scale[:, None].double(), 0).round().clamp(-_LEVELS, _LEVELS)
+        )
         y[:, :coded] -= code * scale[:, None].double()
         rows = slice(start, start + len(y))
         norm = scale.double() * code.norm(dim=1)

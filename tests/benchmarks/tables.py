@@ -229,7 +229,9 @@ def search_table(query: torch.Tensor, bank: torch.Tensor, rounds: int) -> list[d
 
 def mining_table(query: torch.Tensor, bank: torch.Tensor, rounds: int) -> list[dict]:
     packed = PackedBank.pack(bank)
-    methods = [Method("min_distance + stable sort", lambda: min_distance(query, packed)[0].sort(descending=True, stable=True))]
+    methods = [
+        Method("min_distance + stable sort", lambda: min_distance(query, packed)[0].sort(descending=True, stable=True))
+    ]
     for r in (0.02, 0.05, 0.1, 0.2, 0.5):
         methods.append(Method(f"mine_top_r, r = {r}", lambda r=r: mine_top_r(query, packed, r)))
     table = interleave(methods, rounds)

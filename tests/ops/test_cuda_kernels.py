@@ -7,6 +7,7 @@ from test_min_distance import assert_nearest
 
 from monai_wscxr import ops
 from monai_wscxr.ops import backend, min_distance, mine_top_r, mixup
+from monai_wscxr.ops.min_distance import nothing_found, search_block
 
 pytestmark = [
     pytest.mark.gpu,
@@ -132,10 +133,9 @@ def test_mining_equals_search_and_stable_sort(kernel):
 def test_blocks_of_a_streamed_bank_add_up_to_the_whole(kernel):
     g = torch.Generator("cuda").manual_seed(8)
     query, bank = (torch.randn(n, 40, generator=g, device="cuda") for n in (500, 7000))
-    squared = torch.full((500,), torch.inf, dtype=torch.float64, device="cuda")
-    index = torch.full((500,), 2**63 - 1, device="cuda")
+    squared, index = nothing_found(query)
     for start in (4000, 0, 2000, 6000):
-        torch.ops.monai_wscxr._min_distance_block(query, bank[start : start + 2000], squared, index, start)
+        squared, index = search_block(query, bank[start : start + 2000], squared, index, start)
     distance, expected = min_distance(query, bank)
     assert torch.equal(index, expected)
     assert torch.equal(squared.sqrt().float(), distance)

@@ -18,7 +18,6 @@ ONE_ROUNDING = 2.0**-23
 SMALLEST = 2.0**-149
 
 
-
 def packed(query, bank):
     """A packed bank where there is one (on the CPU)."""
     return min_distance(query, PackedBank.pack(bank) if bank.device.type == "cpu" else bank)
