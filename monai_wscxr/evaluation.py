@@ -25,7 +25,7 @@ from monai_wscxr.data.selection import check_overlap
 from monai_wscxr.data.split import count_classes
 from monai_wscxr.data.stream import RadiographStream
 from monai_wscxr.errors import InputError
-from monai_wscxr.networks import EpochScores
+from monai_wscxr.networks import EpochScores, anomaly_score
 from monai_wscxr.predictor import Prediction, in_order, to_map, to_prediction, write_csv
 from monai_wscxr.report.case import Case
 from monai_wscxr.report.html import choose_cases, write_report
@@ -89,7 +89,7 @@ def epoch_network(model: TrainedModel) -> EpochScores:
         discriminator.load_state_dict(state)
         discriminators.append(discriminator)
     device = next(model.network.parameters()).device
-    network = EpochScores(model.network.features, [*discriminators, model.network.discriminator])
+    network = EpochScores(model.network, [*discriminators, model.network.discriminator])
     return network.to(device).eval()
 
 
@@ -187,7 +187,7 @@ class EvaluationHandler(ResultHandler):
         """Take in one batch."""
         super().collect(engine)
         state: Any = engine.state
-        self.epoch_scores += state.output["pred"].amax(dim=(2, 3)).tolist()
+        self.epoch_scores += anomaly_score(state.output["pred"], self.model.score_share).tolist()
 
     def write(self, engine: Engine) -> None:
         """Write predictions, figures and the report, and print the figures."""
