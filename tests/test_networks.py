@@ -192,7 +192,7 @@ def test_scores_of_every_epoch_share_the_features(make_features):
     discriminators = [Discriminator(features.channels, 2).eval() for _ in range(3)]
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        scores = EpochScores(features, discriminators)(image)
+        scores = EpochScores(WSCXRNet(features, discriminators[0]), discriminators)(image)
         single = [WSCXRNet(features, d).eval()(image) for d in discriminators]
     assert scores.shape == (2, 3, 4, 4)
     for epoch in range(3):
