@@ -15,7 +15,7 @@ import json
 import logging
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
+from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_wscxr.backbones import NAMED, create_backbone
@@ -37,9 +38,9 @@ from monai_wscxr.features import PatchFeatures
 from monai_wscxr.handlers import DistanceHandler
 from monai_wscxr.losses import HingeLoss
 from monai_wscxr.metrics import auroc
-from monai_wscxr.mining import mine
 from monai_wscxr.mixing import MixingInferer, PatchBatches, prepare_patch_batch
 from monai_wscxr.networks import Discriminator, anomaly_score
+from monai_wscxr.ops import min_distance
 from monai_wscxr.store import write_text_atomic
 from monai_wscxr.transforms import LoadRadiographd, Preprocessing, ResizeRadiographd, radiograph_transforms
 from monai_wscxr.whitening import NormalWhitening
@@ -83,6 +84,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "maximum": {"score_share": 0.0},
     "mean": {"score_share": 1.0},
 }
+FEATURE_OPTIONS = ("image_size", "intensity", "backbone", "weights", "layers", "neighbourhood")
+TRAINING_OPTIONS = (
+    *("seed", "retention", "whiten", "shrinkage", "zero_start", "depth", "width", "batch_size", "min_batches"),
+    *("epochs", "alpha_min", "alpha_max", "optimizer_name", "learning_rate", "weight_decay"),
+)
 FIGURES = ("as they are", "perturbed alike", "perturbed each")
 
 
@@ -210,24 +216,20 @@ def _bank(images: Tensor) -> FeatureBank:
     return FeatureBank.from_images(images.flatten(2).transpose(1, 2).contiguous(), names, grid)
 
 
-def train(
-    options: Mapping[str, Any], normal: FeatureBank, abnormal: FeatureBank, whitening: NormalWhitening
-) -> Discriminator:
+def train(options: Mapping[str, Any], normal: FeatureBank, mined: Tensor) -> Discriminator:
     """Train a discriminator as the bundle does.
 
     Args:
         options: of `train.yaml`.
-        normal, abnormal: banks of whole images, not whitened.
-        whitening: fitted to the normal bank.
+        normal: normal bank, whitened where the variant whitens.
+        mined: rows of the mined bank, likewise.
     """
     torch.manual_seed(options["seed"])
-    rows = whitening(normal.rows)
-    mined = whitening(mine(normal, abnormal, options["retention"]).bank.rows)
     discriminator = Discriminator(
-        rows.shape[1], options["depth"], options["width"], zero_start=options["zero_start"]
+        normal.rows.shape[1], options["depth"], options["width"], zero_start=options["zero_start"]
     ).train()
     batches = PatchBatches(options["batch_size"], options["seed"], min_batches=options["min_batches"])
-    batches.fill(rows)
+    batches.fill(normal.rows)
     inferer = MixingInferer(options["seed"], options["alpha_min"], options["alpha_max"])
     inferer.fill(mined)
     loss_function = HingeLoss()
@@ -240,10 +242,99 @@ def train(
             optimizer.zero_grad()
             loss_function(inferer(inputs, discriminator, **keywords), target).backward()
             optimizer.step()
-    banks: Any = _Banks(_bank(whitening(normal.images)), abnormal)
-    handler = DistanceHandler(banks, discriminator, options["distance_share"], options["score_share"])
-    handler(None)  # type: ignore[arg-type]
     return discriminator.eval()
+
+
+class DrawData:
+    """Features of one draw; what variants have in common is computed once.
+
+    Args:
+        draw: who trains and who validates.
+        features: [n, C, h, w] of all training items.
+        perturbed: per perturbation, features of the items `subset`.
+        subset: indices of the perturbed items.
+        labels: of all training items.
+    """
+
+    def __init__(
+        self,
+        draw: Draw,
+        features: Tensor,
+        perturbed: Mapping[str, Tensor],
+        subset: Sequence[int],
+        labels: NDArray[np.int64],
+    ) -> None:
+        self.draw, self.features, self.perturbed, self.labels = draw, features, perturbed, labels
+        self.place = {i: n for n, i in enumerate(subset)}
+        self.normal = _bank(features[draw.normal])
+        few = draw.few_shot[max(draw.few_shot)]
+        distance, _ = min_distance(_bank(features[few]).rows, self.normal.rows)
+        self.distance = dict(zip(few, distance.split(features.shape[2] * features.shape[3]), strict=True))
+        self.whitened: dict[tuple, tuple[NormalWhitening, FeatureBank, Tensor, dict[str, Tensor]]] = {}
+        self.trained: dict[str, Discriminator] = {}
+
+    def mined(self, k: int, retention: float) -> Tensor:
+        """Rows of the mined bank (Eq. 4 and 5); distances were measured once for all k."""
+        few = self.draw.few_shot[k]
+        distance = torch.cat([self.distance[i] for i in few])
+        order = torch.sort(distance, descending=True, stable=True).indices
+        return _bank(self.features[few]).rows[order[: max(1, int(retention * len(order) + 1e-9))]]
+
+    def white(self, options: Mapping[str, Any]) -> tuple[NormalWhitening, FeatureBank, Tensor, dict[str, Tensor]]:
+        """Whitening, whitened normal bank, and all images that validate, as they are and perturbed, whitened."""
+        key = (options["whiten"], options["shrinkage"])
+        if key not in self.whitened:
+            whitening = NormalWhitening(self.features.shape[1], options["whiten"])
+            whitening.fit(self.normal.rows, options["shrinkage"])
+            bank = replace(self.normal, rows=whitening(self.normal.rows))
+            judged = self.judged()
+            where = [self.place[i] for i in judged if i in self.place]
+            perturbed = {name: whitening(maps[where]) for name, maps in self.perturbed.items()}
+            self.whitened[key] = whitening, bank, whitening(self.features[judged]), perturbed
+        return self.whitened[key]
+
+    def judged(self, k: int | None = None) -> list[int]:
+        """Items that validate with this k, or with any."""
+        unseen = sorted({i for u in self.draw.unseen.values() for i in u}) if k is None else self.draw.unseen[k]
+        return self.draw.held_out + unseen
+
+    def figures(self, options: Mapping[str, Any], k: int) -> tuple[list[float], list[float]]:
+        """The three `FIGURES`, and per perturbation the mean movement of scores as a share of the class gap."""
+        whitening, normal, images, perturbed = self.white(options)
+        key = json.dumps([k, {o: options[o] for o in TRAINING_OPTIONS}], default=str)
+        if key not in self.trained:
+            self.trained[key] = train(options, normal, whitening(self.mined(k, options["retention"])))
+        discriminator = self.trained[key]
+        few: Any = _Banks(normal, _bank(self.features[self.draw.few_shot[k]]))
+        handler = DistanceHandler(few, discriminator, options["distance_share"], options["score_share"])
+        handler(None)  # type: ignore[arg-type]
+        discriminator.eval()
+        judged = self.judged(k)
+        rows = {i: n for n, i in enumerate(self.judged())}
+        within = {i: n for n, i in enumerate(i for i in self.judged() if i in self.place)}
+        both = [i for i in judged if i in within]
+        with torch.inference_mode():
+
+            def score(maps: Tensor) -> NDArray[np.float64]:
+                return anomaly_score(discriminator(maps), options["score_share"])[:, 0].double().numpy()
+
+            scores = dict(zip(judged, score(images[[rows[i] for i in judged]]), strict=True))
+            own = [np.array([scores[i] for i in both])]
+            own += [score(perturbed[name][[within[i] for i in both]]) for name in PERTURBATIONS]
+        plain = auroc(self.labels[judged], list(scores.values()))
+        return _perturbed_figures(plain, self.labels[both], np.stack(own))
+
+
+def _perturbed_figures(
+    plain: float, labels: NDArray[np.int64], scores: NDArray[np.float64]
+) -> tuple[list[float], list[float]]:
+    """Figures from scores [1 + perturbations, n], the first row being unperturbed."""
+    alike = float(np.mean([auroc(labels, row) for row in scores[1:]]))
+    rng = np.random.default_rng(0)
+    columns = np.arange(len(labels))
+    each = [auroc(labels, scores[rng.integers(0, len(scores), len(labels)), columns]) for _ in range(5)]
+    gap = np.median(scores[0][labels == 1]) - np.median(scores[0][labels == 0])
+    return [plain, alike, float(np.mean(each))], [float(np.abs(row - scores[0]).mean() / gap) for row in scores[1:]]
 
 
 class CrossValidation:
@@ -276,52 +367,29 @@ class CrossValidation:
         self.options = {**parser.get(), **(changes or {})}
         self.maps: tuple[tuple, Maps] | None = None
 
-    def run(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Figures of one variant: {k: {figure: [one per draw]}} and {k: {perturbation: mean shift of scores}}."""
-        unknown = [key for key in changes if key not in self.options]
-        if unknown:
-            raise InputError(f"variant {name!r} changes {unknown[0]!r}, which train.yaml does not have")
-        options = {**self.options, **changes}
-        layers: list[str] = list(options["layers"] or NAMED[options["backbone"]].layers or ())
-        maps = self._maps({**options, "layers": layers})
-        features = maps.choose(maps.images, layers, options["neighbourhood"])
-        perturbed = {n: maps.choose(m, layers, options["neighbourhood"]) for n, m in maps.perturbed.items()}
-        place = {i: n for n, i in enumerate(maps.subset)}
-        result: dict[str, Any] = {str(k): {f: [] for f in (*FIGURES, "shift")} for k in self.ks}
-        for draw in self.draws:
-            normal = _bank(features[draw.normal])
-            whitening = NormalWhitening(features.shape[1], options["whiten"])
-            whitening.fit(normal.rows, options["shrinkage"])
-            for k in self.ks:
-                discriminator = train(options, normal, _bank(features[draw.few_shot[k]]), whitening)
-
-                def score(
-                    images: Tensor, discriminator: Discriminator = discriminator, whitening: NormalWhitening = whitening
-                ) -> np.ndarray:
-                    with torch.inference_mode():
-                        return anomaly_score(discriminator(whitening(images)), options["score_share"])[:, 0].numpy()
-
-                judged = draw.held_out + draw.unseen[k]
-                labels = np.array([self.items[i]["label"] for i in judged])
-                scores = score(features[judged])
-                chosen = [n for n, i in enumerate(judged) if i in place]
-                where = [place[judged[n]] for n in chosen]
-                own = [scores[chosen], *(score(perturbed[name][where]) for name in PERTURBATIONS)]
-                here = result[str(k)]
-                here["as they are"].append(auroc(labels, scores))
-                self._perturbed(here, labels[chosen], np.stack(own))
-        return result
-
-    @staticmethod
-    def _perturbed(here: dict[str, list], labels: np.ndarray, scores: np.ndarray) -> None:
-        """Figures of perturbed images from scores [1 + perturbations, n], the first row being unperturbed."""
-        here["perturbed alike"].append(float(np.mean([auroc(labels, row) for row in scores[1:]])))
-        rng = np.random.default_rng(0)
-        columns = np.arange(len(labels))
-        mixed = [auroc(labels, scores[rng.integers(0, len(scores), len(labels)), columns]) for _ in range(5)]
-        here["perturbed each"].append(float(np.mean(mixed)))
-        gap = np.median(scores[0][labels == 1]) - np.median(scores[0][labels == 0])
-        here["shift"].append([float(np.abs(row - scores[0]).mean() / gap) for row in scores[1:]])
+    def run(self, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Figures of variants that share their features: {name: {k: {figure: [one per draw], "shift": [...]}}}."""
+        for name, changes in variants.items():
+            unknown = [key for key in changes if key not in self.options]
+            if unknown:
+                raise InputError(f"variant {name!r} changes {unknown[0]!r}, which train.yaml does not have")
+        first = {**self.options, **next(iter(variants.values()))}
+        layers: list[str] = list(first["layers"] or NAMED[first["backbone"]].layers or ())
+        maps = self._maps({**first, "layers": layers})
+        features = maps.choose(maps.images, layers, first["neighbourhood"])
+        perturbed = {n: maps.choose(m, layers, first["neighbourhood"]) for n, m in maps.perturbed.items()}
+        labels = np.array([item["label"] for item in self.items])
+        results: dict[str, Any] = {n: {str(k): {f: [] for f in (*FIGURES, "shift")} for k in self.ks} for n in variants}
+        for number, draw in enumerate(self.draws):
+            data = DrawData(draw, features, perturbed, maps.subset, labels)
+            for name, changes in variants.items():
+                for k in self.ks:
+                    figures, shift = data.figures({**self.options, **changes}, k)
+                    for figure, value in zip(FIGURES, figures, strict=True):
+                        results[name][str(k)][figure].append(value)
+                    results[name][str(k)]["shift"].append(shift)
+            logger.info("draw %d of %d: %s", number + 1, len(self.draws), ", ".join(variants))
+        return results
 
     def _maps(self, options: Mapping[str, Any]) -> Maps:
         key = tuple(str(options[k]) for k in ("image_size", "intensity", "backbone", "weights"))
@@ -373,15 +441,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.dataset_dir, given.output_dir, ks, given.draws, given.perturbed_normals, {"cache": given.cache}
     )
     results: dict[str, Any] = {}
-    for name in names:
-        asked = {"changes": VARIANTS[name], "k": ks, "draws": given.draws, "options": _plain(run.options)}
-        kept = given.output_dir / f"{name.replace('/', '_')}.json"
+    for group in _groups(names):
+        asked = {
+            "changes": {n: VARIANTS[n] for n in group},
+            "k": ks,
+            "draws": given.draws,
+            "options": _plain(run.options),
+        }
+        kept = given.output_dir / f"{group[0].replace('/', '_')}.json"
         if kept.is_file() and json.loads(kept.read_text())["asked"] == asked:
-            results[name] = json.loads(kept.read_text())["result"]
-        else:
-            results[name] = run.run(name, VARIANTS[name])
-            write_text_atomic(kept, json.dumps({"asked": asked, "result": results[name]}))
-        logger.info("%s", run.table({n: results[n] for n in dict.fromkeys(["default", name])}))
+            results.update(json.loads(kept.read_text())["result"])
+            continue
+        found = run.run({n: VARIANTS[n] for n in group})
+        write_text_atomic(kept, json.dumps({"asked": asked, "result": found}))
+        results.update(found)
+        logger.info("%s", run.table(results))
     write_text_atomic(given.output_dir / "table.md", run.table(results))
     shifts = np.array([np.mean(results["default"][str(k)]["shift"], axis=0) for k in ks])
     lines = [
@@ -391,6 +465,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = "\n".join([head, "|---" * (len(ks) + 1) + "|", *lines]) + "\n"
     write_text_atomic(given.output_dir / "shifts.md", text)
     logger.info("%s\n%s", run.table(results), text)
+
+
+def _groups(names: Sequence[str]) -> list[list[str]]:
+    """Variants that share their features, together."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        features = {option: VARIANTS[name].get(option) for option in FEATURE_OPTIONS}
+        groups.setdefault(json.dumps(features), []).append(name)
+    return list(groups.values())
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
