@@ -127,3 +127,25 @@ def calibrate(
     if high <= low:
         high = low + max(1.0, abs(low))
     return Calibration(tuple(scores), false_positive_rate, low, high)
+
+
+def p_value_error(p_values: Sequence[float], bins: int = 10) -> float:
+    """Expected calibration error of the p-values of normal images that calibrated nothing; 0 is perfect.
+
+    Of well calibrated p-values a share a lies at or below a. This is the mean, over a = 1/bins, ..., 1 - 1/bins, of the
+    difference between the share found and a. With n calibrating and m new images it is about 0.3 sqrt(1/n + 1/m) by chance.
+
+    Args:
+        p_values: of normal images, in (0, 1], at least one.
+        bins: at least 2.
+
+    Raises:
+        InputError: on no p-value, one outside (0, 1], or fewer than two bins.
+    """
+    if bins < 2:
+        raise InputError(f"the calibration error needs at least two bins, got {bins}")
+    if not p_values or not all(0 < p <= 1 for p in p_values):
+        raise InputError("the calibration error needs p-values in (0, 1], at least one")
+    ordered = sorted(p_values)
+    differences = [abs(bisect.bisect_right(ordered, a / bins) / len(ordered) - a / bins) for a in range(1, bins)]
+    return math.fsum(differences) / len(differences)

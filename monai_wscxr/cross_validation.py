@@ -364,15 +364,15 @@ class CrossValidation:
         self.draws = [make_draw(self.items, ks, 1000 + d) for d in range(draws)]
         parser = ConfigParser()
         parser.read_config(str(TRAIN_CONFIG))
-        self.options = {**parser.get(), **(changes or {})}
+        self.options: dict[str, Any] = parser.get()
+        self._check("options", changes or {})
+        self.options.update(changes or {})
         self.maps: tuple[tuple, Maps] | None = None
 
     def run(self, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Figures of variants that share their features: {name: {k: {figure: [one per draw], "shift": [...]}}}."""
         for name, changes in variants.items():
-            unknown = [key for key in changes if key not in self.options]
-            if unknown:
-                raise InputError(f"variant {name!r} changes {unknown[0]!r}, which train.yaml does not have")
+            self._check(f"variant {name!r}", changes)
         first = {**self.options, **next(iter(variants.values()))}
         layers: list[str] = list(first["layers"] or NAMED[first["backbone"]].layers or ())
         maps = self._maps({**first, "layers": layers})
@@ -390,6 +390,11 @@ class CrossValidation:
                     results[name][str(k)]["shift"].append(shift)
             logger.info("draw %d of %d: %s", number + 1, len(self.draws), ", ".join(variants))
         return results
+
+    def _check(self, what: str, changes: Mapping[str, Any]) -> None:
+        unknown = [key for key in changes if key not in self.options]
+        if unknown:
+            raise InputError(f"{what}: there is an option {unknown[0]!r}, which train.yaml does not have")
 
     def _maps(self, options: Mapping[str, Any]) -> Maps:
         key = tuple(str(options[k]) for k in ("image_size", "intensity", "backbone", "weights"))
@@ -427,7 +432,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--variants", default="", help=f"names with semicolons; all by default: {'; '.join(VARIANTS)}")
     parser.add_argument("--perturbed_normals", type=int, default=200)
-    parser.add_argument("--cache", default=None, help="feature cache")
+    parser.add_argument(
+        "--options", type=json.loads, default={}, help="options of train.yaml for all variants, as JSON"
+    )
     given = parser.parse_args(arguments)
     show_input_errors_plainly()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -437,9 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"there is no variant {unknown[0]!r}; choose from {'; '.join(VARIANTS)}")
     names = list(dict.fromkeys(["default", *names]))
     ks = [int(k) for k in given.k.split(",")]
-    run = CrossValidation(
-        given.dataset_dir, given.output_dir, ks, given.draws, given.perturbed_normals, {"cache": given.cache}
-    )
+    run = CrossValidation(given.dataset_dir, given.output_dir, ks, given.draws, given.perturbed_normals, given.options)
     results: dict[str, Any] = {}
     for group in _groups(names):
         asked = {

@@ -113,7 +113,7 @@ class StandardiseIntensityd(MapTransform):
             image = torch.as_tensor(out[key]).as_subclass(torch.Tensor)
             height, width = image.shape[-2:]
             centre = image[..., height // 8 : height - height // 8, width // 8 : width - width // 8]
-            spread = centre.std().clamp(min=1e-4)
+            spread = centre.std().clamp(min=1e-3)
             out[key] = (0.5 + (image - centre.mean()) * (0.22 / spread)).clamp(0, 1)
         return out
 
