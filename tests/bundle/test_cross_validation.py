@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
+from bundle_runs import SMALL, run
 
 from monai_wscxr import cross_validation
 from monai_wscxr.cross_validation import Draw, DrawData, make_draw, train
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.mining import mine
-from bundle_runs import SMALL, run
 
 
 def items():
@@ -89,7 +89,7 @@ def test_the_command_writes_a_table_and_never_opens_the_test_part(phantoms, tmp_
     assert len(kept["maximum"]["1"]["as they are"]) == 2
     monkeypatch.setattr(cross_validation.CrossValidation, "run", None)  # a second call only reads
     cross_validation.main(arguments)
-    with pytest.raises(InputError, match="'image_sise', which train.yaml does not have"):
-        cross_validation.main([str(source), str(out), "--options", '{"image_sise": 64}'])
+    with pytest.raises(InputError, match=r"an option 'image_sise', which train\.yaml does not have"):
+        cross_validation.main([str(source), str(out), "--k", "1", "--options", '{"image_sise": 64}'])
     with pytest.raises(InputError, match="there is no variant 'magic'"):
         cross_validation.main([str(source), str(out), "--variants", "magic"])
