@@ -15,11 +15,12 @@ from monai_wscxr.backbones import create_backbone, weights_hash
 from monai_wscxr.calibration import Calibration
 from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchFeatures
-from monai_wscxr.networks import Discriminator, WSCXRNet
+from monai_wscxr.networks import Discriminator, WSCXRNet, check_score_share
 from monai_wscxr.store import save_torch_atomic, write_text_atomic
 from monai_wscxr.transforms import Preprocessing
+from monai_wscxr.whitening import NormalWhitening
 
-ARTEFACT_FORMAT = 1
+ARTEFACT_FORMAT = 2
 ARTEFACT, WEIGHTS = "artefact.json", "model.pt"
 
 
@@ -32,6 +33,7 @@ class TrainedModel:
         preprocessing: from file to network input.
         calibration: operating point and p-values.
         map_sigma: Gaussian of the anomaly map, in pixels of the preprocessed image.
+        score_share: share of the patches, the highest, whose mean is the anomaly score; 0 is the maximum.
         sha256: hash of the weights.
         settings: options of the training run.
         folder: where it was loaded from.
@@ -41,6 +43,7 @@ class TrainedModel:
     preprocessing: Preprocessing
     calibration: Calibration
     map_sigma: float
+    score_share: float
     sha256: str
     settings: dict[str, Any]
     folder: Path
@@ -54,6 +57,7 @@ def save_model(
     map_sigma: float,
     settings: Mapping[str, Any],
     training: Mapping[str, Any],
+    score_share: float = 0.0,
 ) -> str:
     """Write `model.pt` and `artefact.json` (each atomically, weights first); returns the hash of the weights.
 
@@ -62,6 +66,7 @@ def save_model(
         network, preprocessing, calibration, map_sigma: what was trained.
         settings: options of the run, JSON-like.
         training: facts about the training for the record (counts, seconds), JSON-like.
+        score_share: see `anomaly_score`.
     """
     features, layers = network.features, network.discriminator.layers
     linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
@@ -85,8 +90,10 @@ def save_model(
             "width": linear[0].out_features if len(linear) > 1 else 1,
             "bias": linear[-1].bias is not None,
         },
+        "whitening": {"active": network.whitening.active},
         "preprocessing": preprocessing.to_dict(),
         "map_sigma": map_sigma,
+        "score_share": check_score_share(score_share),
         "calibration": calibration.to_dict(),
         "settings": dict(settings),
         "training": dict(training),
@@ -100,7 +107,8 @@ def build_network(description: Mapping[str, Any]) -> WSCXRNet:
     """The architecture that an artefact describes, without its trained weights."""
     backbone = create_backbone(description["backbone"]["name"], description["backbone"]["layers"], weights="none")
     features = PatchFeatures(backbone, **description["features"])
-    return WSCXRNet(features, Discriminator(features.channels, **description["discriminator"]))
+    discriminator = Discriminator(features.channels, **description["discriminator"])
+    return WSCXRNet(features, discriminator, NormalWhitening(features.channels, **description["whitening"]))
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
@@ -123,8 +131,9 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         network.load_state_dict(state)
         calibration = Calibration.from_dict(description["calibration"])
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
-        map_sigma, sha256, settings = (
+        map_sigma, score_share, sha256, settings = (
             float(description["map_sigma"]),
+            check_score_share(description["score_share"]),
             description["model_sha256"],
             dict(description["settings"]),
         )
@@ -146,6 +155,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         preprocessing=preprocessing,
         calibration=calibration,
         map_sigma=map_sigma,
+        score_share=score_share,
         sha256=sha256,
         settings=settings,
         folder=folder,

@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,21 @@ def distributed(network: nn.Module, device: torch.device) -> nn.Module:
     """The same network with gradients averaged over all processes."""
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(network) if device.type == "cuda" else network
     return DistributedDataParallel(synchronised, device_ids=[device] if device.type == "cuda" else None)
+
+
+def create_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """The optimiser of the discriminator by name.
+
+    Raises:
+        InputError: when it is neither SGD nor Adam.
+    """
+    if name == "SGD":
+        return torch.optim.SGD(parameters, learning_rate, weight_decay=weight_decay)
+    if name == "Adam":
+        return torch.optim.Adam(parameters, learning_rate, weight_decay=weight_decay)
+    raise InputError(f"optimizer_name must be SGD or Adam (the authors' choice), got {name!r}")
 
 
 def check_options(arguments: Sequence[str]) -> None:

@@ -79,18 +79,23 @@ class Calibration:
 
 
 def calibrate(
-    normal_scores: Sequence[float], abnormal_scores: Sequence[float] = (), false_positive_rate: float = 0.05
+    normal_scores: Sequence[float],
+    abnormal_peaks: Sequence[float] = (),
+    false_positive_rate: float = 0.05,
+    normal_peaks: Sequence[float] | None = None,
 ) -> Calibration:
     """Calibrate on held-out normal images.
 
-    The colour scale runs from the median score of the held-out normals (transparent) to the median score of the training
-    abnormals, and at least as far above the threshold as the threshold is above the low end. It is fixed here, once for
-    all images, so that a normal image stays uncoloured.
+    The colour scale is about the highest patch of an image, its peak, which is its score where that is the maximum. It runs
+    from the median peak of the held-out normals (transparent) to the median peak of the training abnormals, and at least
+    as far above the peak that the wanted rate of normals exceeds as that is above the low end. It is fixed here, once for all
+    images, so that a normal image stays uncoloured.
 
     Args:
         normal_scores: anomaly scores of normal images that trained nothing, at least one.
-        abnormal_scores: scores of the training abnormals; they move the colour scale only.
+        abnormal_peaks: highest patch scores of the training abnormals; they move the colour scale only.
         false_positive_rate: wanted rate in (0, 1).
+        normal_peaks: highest patch scores of the same normals; None where the anomaly score is the maximum.
 
     Raises:
         InputError: when a score is not finite, no normal is given or the rate is outside (0, 1).
@@ -103,7 +108,10 @@ def calibrate(
     if not 0 < false_positive_rate < 1:
         raise InputError(f"false_positive_rate must lie in (0, 1), got {false_positive_rate}")
     scores = sorted(float(s) for s in normal_scores)
-    if not all(math.isfinite(s) for s in (*scores, *abnormal_scores)):
+    peaks = scores if normal_peaks is None else sorted(float(s) for s in normal_peaks)
+    if len(peaks) != len(scores):
+        raise InputError(f"{len(scores)} scores of held-out normals but {len(peaks)} peaks")
+    if not all(math.isfinite(s) for s in (*scores, *peaks, *abnormal_peaks)):
         raise InputError("an anomaly score is NaN or infinite; the discriminator has diverged, lower the learning rate")
     needed = math.ceil(1 / false_positive_rate) - 1
     if len(scores) < needed:
@@ -112,10 +120,32 @@ def calibrate(
             f"takes {needed}. The threshold is their highest score, good for a rate of about {1 / (len(scores) + 1):.3g}",
             stacklevel=2,
         )
-    draft = Calibration(tuple(scores), false_positive_rate, 0.0, 1.0)
-    low = scores[len(scores) // 2]
-    abnormal = sorted(abnormal_scores)
-    high = max(2 * draft.threshold - low, abnormal[len(abnormal) // 2] if abnormal else -math.inf)
+    seldom = Calibration(tuple(peaks), false_positive_rate, 0.0, 1.0).threshold
+    low = peaks[len(peaks) // 2]
+    abnormal = sorted(abnormal_peaks)
+    high = max(2 * seldom - low, abnormal[len(abnormal) // 2] if abnormal else -math.inf)
     if high <= low:
         high = low + max(1.0, abs(low))
     return Calibration(tuple(scores), false_positive_rate, low, high)
+
+
+def p_value_error(p_values: Sequence[float], bins: int = 10) -> float:
+    """Expected calibration error of the p-values of normal images that calibrated nothing; 0 is perfect.
+
+    Of well calibrated p-values a share a lies at or below a. This is the mean, over a = 1/bins, ..., 1 - 1/bins, of the
+    difference between the share found and a. With n calibrating and m new images it is about 0.3 sqrt(1/n + 1/m) by chance.
+
+    Args:
+        p_values: of normal images, in (0, 1], at least one.
+        bins: at least 2.
+
+    Raises:
+        InputError: on no p-value, one outside (0, 1], or fewer than two bins.
+    """
+    if bins < 2:
+        raise InputError(f"the calibration error needs at least two bins, got {bins}")
+    if not p_values or not all(0 < p <= 1 for p in p_values):
+        raise InputError("the calibration error needs p-values in (0, 1], at least one")
+    ordered = sorted(p_values)
+    differences = [abs(bisect.bisect_right(ordered, a / bins) / len(ordered) - a / bins) for a in range(1, bins)]
+    return math.fsum(differences) / len(differences)

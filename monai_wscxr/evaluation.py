@@ -19,13 +19,15 @@ from torch import Tensor
 
 from monai_wscxr import metrics
 from monai_wscxr.artefact import ARTEFACT, TrainedModel
+from monai_wscxr.calibration import p_value_error
 from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.data.radiograph import file_digest
 from monai_wscxr.data.selection import check_overlap
 from monai_wscxr.data.split import count_classes
 from monai_wscxr.data.stream import RadiographStream
 from monai_wscxr.errors import InputError
-from monai_wscxr.networks import EpochScores
+from monai_wscxr.localisation import localisation_metrics
+from monai_wscxr.networks import EpochScores, anomaly_score
 from monai_wscxr.predictor import Prediction, in_order, to_map, to_prediction, write_csv
 from monai_wscxr.report.case import Case
 from monai_wscxr.report.html import choose_cases, write_report
@@ -89,7 +91,7 @@ def epoch_network(model: TrainedModel) -> EpochScores:
         discriminator.load_state_dict(state)
         discriminators.append(discriminator)
     device = next(model.network.parameters()).device
-    network = EpochScores(model.network.features, [*discriminators, model.network.discriminator])
+    network = EpochScores(model.network, [*discriminators, model.network.discriminator])
     return network.to(device).eval()
 
 
@@ -187,7 +189,7 @@ class EvaluationHandler(ResultHandler):
         """Take in one batch."""
         super().collect(engine)
         state: Any = engine.state
-        self.epoch_scores += state.output["pred"].amax(dim=(2, 3)).tolist()
+        self.epoch_scores += anomaly_score(state.output["pred"], self.model.score_share).tolist()
 
     def write(self, engine: Engine) -> None:
         """Write predictions, figures and the report, and print the figures."""
@@ -205,9 +207,16 @@ class EvaluationHandler(ResultHandler):
             "model_sha256": self.model.sha256,
             "settings": self.model.settings,
         }
-        pixel = self._pixel_auroc()
+        p_values = [p.p_value for p, label in zip(self.predictions, labels, strict=True) if label == 0]
+        wanted = self.model.calibration.false_positive_rate
+        self.metrics["calibration"] = {
+            "wanted_false_positive_rate": wanted,
+            "false_positive_rate": 1 - self.metrics["honest"]["specificity"],
+            "p_value_error": p_value_error(p_values),
+        }
+        pixel = self._localisation()
         if pixel is not None:
-            self.metrics["pixel"] = {"auroc": pixel}
+            self.metrics["pixel"] = pixel
         self.metrics["seconds"] = {**_training_record(self.model)["seconds"], "evaluation": self.seconds}
         write_text_atomic(self.folder / "metrics.json", json.dumps(self.metrics, indent=1))
         report = self._report()
@@ -221,10 +230,13 @@ class EvaluationHandler(ResultHandler):
             *(paper[k] for k in ("auroc", "accuracy", "f1")),
         )
         if pixel is not None:
-            logger.info("pixel AUROC %.4f", pixel)
+            logger.info(
+                "pixel AUROC %.4f, AUPRO %.4f, pointing game %.4f",
+                *(pixel[k] for k in ("auroc", "aupro", "pointing_game")),
+            )
         logger.info("report: %s", report.resolve())
 
-    def _pixel_auroc(self) -> float | None:
+    def _localisation(self) -> dict[str, float] | None:
         if not any(item.get("mask") for item in self.items):
             return None
         size = self.model.preprocessing.image_size
@@ -237,7 +249,7 @@ class EvaluationHandler(ResultHandler):
                 mask = LoadMaskd("mask", size)({"mask": item["mask"]})["mask"][0].numpy()
             masks.append(mask)
             maps.append(to_map(self.model, prediction))
-        return metrics.pixel_auroc(masks, maps)
+        return localisation_metrics(masks, maps)
 
     def _report(self) -> Path:
         common = os.path.commonpath([os.path.dirname(item["file"]) for item in self.items])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import time
 from collections.abc import Iterator
 
@@ -20,8 +22,9 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.mining import Mined, mine
 from monai_wscxr.mixing import MixingInferer, PatchBatches
-from monai_wscxr.networks import Discriminator, WSCXRNet, anomaly_score
+from monai_wscxr.networks import Discriminator, WSCXRNet, anomaly_score, check_score_share
 from monai_wscxr.run_folder import RunFolder
+from monai_wscxr.whitening import NormalWhitening
 
 logger = logging.getLogger("monai_wscxr")
 
@@ -62,10 +65,12 @@ class MiningHandler:
         validation: receives held-out normals and the few-shot abnormals as whole images.
         retention: retention rate r in (0, 1]; 1 keeps every abnormal patch.
         device: where the banks live while training.
+        whitening: fitted to the normal bank; everything handed over is whitened. None leaves features as they are.
+        shrinkage: of its covariance, > 0.
 
     Attributes:
-        mined: result of mining, after training has started.
-        held_out, abnormal: banks of whole images.
+        mined: result of mining (on features as published), after training has started; its rows are not whitened.
+        normal, held_out, abnormal: banks of whole images, whitened.
         seconds: {"extraction", "mining"}.
     """
 
@@ -78,14 +83,18 @@ class MiningHandler:
         validation: ImageFeatures,
         retention: float = 0.2,
         device: str | torch.device = "cpu",
+        whitening: NormalWhitening | None = None,
+        shrinkage: float = 1.0,
     ) -> None:
         if not 0 < retention <= 1:
             raise InputError(f"the retention rate r must lie in (0, 1] (published: 0.2), got {retention}")
         self.extractor, self.split, self.dataset = extractor, split, dataset
         self.inferer, self.validation, self.retention = inferer, validation, retention
         self.device = torch.device(device)
+        self.whitening, self.shrinkage = whitening, shrinkage
         self.seconds: dict[str, float] = {}
         self.mined: Mined
+        self.normal: FeatureBank
         self.held_out: FeatureBank
         self.abnormal: FeatureBank
 
@@ -103,8 +112,11 @@ class MiningHandler:
         began = time.perf_counter()
         self.mined = mine(normal.to(self.device), self.abnormal.to(self.device), self.retention)
         self.seconds["mining"] = time.perf_counter() - began
-        self.dataset.fill(normal.rows.to(self.device))
-        self.inferer.fill(self.mined.bank.rows)
+        if self.whitening is not None:
+            self.whitening.fit(normal.rows.to(self.device), self.shrinkage)
+        self.normal, self.held_out, self.abnormal = map(self._whitened, (normal, self.held_out, self.abnormal))
+        self.dataset.fill(self.normal.rows)
+        self.inferer.fill(self._whitened(self.mined.bank).rows)
         self.validation.fill(self.held_out, self.abnormal)
         engine.state.epoch_length = self.dataset.batches_per_epoch
         done = self.extractor.done
@@ -118,6 +130,10 @@ class MiningHandler:
             "mining: %d of %d abnormal patches against %d normal ones, %.2f s",
             *(len(self.mined.bank), len(self.abnormal), len(normal), self.seconds["mining"]),
         )
+
+    def _whitened(self, bank: FeatureBank) -> FeatureBank:
+        bank = bank.to(self.device)
+        return bank if self.whitening is None else dataclasses.replace(bank, rows=self.whitening(bank.rows))
 
     def _extract(self) -> FeatureBank:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -183,6 +199,55 @@ class EpochStateHandler:
         )
 
 
+class DistanceHandler:
+    """After every epoch: weigh the distance to the normals against what the discriminator has learned.
+
+    With one or two abnormal images the learned direction is uncertain and the distance helps; with many it does not. So
+    over the training normals the distance term of the image scores has `share` / n times the standard deviation of the
+    learned term, n being the number of abnormal images. Attach it before the handlers that keep or validate.
+
+    Args:
+        mining: holds the whitened normal bank and the few-shot abnormals.
+        discriminator: its `distance_weight` is set.
+        share: >= 0; 0 switches the distance off, as in the paper.
+        score_share: see `anomaly_score`.
+    """
+
+    def __init__(
+        self, mining: MiningHandler, discriminator: Discriminator, share: float = 0.0, score_share: float = 0.0
+    ) -> None:
+        if not (math.isfinite(share) and share >= 0):
+            raise InputError(f"distance_share must be 0 (off) or more, got {share}")
+        self.mining, self.discriminator, self.share = mining, discriminator, share
+        self.score_share = check_score_share(score_share)
+
+    def attach(self, engine: Engine) -> None:
+        """Run after every epoch."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set the weight."""
+        mode = self.discriminator.training
+        self.discriminator.eval()
+        self.discriminator.distance_weight.zero_()
+        if self.share > 0:
+            self.discriminator.distance_weight.fill_(self.weight())
+        self.discriminator.train(mode)
+
+    @torch.inference_mode()
+    def weight(self) -> float:
+        """The weight that gives the distance its share; the discriminator's own must be 0 meanwhile."""
+        learned, distance = [], []
+        for part in self.mining.normal.images.split(256):
+            learned.append(anomaly_score(self.discriminator(part), self.score_share)[:, 0])
+            distance.append(anomaly_score(part.square().mean(1, keepdim=True), self.score_share)[:, 0])
+        spread = float(torch.cat(distance).double().std(correction=0))
+        if not spread > 0:
+            return 0.0
+        wanted = self.share / len(self.mining.abnormal.files) * float(torch.cat(learned).double().std(correction=0))
+        return wanted / spread
+
+
 class ThreadsHandler:
     """Train a small discriminator on one CPU thread: its steps take a fraction of a millisecond each.
 
@@ -228,6 +293,7 @@ class ArtefactHandler:
         network: image to patch scores, with the trained discriminator inside.
         false_positive_rate: wanted share of normal images flagged.
         map_sigma: Gaussian of anomaly maps in pixels.
+        score_share: see `anomaly_score`.
     """
 
     def __init__(
@@ -237,6 +303,7 @@ class ArtefactHandler:
         network: WSCXRNet,
         false_positive_rate: float = 0.05,
         map_sigma: float = 4.0,
+        score_share: float = 0.0,
     ) -> None:
         if not 0 < false_positive_rate < 1:
             raise InputError(f"false_positive_rate must lie in (0, 1), got {false_positive_rate}")
@@ -244,6 +311,7 @@ class ArtefactHandler:
             raise InputError(f"map_sigma must be 0 (no smoothing) or more, got {map_sigma}")
         self.folder, self.mining, self.network = folder, mining, network
         self.false_positive_rate, self.map_sigma = false_positive_rate, map_sigma
+        self.score_share = check_score_share(score_share)
         self._began = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -260,9 +328,13 @@ class ArtefactHandler:
             return
         seconds = {**self.mining.seconds, "training": time.perf_counter() - self._began}
         network = self.network.eval()
-        held_out = image_scores(network.discriminator, self.mining.held_out)
-        abnormal = image_scores(network.discriminator, self.mining.abnormal)
-        calibration = calibrate(held_out, abnormal, self.false_positive_rate)
+        held_out = image_scores(network.discriminator, self.mining.held_out, self.score_share)
+        calibration = calibrate(
+            held_out,
+            image_scores(network.discriminator, self.mining.abnormal),
+            self.false_positive_rate,
+            normal_peaks=image_scores(network.discriminator, self.mining.held_out),
+        )
         done = self.mining.extractor.done
         training = {
             "normal_images": len(self.mining.split.normal),
@@ -276,7 +348,14 @@ class ArtefactHandler:
         }
         preprocessing = self.mining.extractor.preprocessing
         sha256 = save_model(
-            self.folder.path, network, preprocessing, calibration, self.map_sigma, self.folder.settings, training
+            self.folder.path,
+            network,
+            preprocessing,
+            calibration,
+            self.map_sigma,
+            self.folder.settings,
+            training,
+            self.score_share,
         )
         logger.info("training: %d epochs, %.1f s", engine.state.epoch, seconds["training"])
         logger.info(
@@ -294,20 +373,32 @@ def _first_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def image_scores(discriminator: Discriminator, bank: FeatureBank, batch_size: int = 256) -> list[float]:
-    """Anomaly scores of the images of a bank of whole images."""
+def image_scores(
+    discriminator: Discriminator, bank: FeatureBank, score_share: float = 0.0, batch_size: int = 256
+) -> list[float]:
+    """Anomaly scores of the images of a bank of whole images, whitened where the network whitens."""
     device = next(discriminator.parameters()).device
     with torch.inference_mode():
         return [
             score
             for part in bank.images.split(batch_size)
-            for score in anomaly_score(discriminator(part.to(device)))[:, 0].tolist()
+            for score in anomaly_score(discriminator(part.to(device)), score_share)[:, 0].tolist()
         ]
 
 
-def scores_and_labels(output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """For MONAI's metrics: anomaly scores [B, 1] and labels [B, 1] of one step of the evaluator."""
-    return anomaly_score(output["pred"]), output["label"]
+class ScoresAndLabels:
+    """For MONAI's metrics: anomaly scores [B, 1] and labels [B, 1] of one step of the evaluator.
+
+    Args:
+        score_share: see `anomaly_score`.
+    """
+
+    def __init__(self, score_share: float = 0.0) -> None:
+        self.score_share = check_score_share(score_share)
+
+    def __call__(self, output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Scores and labels."""
+        return anomaly_score(output["pred"], self.score_share), output["label"]
 
 
 class EpochLogHandler:

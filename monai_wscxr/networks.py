@@ -11,6 +11,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchFeatures
+from monai_wscxr.whitening import NormalWhitening
 
 
 class Discriminator(nn.Module):
@@ -24,12 +25,20 @@ class Discriminator(nn.Module):
         depth: number of linear layers, >= 1.
         width: hidden channels when depth > 1, >= 1.
         bias: whether the last layer has a bias.
+        zero_start: start with zero weights and a bias of 1/2, halfway between the targets of Eq. 7, instead of at random.
+            Every example is then active, and the first steps follow the mean difference alone.
+
+    Attributes:
+        distance_weight: weight of the mean squared channel of a feature, added to its score in evaluation mode. On whitened
+            features that is the distance to the normals; `DistanceHandler` sets it, training never sees it.
 
     Raises:
         InputError: on a depth, width or channel count below 1.
     """
 
-    def __init__(self, channels: int, depth: int = 1, width: int = 256, bias: bool = True) -> None:
+    def __init__(
+        self, channels: int, depth: int = 1, width: int = 256, bias: bool = True, zero_start: bool = False
+    ) -> None:
         super().__init__()
         if min(channels, depth, width) < 1:
             raise InputError(f"discriminator: channels, depth and width must be >= 1, got {channels}, {depth}, {width}")
@@ -37,29 +46,52 @@ class Discriminator(nn.Module):
         for _ in range(depth - 1):
             layers += [nn.Linear(channels, width), nn.BatchNorm1d(width), nn.LeakyReLU(0.2)]
             channels = width
-        layers.append(nn.Linear(channels, 1, bias=bias))
+        last = nn.Linear(channels, 1, bias=bias)
+        if zero_start:
+            nn.init.zeros_(last.weight)
+            if last.bias is not None:
+                nn.init.constant_(last.bias, 0.5)
+        layers.append(last)
         self.layers = nn.Sequential(*layers)
+        self.distance_weight: Tensor
+        self.register_buffer("distance_weight", torch.zeros(()))
 
     def forward(self, features: Tensor) -> Tensor:
         """Rows [N, C] to scores [N], or maps [B, C, h, w] to patch scores [B, 1, h, w]."""
         if features.dim() == 2:
-            return self.layers(features).squeeze(1)
+            return self.score(features)
         rows = features.permute(0, 2, 3, 1)  # [B, h, w, C]
-        scores = self.layers(rows.flatten(0, 2))
+        scores = self.score(rows.flatten(0, 2))
         return scores.reshape(features.shape[0], 1, features.shape[2], features.shape[3])
+
+    def score(self, rows: Tensor) -> Tensor:
+        """Scores [N] of rows [N, C]."""
+        learned = self.layers(rows).squeeze(1)
+        if self.training:
+            return learned
+        return learned + self.distance_weight * rows.square().mean(1)
 
 
 class WSCXRNet(nn.Module):
-    """What is left at test time: backbone and discriminator, image [B, 3, H, W] to patch scores [B, 1, h, w]."""
+    """What is left at test time: image [B, 3, H, W] to patch scores [B, 1, h, w].
 
-    def __init__(self, features: PatchFeatures, discriminator: Discriminator) -> None:
+    Args:
+        features: backbone and aggregation.
+        discriminator: from (whitened) patch features to patch scores.
+        whitening: statistics of the normal bank; None leaves features as they are.
+    """
+
+    def __init__(
+        self, features: PatchFeatures, discriminator: Discriminator, whitening: NormalWhitening | None = None
+    ) -> None:
         super().__init__()
         self.features = features
+        self.whitening = NormalWhitening(features.channels, active=False) if whitening is None else whitening
         self.discriminator = discriminator
 
     def forward(self, image: Tensor) -> Tensor:
         """A(x) = {D(m) | m in M(x)} (Eq. 8)."""
-        return self.discriminator(self.features(image))
+        return self.discriminator(self.whitening(self.features(image)))
 
 
 class EpochScores(nn.Module):
@@ -68,20 +100,40 @@ class EpochScores(nn.Module):
     That protocol picks the best epoch on the test images, so it needs the scores of every epoch. The backbone runs once.
     """
 
-    def __init__(self, features: PatchFeatures, discriminators: list[Discriminator]) -> None:
+    def __init__(self, network: WSCXRNet, discriminators: list[Discriminator]) -> None:
         super().__init__()
-        self.features = features
+        self.features = network.features
+        self.whitening = network.whitening
         self.discriminators = nn.ModuleList(discriminators)
 
     def forward(self, image: Tensor) -> Tensor:
         """Patch scores of discriminator e in channel e."""
-        phi = self.features(image)
+        phi = self.whitening(self.features(image))
         return torch.cat([discriminator(phi) for discriminator in self.discriminators], dim=1)
 
 
-def anomaly_score(patch_scores: Tensor) -> Tensor:
-    """Image score: the maximum of the patch scores before upsampling, [B, E, h, w] to [B, E]."""
-    return patch_scores.amax(dim=(2, 3))
+def anomaly_score(patch_scores: Tensor, share: float = 0.0) -> Tensor:
+    """Image score, from the patch scores before upsampling: [B, E, h, w] to [B, E].
+
+    Args:
+        patch_scores: of the network.
+        share: mean over this share of the patches, the highest ones (rounded to whole patches, at least one), in [0, 1];
+            0 is the maximum, as published, 1 the mean over all.
+    """
+    patches = patch_scores.flatten(2)
+    count = max(1, round(share * patches.shape[2]))
+    return patches.amax(2) if count == 1 else patches.topk(count, dim=2).values.mean(2)
+
+
+def check_score_share(share: float) -> float:
+    """The share of patches that make an image's score.
+
+    Raises:
+        InputError: outside [0, 1].
+    """
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise InputError(f"score_share must lie in [0, 1] (0: the maximum, as published), got {share!r}")
+    return float(share)
 
 
 def anomaly_map(patch_scores: Tensor, size: tuple[int, int], sigma: float = 4.0) -> Tensor:

@@ -63,7 +63,7 @@ def to_prediction(model: TrainedModel, file: str, patch_scores: Tensor) -> Predi
     """
     if not bool(torch.isfinite(patch_scores).all()):
         raise InputError(f"the model gives NaN or Inf for {file}; its weights are damaged, train again")
-    score = float(anomaly_score(patch_scores[None, None])[0, 0])
+    score = float(anomaly_score(patch_scores[None, None], model.score_share)[0, 0])
     calibration = model.calibration
     return Prediction(
         file,

@@ -16,6 +16,8 @@ from torchvision.transforms.v2 import functional as TF
 from monai_wscxr.data.radiograph import READER_CHAIN, read_radiograph
 from monai_wscxr.errors import InputError
 
+INTENSITIES = ("standardised", "as_read")
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -25,18 +27,23 @@ class Preprocessing:
         image_size: side in pixels to which radiographs are squashed, as the authors do; at least 32.
         mean, std: channel statistics that the backbone's weights expect, for images in [0, 1].
         reader_chain: version of the loader's chain; a model is refused when it differs from the installed one.
+        intensity: "standardised" brings every radiograph to one brightness and contrast (`StandardiseIntensityd`), so that
+            exposure and windowing hardly move a score; "as_read" leaves it as the loader gives it, as published.
     """
 
     image_size: int = 256
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     reader_chain: str = READER_CHAIN
+    intensity: str = "as_read"
 
     def __post_init__(self) -> None:
         if not isinstance(self.image_size, int) or not 32 <= self.image_size <= 4096:
             raise InputError(
                 f"image_size must be a whole number from 32 to 4096 (published: 256), got {self.image_size}"
             )
+        if self.intensity not in INTENSITIES:
+            raise InputError(f"intensity must be one of {', '.join(INTENSITIES)}, got {self.intensity!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -93,6 +100,24 @@ class ResizeRadiographd(MapTransform):
         return out
 
 
+class StandardiseIntensityd(MapTransform):
+    """Radiographs [1, H, W] to mean 1/2 and standard deviation 0.22 of their centre, clipped to [0, 1].
+
+    The centre leaves out an eighth of the image on every side, where collimation, letters and air are. 0.22 is about the
+    spread of a radiograph that fills [0, 1], so clipping takes little. A centre of one colour is left at 1/2.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            image = torch.as_tensor(out[key]).as_subclass(torch.Tensor)
+            height, width = image.shape[-2:]
+            centre = image[..., height // 8 : height - height // 8, width // 8 : width - width // 8]
+            spread = centre.std().clamp(min=1e-3)
+            out[key] = (0.5 + (image - centre.mean()) * (0.22 / spread)).clamp(0, 1)
+        return out
+
+
 def radiograph_transforms(
     preprocessing: Preprocessing, keys: Sequence[str] = ("image",), keep_radiograph: bool = False
 ) -> Compose:
@@ -115,6 +140,8 @@ def radiograph_transforms(
     steps: list[Any] = [LoadRadiographd(keys), ResizeRadiographd(keys, preprocessing.image_size)]
     if keep_radiograph:
         steps.append(_KeepRadiograph())
+    if preprocessing.intensity == "standardised":
+        steps.append(StandardiseIntensityd(keys))
     steps += [
         RepeatChanneld(keys, repeats=3),
         NormalizeIntensityd(

@@ -74,9 +74,9 @@ def test_missing_file(make_model, tmp_path, name):
 
 def test_newer_format(make_model, tmp_path):
     make_model(tmp_path)
-    edit(tmp_path, lambda d: d.update(format=2, code_version="9.1"))
+    edit(tmp_path, lambda d: d.update(format=3, code_version="9.1"))
     message = refusal(tmp_path)
-    assert "has format 2, this version of monai_wscxr reads format 1" in message
+    assert "has format 3, this version of monai_wscxr reads format 2" in message
     assert "written by version 9.1" in message
 
 
@@ -125,14 +125,18 @@ def test_backbone_mismatch(make_model, tmp_path):
 
 @pytest.mark.parametrize(
     "key",
-    ["backbone", "features", "discriminator", "calibration", "preprocessing", "map_sigma", "model_sha256", "settings"],
+    [
+        *("backbone", "features", "whitening", "discriminator", "calibration", "preprocessing", "map_sigma"),
+        *("score_share", "model_sha256", "settings"),
+    ],
 )
 @pytest.mark.parametrize("value", ["missing", None])
 def test_description_without_one_of_its_parts(make_model, tmp_path, key, value):
     make_model(tmp_path)
     edit(tmp_path, lambda d: d.pop(key) if value == "missing" else d.update({key: None}))
     message = refusal(tmp_path)
-    assert "do not make a model" in message or "does not hold the weights" in message
+    expected = ("do not make a model", "does not hold the weights", "score_share must lie in")
+    assert any(part in message for part in expected)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +149,9 @@ def test_description_without_one_of_its_parts(make_model, tmp_path, key, value):
         ("discriminator", {"width": 16}, "does not fit the network"),
         ("preprocessing", {"image_size": 7}, "whole number from 32 to 4096"),
         ("preprocessing", {"colour": 7}, "do not make a model"),
+        ("preprocessing", {"intensity": "loud"}, "intensity must be one of"),
+        ("whitening", {"active": True}, "does not fit the network"),
+        ("whitening", {"kind": "cholesky"}, "do not make a model"),
         ("calibration", {"normal_scores": []}, "calibration is damaged"),
         ("calibration", {"threshold": 0.5}, "calibration is damaged"),
     ],
@@ -153,6 +160,13 @@ def test_tampered_description(make_model, tmp_path, part, change, reason):
     make_model(tmp_path)
     edit(tmp_path, lambda d: d[part].update(change))
     assert reason in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, "all", True, float("nan")])
+def test_unknown_pooling_of_the_score(make_model, tmp_path, share):
+    make_model(tmp_path)
+    edit(tmp_path, lambda d: d.update(score_share=share))
+    assert "score_share must lie in [0, 1]" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "list", "numbers", "pickle"])

@@ -71,8 +71,8 @@ def test_efficientnet_lite0_equals_the_independent_package(size):
 
 def test_efficientnet_lite0_takes_its_own_layers_and_normalisation():
     backbone = create_backbone("efficientnet_lite0", layers=None)
-    assert backbone.layers == ["3", "4"]
-    assert backbone.channels == [112, 320]
+    assert backbone.layers == ["2", "3", "4"]
+    assert backbone.channels == [40, 112, 320]
     assert backbone.mean == backbone.std == (0.5, 0.5, 0.5)
 
 

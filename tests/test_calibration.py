@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 
-from monai_wscxr.calibration import Calibration, calibrate
+from monai_wscxr.calibration import Calibration, calibrate, p_value_error
 from monai_wscxr.errors import InputError
 
 RATES = ["0.001", "0.01", "0.05", "0.07", "0.1", "0.25", "0.29", "0.5", "0.9", "0.999"]
@@ -163,3 +163,49 @@ def test_damaged_json_is_refused(change):
     assert Calibration.from_dict(values).threshold == 2.0
     with pytest.raises(InputError, match="calibration is damaged"):
         Calibration.from_dict({**values, **change})
+
+
+@pytest.mark.parametrize("kind", ["normal", "tied"])
+def test_wanted_rate_holds_over_200_random_splits(kind):
+    scores = draws(kind, 400)
+    rng = random.Random(1)
+    rates = []
+    for _ in range(200):
+        rng.shuffle(scores)
+        calibration = calibrate(scores[:171], false_positive_rate=0.05)
+        rates.append(sum(map(calibration.abnormal, scores[171:])) / len(scores[171:]))
+    assert sum(rates) / len(rates) <= 0.055
+    if kind == "normal":  # ties can only lower it
+        assert sum(rates) / len(rates) >= 0.03
+
+
+def test_p_value_error_equals_naive_counting():
+    rng = random.Random(0)
+    p_values = [rng.uniform(1e-9, 1) ** 2 for _ in range(57)]
+    naive = [abs(sum(1 for p in p_values if p <= a / 10) / 57 - a / 10) for a in range(1, 10)]
+    assert p_value_error(p_values) == pytest.approx(sum(naive) / 9)
+    assert p_value_error([a / 100 for a in range(1, 101)]) == pytest.approx(0, abs=1e-12)
+    assert p_value_error([1.0] * 5) == pytest.approx(0.5)
+    for bad in ([], [0.0], [1.1], [math.nan]):
+        with pytest.raises(InputError, match="p-values in"):
+            p_value_error(bad)
+    with pytest.raises(InputError, match="at least two bins"):
+        p_value_error([0.5], 1)
+
+
+def test_chance_level_of_the_p_value_error():
+    rng = random.Random(3)
+    errors = []
+    for _ in range(100):
+        calibration = calibrate([rng.gauss(0, 1) for _ in range(171)])
+        errors.append(p_value_error([calibration.p_value(rng.gauss(0, 1)) for _ in range(200)]))
+    assert 0.8 < sum(errors) / 100 / (0.3 * math.sqrt(1 / 171 + 1 / 200)) < 1.25
+
+
+def test_colour_scale_follows_the_peaks():
+    scores, peaks = [float(i) for i in range(40)], [100.0 + i for i in range(40)]
+    by_peaks = calibrate(scores, [500.0], normal_peaks=peaks)
+    assert by_peaks.threshold == calibrate(scores).threshold
+    assert (by_peaks.colour_low, by_peaks.colour_high) == (120.0, 500.0)
+    with pytest.raises(InputError, match="40 scores of held-out normals but 1 peaks"):
+        calibrate(scores, normal_peaks=[1.0])

@@ -10,6 +10,7 @@ from monai_wscxr.backbones import create_backbone
 from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchFeatures, to_rows
 from monai_wscxr.networks import Discriminator, EpochScores, WSCXRNet, anomaly_map, anomaly_score
+from monai_wscxr.whitening import NormalWhitening
 
 
 def naive_map(scores, size, sigma):
@@ -105,6 +106,25 @@ def test_score_is_the_maximum_before_upsampling():
     assert float(anomaly_score(torch.full((1, 1, 2, 2), -3.0))) == -3.0
 
 
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.25, 0.5, 1.0])
+def test_score_is_the_mean_of_the_highest_patches(share):
+    scores = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    count = max(1, round(share * 20))
+    naive = [[sum(sorted(v for row in e for v in row)[-count:]) / count for e in image] for image in scores.tolist()]
+    torch.testing.assert_close(anomaly_score(scores, share), torch.tensor(naive))
+    assert float(anomaly_score(torch.full((1, 1, 1, 1), 2.5), share)) == 2.5
+
+
+def test_distance_is_added_in_evaluation_mode_only():
+    net = Discriminator(4).requires_grad_(False)
+    rows = torch.randn(7, 4)
+    learned = net.train()(rows)
+    net.distance_weight.fill_(0.3)
+    assert torch.equal(net.train()(rows), learned)
+    naive = [float(s) + 0.3 * sum(v * v for v in r) / 4 for s, r in zip(learned, rows.tolist(), strict=True)]
+    assert net.eval()(rows).tolist() == pytest.approx(naive, abs=1e-5)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_discriminator_scores_rows_and_maps_alike(depth):
     torch.manual_seed(depth)
@@ -174,7 +194,10 @@ def test_scripted_network_gives_equal_scores(name, layers, aligned, align_to):
     torch.manual_seed(0)
     backbone = create_backbone(name, layers, weights="default" if layers is None else "none")
     features = PatchFeatures(backbone, 5, aligned, align_to)
-    net = WSCXRNet(features, Discriminator(features.channels, 2)).eval()
+    whitening = NormalWhitening(features.channels)
+    whitening.fit(torch.randn(50, features.channels), 1.0)
+    net = WSCXRNet(features, Discriminator(features.channels, 2), whitening).eval()
+    net.discriminator.distance_weight.fill_(0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces the end of TorchScript; MONAI's exporter still needs it
         scripted = torch.jit.script(net)
@@ -192,7 +215,7 @@ def test_scores_of_every_epoch_share_the_features(make_features):
     discriminators = [Discriminator(features.channels, 2).eval() for _ in range(3)]
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        scores = EpochScores(features, discriminators)(image)
+        scores = EpochScores(WSCXRNet(features, discriminators[0]), discriminators)(image)
         single = [WSCXRNet(features, d).eval()(image) for d in discriminators]
     assert scores.shape == (2, 3, 4, 4)
     for epoch in range(3):

@@ -14,6 +14,7 @@ from monai_wscxr.transforms import (
     LoadRadiographd,
     Preprocessing,
     ResizeRadiographd,
+    StandardiseIntensityd,
     radiograph_transforms,
 )
 
@@ -161,3 +162,28 @@ def test_missing_mask_is_allowed_where_asked():
     assert LoadMaskd(["mask"], 32, allow_missing_keys=True)({"image": 1}) == {"image": 1}
     with pytest.raises(KeyError):
         LoadMaskd(["mask"], 32)({"image": 1})
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (1, 40, 72)])
+def test_standardised_intensity_forgets_window_and_level(shape):
+    standardise = StandardiseIntensityd("image")
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.2
+    own = standardise({"image": image})["image"]
+    h, w = shape[1] // 8, shape[2] // 8
+    centre = image[..., h:-h, w:-w].double()
+    expected = ((image - float(centre.mean())) / float(centre.std()) * 0.22 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(own, expected, rtol=0, atol=1e-5)
+    for scale, offset in ((0.3, 0.5), (2.0, -0.4)):
+        torch.testing.assert_close(standardise({"image": scale * image + offset})["image"], own, rtol=0, atol=1e-4)
+    framed = image.clone()
+    framed[..., :5, :] = 0  # collimation and letters outside the centre change nothing inside
+    framed[..., -4:, :9] = 1
+    inside = standardise({"image": framed})["image"][..., h:-h, w:-w]
+    torch.testing.assert_close(inside, own[..., h:-h, w:-w])
+    blank = standardise({"image": torch.full(shape, 0.7)})["image"]
+    torch.testing.assert_close(blank, torch.full(shape, 0.5), rtol=0, atol=1e-3)
+
+
+def test_unknown_intensity_is_refused():
+    with pytest.raises(InputError, match="intensity must be one of standardised, as_read"):
+        Preprocessing(64, intensity="equalised")

@@ -34,8 +34,8 @@ def test_it_leaves_a_model_that_loads_and_says_how_it_was_made(trained, phantoms
     assert described["training"]["normal_images"] + described["training"]["held_out_images"] == 20
     assert set(described["training"]["seconds"]) == {"extraction", "mining", "training"}
     assert len(list((trained / "training").glob("epoch_*.pt"))) == 3
-    # 64-pixel images give 2 x 2 patches; r = 0.2 of 4 images
-    assert described["training"]["mined_patches"] == int(0.2 * 4 * 4)
+    # 64-pixel images give 2 x 2 patches; r = 0.5 of 4 images
+    assert described["training"]["mined_patches"] == int(0.5 * 4 * 4)
     assert str(phantoms) not in json.dumps(described["training"])  # digests, no paths
 
 

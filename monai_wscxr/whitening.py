@@ -1,0 +1,83 @@
+"""Statistics of the normal bank: patch features centred and whitened with a shrunken covariance."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from monai_wscxr.errors import InputError
+
+
+class NormalWhitening(nn.Module):
+    """z = W (m - mu) for a patch feature m, with the mean mu of the normal bank and W = (Sigma + s t I)^(-1/2).
+
+    Sigma is the covariance of the normal bank, t the mean of its diagonal and s the shrinkage: directions in which normal
+    patches vary a lot count less, directions in which they hardly vary are not blown up. In these coordinates the first
+    gradient of Eq. 7 points along Fisher's linear discriminant with that covariance (Friedman, Regularized Discriminant
+    Analysis, 1989), and |z| is a Mahalanobis distance to the normals. Mixing (Eq. 6) is unchanged by it: whitening is affine.
+
+    Args:
+        channels: C of the patch features, >= 1.
+        active: False leaves features as they are, as in the paper.
+
+    Attributes:
+        mean: [C], zeros until `fit`.
+        matrix: [C, C] symmetric, the identity until `fit`.
+
+    Raises:
+        InputError: on a channel count below 1.
+    """
+
+    def __init__(self, channels: int, active: bool = True) -> None:
+        super().__init__()
+        if channels < 1:
+            raise InputError(f"whitening needs at least one channel, got {channels}")
+        self.active = bool(active)
+        kept = channels if self.active else 0
+        self.mean: Tensor
+        self.matrix: Tensor
+        self.register_buffer("mean", torch.zeros(kept))
+        self.register_buffer("matrix", torch.eye(kept))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Rows [N, C] or maps [B, C, h, w], whitened, in the same shape."""
+        if not self.active:
+            return features
+        if features.dim() == 2:
+            return (features - self.mean) @ self.matrix
+        return ((features.permute(0, 2, 3, 1) - self.mean) @ self.matrix).permute(0, 3, 1, 2)
+
+    @torch.jit.unused
+    def fit(self, rows: Tensor, shrinkage: float, part: int = 8192) -> None:
+        """Take mean and covariance from the normal bank; nothing happens when not active.
+
+        Sums run over parts of the bank in float64, the root is symmetric, so the result hardly depends on rounding.
+
+        Args:
+            rows: [N, C] of the normal bank, at least one.
+            shrinkage: s > 0.
+            part: rows taken at a time.
+
+        Raises:
+            InputError: when the shrinkage is not a positive number or all rows are equal.
+        """
+        if not self.active:
+            return
+        if not (math.isfinite(shrinkage) and shrinkage > 0):
+            raise InputError(f"the shrinkage must be greater than 0, got {shrinkage}")
+        mean = torch.stack([block.double().sum(0) for block in rows.split(part)]).sum(0) / len(rows)
+        centre = mean.to(rows.dtype)
+        covariance = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+        for block in rows.split(part):
+            centred = block - centre
+            covariance += (centred.T @ centred).double()
+        covariance /= len(rows)
+        typical = covariance.diagonal().mean()
+        if not float(typical) > 0:
+            raise InputError("all patches of the normal bank are equal; are the normal images blank?")
+        values, vectors = torch.linalg.eigh(covariance)
+        root = (values.clamp(min=0) + shrinkage * typical).rsqrt()
+        self.mean.copy_(centre)
+        self.matrix.copy_((vectors * root) @ vectors.T)

@@ -1,0 +1,95 @@
+"""Cross-validation on training images: who is in a draw, that it trains what the bundle trains, and its command."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from bundle_runs import SMALL, run
+
+from monai_wscxr import cross_validation
+from monai_wscxr.cross_validation import Draw, DrawData, make_draw, train
+from monai_wscxr.errors import InputError
+from monai_wscxr.extraction import PatchExtractor
+from monai_wscxr.mining import mine
+
+
+def items():
+    normal = [{"image": f"n{i}", "label": 0, "class": "normal", "patient": f"p{i // 3}"} for i in range(60)]
+    ill = [{"image": f"a{i}", "label": 1, "class": "ab"[i % 2], "patient": f"q{i // 2}"} for i in range(24)]
+    return ill + normal
+
+
+def test_draws_keep_patients_apart_and_nest():
+    listed = items()
+    for seed in range(20):
+        draw = make_draw(listed, [1, 2, 4], seed)
+        assert draw == make_draw(listed, [1, 2, 4], seed)
+        patient = [i["patient"] for i in listed]
+        assert not {patient[i] for i in draw.normal} & {patient[i] for i in draw.held_out}
+        assert sorted(draw.normal + draw.held_out) == list(range(24, 84))
+        assert 15 <= len(draw.held_out) <= 17
+        for k in (1, 2, 4):
+            few, unseen = draw.few_shot[k], draw.unseen[k]
+            assert sorted(listed[i]["class"] for i in few) == ["a"] * k + ["b"] * k
+            assert not {patient[i] for i in few} & {patient[i] for i in unseen}
+            assert len(unseen) == sum(i["label"] == 1 and i["patient"] not in {patient[j] for j in few} for i in listed)
+        assert set(draw.few_shot[1]) <= set(draw.few_shot[2]) <= set(draw.few_shot[4])
+    assert make_draw(listed, [1], 0) != make_draw(listed, [1], 1)
+    with pytest.raises(InputError, match="leaves no abnormal image"):
+        make_draw(listed, [12], 0)
+
+
+def test_it_trains_what_the_bundle_trains(phantoms, tmp_path):
+    """The bundle's run of the same split gives the same weights."""
+    started = run("train", phantoms, tmp_path / "run")
+    mining = started.parser.get_parsed_content("train#handlers#0")
+    trained = started.parser.get_parsed_content("network").discriminator
+    options = {key: started.parser.get(key) for key in cross_validation.TRAINING_OPTIONS} | SMALL
+    ours = train(options, mining.normal, mining.whitening(mining.mined.bank.rows))
+    torch.testing.assert_close(ours.layers[-1].weight, trained.layers[-1].weight, rtol=1e-4, atol=1e-7)
+
+
+def test_mined_rows_are_those_of_mine(phantoms, make_features):
+    from monai_wscxr.transforms import Preprocessing
+
+    features = make_features()
+    preprocessing = Preprocessing(64, features.backbone.mean, features.backbone.std)
+    extractor = PatchExtractor(features, preprocessing, cache=False, progress=False)
+    files = sorted(phantoms.glob("train/*/*.png"))[:8] + sorted(phantoms.glob("train/abnormal/*/*.png"))
+    bank = extractor.bank([{"image": str(f)} for f in files]).images
+    n = len(files)
+    draw = Draw(list(range(6)), [6, 7], {1: [n - 1], 2: [n - 1, n - 2]}, {1: [n - 2], 2: [n - 3]})
+    data = DrawData(draw, bank, {}, [], torch.zeros(n).numpy())
+    for k, retention in ((1, 0.3), (2, 0.5), (2, 1.0)):
+        few = cross_validation._bank(bank[draw.few_shot[k]])
+        expected = mine(data.normal, few, retention).bank.rows
+        assert torch.equal(data.mined(k, retention), expected)
+
+
+def test_the_command_writes_a_table_and_never_opens_the_test_part(phantoms, tmp_path, monkeypatch):
+    source = tmp_path / "data"
+    shutil.copytree(phantoms, source)
+    for path in source.glob("test/*/*"):
+        if path.is_file():
+            path.write_bytes(b"unreadable")
+    for name in ("consolidation", "nodule"):  # a second image of each class, to validate with
+        twin = next((phantoms / "test" / "abnormal" / name).glob("*.png"))
+        shutil.copy(twin, source / "train" / "abnormal" / name / "more.png")
+    small = {"image_size": 64, "epochs": 1, "min_batches": 2, "backbone": "timm/test_resnet", "weights": "none"}
+    small |= {"layers": ["2", "3"], "batch_size": 64}
+    out = tmp_path / "out"
+    arguments = [str(source), str(out), "--k", "1", "--draws", "2", "--options", json.dumps(small)]
+    arguments += ["--variants", "maximum; no distance"]
+    cross_validation.main(arguments)
+    table = (out / "table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["default", "maximum", "no distance"]
+    assert len((out / "shifts.md").read_text().splitlines()) == 2 + len(cross_validation.PERTURBATIONS)
+    kept = json.loads((out / "default.json").read_text())["result"]
+    assert len(kept["maximum"]["1"]["as they are"]) == 2
+    monkeypatch.setattr(cross_validation.CrossValidation, "run", None)  # a second call only reads
+    cross_validation.main(arguments)
+    with pytest.raises(InputError, match=r"an option 'image_sise', which train\.yaml does not have"):
+        cross_validation.main([str(source), str(out), "--k", "1", "--options", '{"image_sise": 64}'])
+    with pytest.raises(InputError, match="there is no variant 'magic'"):
+        cross_validation.main([str(source), str(out), "--variants", "magic"])

@@ -1,0 +1,90 @@
+"""Whitening with the normals' covariance: against plain formulas in float64, and what it is there for."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from monai_wscxr.errors import InputError
+from monai_wscxr.losses import HingeLoss
+from monai_wscxr.mixing import MixingInferer, PatchBatches, prepare_patch_batch
+from monai_wscxr.networks import Discriminator
+from monai_wscxr.whitening import NormalWhitening
+
+
+def rows(n=500, channels=6, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, channels, generator=g) @ torch.randn(channels, channels, generator=g) + 3
+
+
+@pytest.mark.parametrize("shrinkage", [1e-3, 0.1, 1.0, 100.0])
+@pytest.mark.parametrize("part", [7, 8192])
+def test_matrix_is_the_inverse_root_of_the_shrunken_covariance(shrinkage, part):
+    x = rows()
+    whitening = NormalWhitening(6)
+    whitening.fit(x, shrinkage, part)
+    y = x.double().numpy()
+    covariance = (y - y.mean(0)).T @ (y - y.mean(0)) / len(y)
+    shrunken = covariance + shrinkage * np.trace(covariance) / 6 * np.eye(6)
+    w = whitening.matrix.double().numpy()
+    np.testing.assert_allclose(w @ shrunken @ w, np.eye(6), atol=2e-4)
+    np.testing.assert_allclose(whitening.mean.numpy(), y.mean(0), rtol=1e-5)
+    z = whitening(x).double().numpy()
+    centred = y - y.mean(0)
+    mahalanobis = np.einsum("ni,ij,nj->n", centred, np.linalg.inv(shrunken), centred)
+    np.testing.assert_allclose((z**2).sum(1), mahalanobis, rtol=1e-3)
+
+
+def test_maps_and_rows_alike_and_inactive_changes_nothing():
+    whitening = NormalWhitening(6)
+    whitening.fit(rows(), 1.0)
+    maps = torch.randn(2, 6, 3, 4)
+    by_rows = whitening(maps.permute(0, 2, 3, 1).reshape(-1, 6)).reshape(2, 3, 4, 6).permute(0, 3, 1, 2)
+    torch.testing.assert_close(whitening(maps), by_rows, rtol=0, atol=1e-5)
+    idle = NormalWhitening(6, active=False)
+    idle.fit(rows(), 1.0)
+    assert idle(maps) is maps
+    assert not any(v.numel() for v in idle.state_dict().values())
+
+
+def test_repeated_fit_gives_equal_bits_and_wide_banks_work():
+    one, two = NormalWhitening(20), NormalWhitening(20)
+    few = rows(5, 20)  # fewer rows than channels: the covariance is singular
+    one.fit(few, 0.5)
+    two.fit(few, 0.5)
+    assert torch.equal(one.matrix, two.matrix)
+    assert torch.isfinite(one(few)).all()
+
+
+def test_what_cannot_be_whitened_is_refused():
+    for shrinkage in (0, -1, math.nan, math.inf):
+        with pytest.raises(InputError, match="shrinkage must be greater than 0"):
+            NormalWhitening(6).fit(rows(), shrinkage)
+    with pytest.raises(InputError, match="all patches of the normal bank are equal"):
+        NormalWhitening(6).fit(torch.ones(9, 6), 1.0)
+    with pytest.raises(InputError, match="at least one channel"):
+        NormalWhitening(0)
+
+
+def test_first_steps_from_zero_follow_fishers_direction():
+    normal, abnormal = rows(4000), rows(40, seed=0) + torch.tensor([1.0, 0, 0, -2.0, 0, 0])
+    whitening = NormalWhitening(6)
+    whitening.fit(normal, 0.3)
+    net = Discriminator(6, zero_start=True)
+    assert net(whitening(normal)).eq(0.5).all()
+    batches, inferer = PatchBatches(400), MixingInferer(0)
+    batches.fill(whitening(normal))
+    inferer.fill(whitening(abnormal))
+    optimizer = torch.optim.SGD(net.parameters(), 1e-4)
+    for batch in batches:
+        inputs, target, _, keywords = prepare_patch_batch(batch)
+        HingeLoss()(inferer(inputs, net, **keywords), target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    learned = whitening.matrix @ net.layers[-1].weight[0].detach()
+    x, y = normal.double().numpy(), abnormal.double().numpy()
+    covariance = np.cov(x.T, bias=True)
+    fisher = np.linalg.solve(covariance + 0.3 * np.trace(covariance) / 6 * np.eye(6), y.mean(0) - x.mean(0))
+    cosine = learned.numpy() @ fisher / np.linalg.norm(learned) / np.linalg.norm(fisher)
+    assert cosine > 0.98
