@@ -9,6 +9,7 @@ from monai_wscxr.ops._library import (
     Backend,
     backend,
 )
+from monai_wscxr.ops.coreset import coreset
 from monai_wscxr.ops.min_distance import min_distance
 from monai_wscxr.ops.mine_top_r import mine_top_r, mined_count
 from monai_wscxr.ops.mixup import mixup
@@ -21,6 +22,7 @@ __all__ = [
     "OPERATORS",
     "Backend",
     "backend",
+    "coreset",
     "min_distance",
     "mine_top_r",
     "mined_count",
