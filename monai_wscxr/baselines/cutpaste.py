@@ -201,9 +201,7 @@ def pasted_features(files: list[str], kind: str, copies: int, extractor: PatchEx
     return store.read([key for _, key, _ in wanted])[:, 0]
 
 
-def _extract(
-    wanted: list[tuple[str, str, int]], kind: str, extractor: PatchExtractor
-) -> Iterator[tuple[str, Tensor]]:
+def _extract(wanted: list[tuple[str, str, int]], kind: str, extractor: PatchExtractor) -> Iterator[tuple[str, Tensor]]:
     """Key and pooled feature [1, C] of every wanted copy."""
     radiographs = radiograph_transforms(extractor.preprocessing, keep_radiograph=True)
     mean, std = (torch.tensor(v)[:, None, None] for v in (extractor.preprocessing.mean, extractor.preprocessing.std))
@@ -221,7 +219,9 @@ def _extract(
     def run() -> Iterator[tuple[str, Tensor]]:
         with torch.inference_mode():
             phi = extractor.network(torch.stack([item["image"] for item in batch]).to(extractor.device))
-        yield from zip([item["key"] for item in batch], phi.float().mean(dim=(2, 3)).cpu().clone()[:, None], strict=True)
+        yield from zip(
+            [item["key"] for item in batch], phi.float().mean(dim=(2, 3)).cpu().clone()[:, None], strict=True
+        )
 
     for item in stream:
         batch.append(item)
