@@ -122,9 +122,9 @@ def summarise(cells: Sequence[dict[str, Any]], bootstrap: Bootstrap) -> dict[str
     mean_draws = {name: np.mean(values, axis=0) for name, values in draws.items()}
     honest = {}
     for name in HONEST:
-        values = [cell["honest"][name] for cell in cells]
+        seeds = [cell["honest"][name] for cell in cells]
         low, high = interval(mean_draws[name])
-        sd = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        honest[name] = {"mean": float(np.mean(values)), "sd": sd, "low": low, "high": high}
+        sd = float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0.0
+        honest[name] = {"mean": float(np.mean(seeds)), "sd": sd, "low": low, "high": high}
     paper = {name: float(np.mean([cell["paper"][name] for cell in cells])) for name in PAPER}
     return {"seeds": len(cells), "honest": honest, "paper": paper, "draws": mean_draws}

@@ -106,7 +106,8 @@ def run_protocol(
         "monai_wscxr": monai_wscxr.__version__,
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, {laboratory.extractor.device}",
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, "
+        f"{laboratory.extractor.device}",
         "images": _counts(laboratory),
         "rejected": [[code, message] for _, code, message in laboratory.extractor.done.rejected],
         "seconds": {"this run": time.perf_counter() - began, "features": extraction},
