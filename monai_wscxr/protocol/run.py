@@ -222,10 +222,10 @@ def _configs(bundle: str | Path | None) -> Path:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Cells say nothing below a warning; the bar tells how far they are."""
-    names = ("monai_wscxr", "ignite", "monai", "ignite.engine.engine.SupervisedTrainer")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR if name == "monai" else logging.WARNING)
+    loggers = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("ignite", "monai")]
+    levels = {name: logging.getLogger(name).level for name in ["monai_wscxr", *loggers]}
+    for name in levels:  # MONAI's own have a level each, and warn of what is meant here: no file of logging settings
+        logging.getLogger(name).setLevel(logging.ERROR if name.startswith("monai.") else logging.WARNING)
     try:
         yield
     finally:
