@@ -3,8 +3,9 @@
 // A row's distance to its nearest chosen row only falls while rows are chosen, so an old value is an upper bound. Rows
 // wait in a heap by that bound; only those on top are brought up to date, against the rows chosen since they were last
 // looked at. On radiographs' features that saves half of the pairs, and turns a pass over all rows per choice, which
-// waits for memory, into few passes over blocks that stay in the cache. Distances are compared in float64; a float32 sum with a relative
-// error bound skips those that cannot be the smallest, so the choice is that of a float64 search over all pairs.
+// waits for memory, into few passes over blocks that stay in the cache. Distances are compared in float64; a float32
+// sum with a relative error bound skips those that cannot be the smallest, so the choice is that of a float64 search
+// over all pairs.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -109,8 +110,9 @@ void choose(const T* rows, std::int64_t n, std::int64_t channels, std::int64_t c
     chosen[step] = row;
     std::copy_n(all.row(row), all.width, centres.values.begin() + step * all.width);
   };
-  // float32 rows: subtraction, product and at most width / 16 + 16 sums round, each by a factor within 1 +- 2^-24; twice
-  // that for safety. Values that were rounded from float64, or are too large or small for float32, have no such bound.
+  // float32 rows: subtraction, product and at most width / 16 + 16 sums round, each by a factor within 1 +- 2^-24;
+  // twice that for safety. Values that were rounded from float64, or are too large or small for float32, have no such
+  // bound.
   const bool bounded = sizeof(T) == sizeof(float);
   const double slack = 2.0 * static_cast<double>(all.width / kLanes + kLanes + 3) * 0x1p-24;
 
