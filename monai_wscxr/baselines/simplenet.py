@@ -60,10 +60,9 @@ class SimpleNet:
             torch.manual_seed(self.seed)
             self.network = build(images.shape[2])
         adaptor, discriminator = self.network
-        options = {"weight_decay": self.weight_decay}
         optimizers = [
-            torch.optim.Adam(adaptor.parameters(), self.adaptor_rate, **options),
-            torch.optim.Adam(discriminator.parameters(), self.discriminator_rate, **options),
+            torch.optim.Adam(adaptor.parameters(), self.adaptor_rate, weight_decay=self.weight_decay),
+            torch.optim.Adam(discriminator.parameters(), self.discriminator_rate, weight_decay=self.weight_decay),
         ]
         kept = {round(self.epochs * (i + 1) / self.checkpoints) for i in range(self.checkpoints)}
         self.states = []

@@ -104,7 +104,7 @@ def markdown(
         "",
         f"k counts abnormal training images **per class**; there are {len(classes)} classes ({', '.join(classes)}), so k = "
         f"{record['k'][-1]} means up to {record['k'][-1] * len(classes)} abnormal images. Methods with k `-` learn from "
-        f"normal images alone. {labels.count(0)} normal and {labels.count(1)} abnormal test images; "  # type: ignore[attr-defined]
+        f"normal images alone. {labels.count(0)} normal and {labels.count(1)} abnormal test images; "
         f"mean over {record['seeds']} seeds ± standard deviation over seeds; in brackets the 95 % interval over 1,000 "
         "resamples of the test images.",
         "",

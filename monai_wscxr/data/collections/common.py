@@ -95,7 +95,7 @@ def read_table(path: Path, columns: Iterable[str]) -> Iterator[dict[str, str]]:
     if not path.is_file():
         raise DatalistError(f"{path} is missing; give the folder of the collection as it was published")
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as raw:  # type: ignore[attr-defined]
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as raw:
             reader = csv.reader(io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""))
             header = [name.strip() for name in next(reader, [])]
             missing = [name for name in columns if name not in header]
