@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; ends with status 2 and one sentence when what was given cannot be used."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         options.run(options)
     except InputError as error:
@@ -40,9 +42,102 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("--seed", type=int, default=0)
     phantom.set_defaults(run=_phantom)
 
+    _datalist_parser(commands)
+    _protocol_parser(commands)
     doctor = commands.add_parser("doctor", help="say what is installed and which code runs each operator")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _datalist_parser(commands: argparse._SubParsersAction) -> None:
+    collection = commands.add_parser("datalist", help="a published collection as a patient-disjoint datalist")
+    collection.add_argument("collection", choices=("zhanglab", "chexpert", "nih", "rsna", "vindr", "mimic"))
+    collection.add_argument("folder", help="the collection as published, unpacked")
+    collection.add_argument("--output", required=True, metavar="FILE.json")
+    collection.add_argument("--train_normal", type=int, metavar="N", help="at most; all without it")
+    collection.add_argument("--train_abnormal", type=int, metavar="N", help="at most, per class")
+    collection.add_argument("--test_normal", type=int, metavar="N")
+    collection.add_argument("--test_abnormal", type=int, metavar="N", help="at most, over all classes")
+    collection.add_argument("--test_share", type=float, default=0.2, help="of the patients, without an official split")
+    collection.add_argument("--boxed", action="store_true", help="abnormal test images with lesion boxes only")
+    collection.add_argument("--seed", type=int, default=0)
+    collection.add_argument("--skip_missing", action="store_true", help="take the images that are there")
+    collection.add_argument("--uncertain", choices=("exclude", "positive", "negative"), help="chexpert, mimic")
+    collection.add_argument("--view", choices=("all", "PA", "AP"), help="nih")
+    collection.add_argument("--other", choices=("exclude", "include"), help="rsna: neither normal nor opaque")
+    collection.add_argument("--readers", type=int, help="vindr: readers who must agree on a finding")
+    collection.set_defaults(run=_datalist)
+
+
+def _datalist(options: argparse.Namespace) -> None:
+    from monai_wscxr.data.collections import Limits, make_datalist
+
+    policies = {name: getattr(options, name) for name in ("uncertain", "view", "other", "readers")}
+    limits = Limits(
+        options.train_normal,
+        options.train_abnormal,
+        options.test_normal,
+        options.test_abnormal,
+        options.test_share,
+        options.boxed,
+        options.seed,
+    )
+    chosen = {name: value for name, value in policies.items() if value is not None}
+    print(make_datalist(options.collection, options.folder, options.output, limits, options.skip_missing, **chosen))
+
+
+def _protocol_parser(commands: argparse._SubParsersAction) -> None:
+    protocol = commands.add_parser("protocol", help="the paper's tables on your data, compared methods included")
+    protocol.add_argument(
+        "table", choices=("table1", "table2"), help="methods at every k; mining and mixing on and off"
+    )
+    protocol.add_argument("--dataset_dir", required=True, metavar="DIR", help="folder or datalist with a test part")
+    protocol.add_argument("--output_dir", required=True, metavar="OUT", help="new, or of the same protocol to go on")
+    protocol.add_argument("--methods", default="wscxr,patchcore,simplenet,cutpaste", help="of table1")
+    protocol.add_argument("--k", default="2,4,8,16", help="abnormal images per class")
+    protocol.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1")
+    protocol.add_argument("--backbone", help="see train.yaml; so are weights, image_size and device")
+    protocol.add_argument("--weights", metavar="FILE")
+    protocol.add_argument("--image_size", type=int)
+    protocol.add_argument("--device")
+    protocol.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of train.yaml"
+    )
+    protocol.add_argument("--bundle", metavar="DIR", help="folder of the bundle wscxr_chest_xray")
+    protocol.add_argument("--keep_runs", action="store_true", help="keep every trained model")
+    protocol.set_defaults(run=_protocol)
+
+
+def _protocol(options: argparse.Namespace) -> None:
+    import yaml
+
+    from monai_wscxr.protocol import run_protocol
+
+    chosen = {name: getattr(options, name) for name in ("backbone", "weights", "image_size", "device")}
+    values = {name: value for name, value in chosen.items() if value is not None}
+    for text in options.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: give OPTION=VALUE, for instance --set epochs=10")
+        values[name] = yaml.safe_load(value)
+    try:
+        numbers = [int(n) for n in options.k.split(",")]
+    except ValueError as error:
+        raise InputError(f"--k {options.k}: give whole numbers separated by commas, for instance 2,4,8,16") from error
+    path = run_protocol(
+        options.table,
+        options.dataset_dir,
+        options.output_dir,
+        methods=options.methods.split(","),
+        k=numbers,
+        seeds=options.seeds,
+        options=values,
+        bundle=options.bundle,
+        command=shlex.join(["python", "-m", "monai_wscxr", *options.arguments]),
+        keep_runs=options.keep_runs,
+    )
+    print(path.read_text(encoding="utf-8"))
+    print(f"in {path.parent.resolve()}: results.md, results.csv, summary.csv, results.svg, protocol.json")
 
 
 def _phantom(options: argparse.Namespace) -> None:

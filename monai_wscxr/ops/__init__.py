@@ -9,6 +9,7 @@ from monai_wscxr.ops._library import (
     Backend,
     backend,
 )
+from monai_wscxr.ops.coreset import coreset
 from monai_wscxr.ops.min_distance import min_distance
 from monai_wscxr.ops.mine_top_r import mine_top_r, mined_count
 from monai_wscxr.ops.mixup import mixup
@@ -23,6 +24,7 @@ __all__ = [
     "Backend",
     "PackedBank",
     "backend",
+    "coreset",
     "min_distance",
     "mine_top_r",
     "mined_count",

@@ -1,0 +1,1 @@
+"""The methods that WSCXR is compared with, one file each, on the same features, bank and operators."""

@@ -1,0 +1,281 @@
+"""What the readers of collections share: records, tables, findings to classes, and the patient-disjoint datalist."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from monai_wscxr.data.datalist import DatalistError, Item, few
+from monai_wscxr.data.radiograph import read_radiograph
+from monai_wscxr.report.overlay import encode_png, write_bytes_atomic
+from monai_wscxr.store import write_text_atomic
+
+UNCERTAIN = ("exclude", "positive", "negative")
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a collection.
+
+    Attributes:
+        image: the file.
+        findings: names of what is there; empty for a normal image.
+        patient: who, as far as the collection tells.
+        part: "training" or "test" where the collection has its own split, else None.
+        boxes: (x, y, width, height) of lesions in pixels of the file.
+    """
+
+    image: Path
+    findings: tuple[str, ...]
+    patient: str
+    part: str | None = None
+    boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a collection is taken; None takes all.
+
+    Attributes:
+        train_normal, train_abnormal: training images; the latter per class.
+        test_normal, test_abnormal: test images, the latter over all classes.
+        test_share: share of the patients drawn for testing where a collection has no split of its own, in (0, 1).
+        boxed: take abnormal test images only where lesions are outlined.
+        seed: of every draw.
+    """
+
+    train_normal: int | None = None
+    train_abnormal: int | None = None
+    test_normal: int | None = None
+    test_abnormal: int | None = None
+    test_share: float = 0.2
+    boxed: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = (self.train_normal, self.train_abnormal, self.test_normal, self.test_abnormal)
+        if any(count is not None and count < 1 for count in counts) or not 0 < self.test_share < 1:
+            raise DatalistError(f"numbers of images must be at least 1 and test_share lie in (0, 1), got {self}")
+
+
+@dataclass
+class Datalist:
+    """What became of a collection.
+
+    Attributes:
+        parts: {"training": items, "test": items}.
+        boxes: lesion boxes by image path, of the test images that have some.
+        left_out: why images were left out, and how many.
+    """
+
+    parts: dict[str, list[Item]]
+    boxes: dict[str, tuple[Box, ...]]
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def read_table(path: Path, columns: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Rows of a CSV file, also gzipped, as dictionaries with stripped names and values.
+
+    Raises:
+        DatalistError: when the file is missing, is no CSV or lacks a column.
+    """
+    if not path.is_file():
+        raise DatalistError(f"{path} is missing; give the folder of the collection as it was published")
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as raw:
+            reader = csv.reader(io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""))
+            header = [name.strip() for name in next(reader, [])]
+            missing = [name for name in columns if name not in header]
+            if missing:
+                raise DatalistError(
+                    f"{path} has no column {', '.join(missing)}; its columns are {', '.join(header[:20])}"
+                )
+            for cells in reader:
+                if cells:
+                    yield {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
+    except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError) as error:
+        raise DatalistError(f"{path} is damaged ({error}); download it again") from error
+
+
+def find_table(root: Path, *names: str) -> Path:
+    """The first of these files in `root`, also gzipped; the first name when there is none (for the message)."""
+    for name in names:
+        for candidate in (root / name, root / f"{name}.gz"):
+            if candidate.is_file():
+                return candidate
+    return root / names[0]
+
+
+def findings_of(row: Mapping[str, str], names: Iterable[str], uncertain: str) -> tuple[str, ...] | None:
+    """Positive findings of a labelled row (1, 0, -1 or blank); None when an uncertain one decides and is not wanted.
+
+    Args:
+        row: of the table.
+        names: columns of findings.
+        uncertain: what -1 means: "positive", "negative", or "exclude": an image with any uncertain finding is left out.
+
+    Raises:
+        DatalistError: on another policy or value.
+    """
+    if uncertain not in UNCERTAIN:
+        raise DatalistError(f"uncertain labels: {uncertain!r} is not allowed; allowed are {', '.join(UNCERTAIN)}")
+    found = []
+    for name in names:
+        text = row[name]
+        try:
+            value = float(text) if text else 0.0
+        except ValueError as error:
+            raise DatalistError(f"{name} is {text!r}; allowed are 1, 0, -1 and blank") from error
+        if value == -1:
+            if uncertain == "exclude":
+                return None
+            value = float(uncertain == "positive")
+        if value == 1:
+            found.append(name)
+    return tuple(found)
+
+
+def assemble(records: Sequence[Record], limits: Limits | None = None, left_out: Counter[str] | None = None) -> Datalist:
+    """Records to a datalist in which no patient is on both sides.
+
+    Where the collection has a split, its test part is kept and patients of it are taken out of training; otherwise each
+    patient is drawn for one side. An image with several findings belongs to the class that is rarest in its part, so
+    that rare classes have images. Draws depend on the seed and the names alone.
+
+    Args:
+        records: of one collection.
+        limits: how much is taken.
+        left_out: reasons the reader had; more are added.
+
+    Raises:
+        DatalistError: when nothing normal is left to train from.
+    """
+    limits, counts = limits or Limits(), Counter() if left_out is None else left_out
+    sides: dict[str, list[Record]] = {"training": [], "test": []}
+    for record in records:
+        sides[record.part or _draw(record.patient, limits)].append(record)
+    tested = {record.patient for record in sides["test"]}
+    kept = [record for record in sides["training"] if record.patient not in tested]
+    counts["patient is in the test part"] += len(sides["training"]) - len(kept)
+    sides["training"] = kept
+    parts: dict[str, list[Item]] = {}
+    boxes: dict[str, tuple[Box, ...]] = {}
+    for part, members in sides.items():
+        frequency = Counter(name for record in members for name in record.findings)
+        items: list[Item] = []
+        for record in members:
+            if part == "test" and limits.boxed and record.findings and not record.boxes:
+                counts["no lesion box"] += 1
+                continue
+            label = int(bool(record.findings))
+            name = min(record.findings, key=lambda f: (frequency[f], f)) if record.findings else "normal"
+            items.append({"image": str(record.image), "label": label, "class": name, "patient": record.patient})
+            if part == "test" and record.boxes:
+                boxes[str(record.image)] = record.boxes
+        parts[part] = _limit(items, part, limits, counts)
+    if not any(item["label"] == 0 for item in parts["training"]):
+        raise DatalistError(
+            f"no normal training image is left of {len(records)} records ({dict(counts)}); check the folder and the policy"
+        )
+    chosen = {item["image"] for item in parts["test"]}
+    return Datalist(parts, {image: found for image, found in boxes.items() if image in chosen}, counts)
+
+
+def write_datalist(path: str | Path, datalist: Datalist) -> None:
+    """Write the datalist as JSON (atomically), and the lesion boxes as masks into a folder beside it.
+
+    Args:
+        path: of the JSON file; masks go to `<name>_masks/`. Image paths are absolute, mask paths relative.
+        datalist: from `assemble`.
+    """
+    path = Path(path)
+    masks = path.with_name(f"{path.stem}_masks")
+    if datalist.boxes:
+        masks.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content: dict[str, list[dict[str, Any]]] = {}
+    for part, items in datalist.parts.items():
+        content[part] = []
+        for item in items:
+            entry = {**item, "image": os.path.abspath(item["image"])}
+            found = datalist.boxes.get(item["image"]) if part == "test" else None
+            if found:
+                name = f"{hashlib.blake2b(item['image'].encode(), digest_size=8).hexdigest()}.png"
+                write_bytes_atomic(masks / name, encode_png(box_mask(Path(item["image"]), found)))
+                entry["mask"] = f"{masks.name}/{name}"
+            content[part].append(entry)
+    write_text_atomic(path, json.dumps(content, indent=1))
+
+
+def box_mask(image: Path, boxes: Iterable[Box]) -> np.ndarray:
+    """uint8 [H, W], 255 inside the boxes, at the size of the image file."""
+    height, width = _size(image)
+    mask = np.zeros((height, width), np.uint8)
+    for x, y, w, h in boxes:
+        left, top = max(0, round(x)), max(0, round(y))
+        mask[top : max(top + 1, round(y + h)), left : max(left + 1, round(x + w))] = 255
+    return mask
+
+
+def need_files(root: Path, records: Sequence[Record]) -> None:
+    """Fail with a sentence when images that the tables name are not there.
+
+    Raises:
+        DatalistError: with how many, and the first ones.
+    """
+    missing = [str(record.image) for record in records if not record.image.is_file()]
+    if missing:
+        raise DatalistError(
+            f"{root}: {len(missing)} of {len(records)} images that the tables name are missing: {few(missing)}. Unpack the "
+            "whole collection, or use --skip_missing to take what is there"
+        )
+
+
+def _size(image: Path) -> tuple[int, int]:
+    if image.suffix.lower() in (".png", ".jpg", ".jpeg"):
+        with Image.open(image) as picture:
+            return picture.height, picture.width
+    shape = read_radiograph(image).image.shape
+    return int(shape[0]), int(shape[1])
+
+
+def _hash(*parts: object) -> float:
+    digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _draw(patient: str, limits: Limits) -> str:
+    return "test" if _hash("test", limits.seed, patient) < limits.test_share else "training"
+
+
+def _limit(items: list[Item], part: str, limits: Limits, counts: Counter[str]) -> list[Item]:
+    """The wanted number of each kind, drawn by a hash of the name; in the order of the paths."""
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        key = item["class"] if part == "training" else str(item["label"])
+        groups.setdefault(key if item["label"] else "normal", []).append(item)
+    taken: list[Item] = []
+    for key, group in groups.items():
+        normal, abnormal = (
+            (limits.train_normal, limits.train_abnormal)
+            if part == "training"
+            else (limits.test_normal, limits.test_abnormal)
+        )
+        wanted = normal if key == "normal" else abnormal
+        group.sort(key=lambda item: _hash("limit", limits.seed, Path(item["image"]).name))
+        taken += group[:wanted]
+        counts["beyond the wanted number"] += len(group) - len(group[:wanted])
+    return sorted(taken, key=lambda item: Path(item["image"]).as_posix())

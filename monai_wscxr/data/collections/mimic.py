@@ -1,0 +1,54 @@
+"""MIMIC-CXR-JPG: the tables `mimic-cxr-2.0.0-{metadata,chexpert,split}.csv(.gz)` and `files/p10/p10000032/s.../*.jpg`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from monai_wscxr.data.collections.chexpert import FINDINGS
+from monai_wscxr.data.collections.common import Record, find_table, findings_of, read_table
+
+_STEM = "mimic-cxr-2.0.0"
+_PARTS = {"train": "training", "validate": "training", "test": "test"}
+
+
+def read_mimic(root: Path, left_out: Counter[str], uncertain: str = "exclude") -> list[Record]:
+    """Frontal images (AP and PA) with one of CheXpert's twelve findings, or with "No Finding"; the official split.
+
+    Args:
+        root: folder with the tables and `files/`.
+        left_out: reasons are counted here.
+        uncertain: what -1 means, see `findings_of`.
+
+    Raises:
+        DatalistError: on missing tables or columns.
+    """
+    columns = ("subject_id", "study_id", "No Finding", *FINDINGS)
+    studies = {
+        row["study_id"]: (findings_of(row, FINDINGS, uncertain), row["No Finding"] in ("1", "1.0"))
+        for row in read_table(find_table(root, f"{_STEM}-chexpert.csv"), columns)
+    }
+    split = {
+        row["dicom_id"]: _PARTS.get(row["split"])
+        for row in read_table(find_table(root, f"{_STEM}-split.csv"), ("dicom_id", "split"))
+    }
+    records = []
+    table = find_table(root, f"{_STEM}-metadata.csv")
+    for row in read_table(table, ("dicom_id", "subject_id", "study_id", "ViewPosition")):
+        if row["ViewPosition"] not in ("AP", "PA"):
+            left_out["not a frontal view"] += 1
+            continue
+        if row["study_id"] not in studies:
+            left_out["study without labels"] += 1
+            continue
+        findings, nothing = studies[row["study_id"]]
+        if findings is None:
+            left_out["uncertain finding"] += 1
+            continue
+        if not findings and not nothing:
+            left_out["neither a finding nor No Finding"] += 1
+            continue
+        subject, study, name = row["subject_id"], row["study_id"], row["dicom_id"]
+        image = root / "files" / f"p{subject[:2]}" / f"p{subject}" / f"s{study}" / f"{name}.jpg"
+        records.append(Record(image, findings, subject, split.get(name)))
+    return records

@@ -1,0 +1,86 @@
+"""NIH ChestX-ray14: `Data_Entry_2017*.csv`, the official lists, and the 984 lesion boxes of `BBox_List_2017.csv`."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+from monai_wscxr.data.collections.common import Box, Record, find_table, read_table
+from monai_wscxr.data.datalist import DatalistError
+
+_BOX_NAMES = {"Infiltrate": "Infiltration"}  # the boxes' table has another word for it
+
+
+def read_nih(root: Path, left_out: Counter[str], view: str = "all") -> list[Record]:
+    """All images; classes are the 14 findings; the official split where its lists are there.
+
+    Args:
+        root: folder with the tables and `images/` or `images_001/images/` to `images_012/images/`.
+        left_out: reasons are counted here.
+        view: "all", "PA" or "AP".
+
+    Raises:
+        DatalistError: on missing tables, columns or another view.
+    """
+    if view not in ("all", "PA", "AP"):
+        raise DatalistError(f"view {view!r} is not allowed; allowed are all, PA and AP")
+    parts = _lists(root)
+    boxes = read_boxes(root / "BBox_List_2017.csv")
+    folders = [p for p in (root / "images", *sorted(root.glob("images_*/images"))) if p.is_dir()]
+    where = {path.name: path for folder in folders for path in folder.iterdir()}
+    table = find_table(root, "Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+    records = []
+    for row in read_table(table, ("Image Index", "Finding Labels", "Patient ID", "View Position")):
+        name, labels = row["Image Index"], row["Finding Labels"]
+        if view not in ("all", row["View Position"]):
+            left_out[f"view is not {view}"] += 1
+            continue
+        if parts and name not in parts:
+            left_out["in neither official list"] += 1
+            continue
+        findings = () if labels == "No Finding" else tuple(labels.split("|"))
+        records.append(
+            Record(
+                where.get(name, root / "images" / name),
+                findings,
+                row["Patient ID"],
+                parts.get(name),
+                tuple(box for _, box in boxes.get(name, ())) if findings else (),
+            )
+        )
+    return records
+
+
+def read_boxes(path: Path) -> dict[str, list[tuple[str, Box]]]:
+    """Boxes (finding, (x, y, width, height) in pixels of the 1,024-pixel image) by image; none without the file.
+
+    The header reads `Image Index,Finding Label,Bbox [x,y,w,h],,,`: its commas split the last name, so columns count.
+    """
+    found: dict[str, list[tuple[str, Box]]] = {}
+    if not path.is_file():
+        return found
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.reader(file))
+    for number, row in enumerate(rows[1:], start=2):
+        if not any(row):
+            continue
+        try:
+            x, y, w, h = (float(cell) for cell in row[2:6])
+        except ValueError as error:
+            raise DatalistError(
+                f"{path}, row {number}: expected an image, a finding and four numbers ({error})"
+            ) from error
+        found.setdefault(row[0], []).append((_BOX_NAMES.get(row[1], row[1]), (x, y, w, h)))
+    return found
+
+
+def _lists(root: Path) -> dict[str, str]:
+    parts: dict[str, str] = {}
+    for name, part in (("train_val_list.txt", "training"), ("test_list.txt", "test")):
+        path = root / name
+        if path.is_file():
+            parts.update(dict.fromkeys(path.read_text(encoding="utf-8").split(), part))
+    if parts and len(set(parts.values())) < 2:
+        raise DatalistError(f"{root}: only one of train_val_list.txt and test_list.txt is there; give both or none")
+    return parts

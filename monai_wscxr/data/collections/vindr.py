@@ -1,0 +1,71 @@
+"""VinDr-CXR: boxes of radiologists, `annotations/annotations_{train,test}.csv` (PhysioNet) or `train.csv` (Kaggle).
+
+The collection gives no patient: every image counts as one of its own. Training images were read by three radiologists each,
+test images by consensus.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from monai_wscxr.data.collections.common import Box, Record, find_table, read_table
+from monai_wscxr.data.datalist import DatalistError
+
+_NOTHING = "no finding"
+
+
+def read_vindr(root: Path, left_out: Counter[str], readers: int = 2) -> list[Record]:
+    """Images on which nobody found anything against images with findings, with their boxes.
+
+    Args:
+        root: folder of the collection.
+        left_out: reasons are counted here.
+        readers: of the three readers of a training image, how many must have marked a finding for it to count, 1 to 3.
+            An image with findings of fewer only is neither normal nor abnormal and left out.
+
+    Raises:
+        DatalistError: on missing tables or columns, or readers out of range.
+    """
+    if not 1 <= readers <= 3:
+        raise DatalistError(f"readers is {readers}; a training image has three, so allowed are 1, 2 and 3")
+    annotations = root / "annotations"
+    if annotations.is_dir():
+        tables = {
+            "training": find_table(annotations, "annotations_train.csv"),
+            "test": find_table(annotations, "annotations_test.csv"),
+        }
+    else:
+        tables = {"training": find_table(root, "train.csv")}
+    records = []
+    for part, table in tables.items():
+        own = part if len(tables) > 1 else None
+        folder = root / ("train" if part == "training" else "test")
+        suffixes = (".dicom", ".dcm", ".png", ".jpg")
+        for name, rows in _by_image(table).items():
+            needed = readers if part == "training" else 1
+            marked = {finding: {reader for reader, _ in marks} for finding, marks in rows.items()}
+            findings = tuple(sorted(f for f, who in marked.items() if len(who) >= needed))
+            if rows and not findings:
+                left_out["findings of too few readers"] += 1
+                continue
+            image = next((p for s in suffixes if (p := folder / f"{name}{s}").is_file()), folder / f"{name}.dicom")
+            boxes = tuple(box for finding in findings for _, box in rows[finding])
+            records.append(Record(image, findings, name, own, boxes))
+    return records
+
+
+def _by_image(table: Path) -> dict[str, dict[str, list[tuple[str, Box]]]]:
+    """{image: {finding: [(reader, box)]}}; an image without findings has an empty dictionary."""
+    found: dict[str, dict[str, list[tuple[str, Box]]]] = {}
+    for row in read_table(table, ("image_id", "class_name", "x_min", "y_min", "x_max", "y_max")):
+        marks = found.setdefault(row["image_id"], {})
+        if row["class_name"].lower() == _NOTHING:
+            continue
+        try:
+            left, top, right, bottom = (float(row[name]) for name in ("x_min", "y_min", "x_max", "y_max"))
+        except ValueError as error:
+            raise DatalistError(f"{table}: {row['image_id']} has a finding without a box ({error})") from error
+        box = (left, top, right - left, bottom - top)
+        marks.setdefault(row["class_name"], []).append((row.get("rad_id", "consensus"), box))
+    return found

@@ -1,0 +1,99 @@
+"""CutPaste: what its augmentations do to an image, and that its density separates what was never seen."""
+
+import numpy as np
+import pytest
+import torch
+
+from monai_wscxr.bank import FeatureBank
+from monai_wscxr.baselines import cutpaste as module
+from monai_wscxr.baselines.cutpaste import CutPaste, cutpaste, pasted_features, scar
+from monai_wscxr.errors import InputError
+from monai_wscxr.extraction import PatchExtractor
+from monai_wscxr.transforms import Preprocessing
+
+
+@pytest.fixture
+def extractor(make_features, tmp_path):
+    features = make_features()
+    preprocessing = Preprocessing(64, features.backbone.mean, features.backbone.std)
+    return PatchExtractor(features, preprocessing, cache=tmp_path / "cache", progress=False)
+
+
+def changed(function, seed, size=256):
+    image = torch.rand(1, size, size, generator=torch.Generator().manual_seed(99))
+    out = function(image, torch.Generator().manual_seed(seed))
+    assert out.shape == image.shape
+    assert 0 <= out.min() <= out.max() <= 1
+    return image, out, (out != image)[0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cutpaste_changes_one_rectangle_of_the_published_size(seed):
+    _, _, where = changed(cutpaste, seed)
+    rows, columns = where.any(dim=1).nonzero(), where.any(dim=0).nonzero()
+    height, width = int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1
+    assert 0.018 <= height * width / 256**2 <= 0.155
+    assert 0.28 <= height / width <= 3.6
+    assert where.float().sum() > 0.95 * height * width
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_scar_is_thin_and_small(seed):
+    _, _, where = changed(scar, seed)
+    rows, columns = where.any(dim=1).nonzero(), where.any(dim=0).nonzero()
+    assert max(int(rows.max() - rows.min()), int(columns.max() - columns.min())) < 32
+    assert 10 <= int(where.sum()) <= 16 * 25 + 80
+
+
+def test_what_is_pasted_comes_from_the_image():
+    image = torch.zeros(1, 64, 64)
+    image[:, :, 32:] = 0.5
+    for seed in range(10):
+        out = cutpaste(image, torch.Generator().manual_seed(seed))
+        assert out.max() <= 0.5 * 1.1 * 1.1 + 0.06  # brightness, then contrast about the mean
+        assert torch.equal(image[:, :, 32:], torch.full((1, 64, 32), 0.5))  # the input is left alone
+
+
+def test_a_copy_depends_on_the_image_and_its_number_alone(extractor, normal_items):
+    files = [item["image"] for item in normal_items[:4]]
+    extractor.bank(normal_items[:4])
+    both = pasted_features(files, "scar", 2, extractor)
+    again = pasted_features(files[::-1], "scar", 2, extractor)
+    assert both.shape == (8, extractor.features.channels)
+    assert torch.equal(both.reshape(4, 2, -1), again.reshape(4, 2, -1).flip(0))
+    assert not torch.equal(both[0], both[1])
+    extractor.store = None  # without a cache the same, computed anew
+    torch.testing.assert_close(pasted_features(files, "scar", 2, extractor), both, rtol=0, atol=1e-5)
+
+
+def test_cached_copies_are_not_made_again(extractor, normal_items, monkeypatch):
+    extractor.bank(normal_items[:3])
+    files = [item["image"] for item in normal_items[:3]]
+    first = pasted_features(files, "cutpaste", 1, extractor)
+    monkeypatch.setattr(module, "_extract", lambda wanted, *_: iter([("x", None)] * len(wanted)))
+    assert torch.equal(pasted_features(files, "cutpaste", 1, extractor), first)
+
+
+def test_the_score_is_the_mahalanobis_distance_of_the_hidden_layer(extractor, normal_items):
+    method = CutPaste(steps=20, widths=(16, 6))
+    normal = extractor.bank(normal_items)
+    method.fit(normal, extractor)
+    hidden = method.head[:-1](method._standard(module.pooled(normal))).detach().double().numpy()
+    centre, precision = method.density.location_, np.linalg.inv(method.density.covariance_)
+    expected = [float(np.sqrt((row - centre) @ precision @ (row - centre))) for row in hidden]
+    assert method.scores(normal)[0].tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def test_far_images_score_higher(extractor, normal_items):
+    method = CutPaste(steps=50)
+    normal = extractor.bank(normal_items)
+    method.fit(normal, extractor)
+    spread = normal.rows.std(dim=0)
+    far = FeatureBank(normal.rows + 6 * spread, normal.files, normal.file_index, normal.position, normal.grid)
+    assert method.scores(far)[0].min() > method.scores(normal)[0].max()
+
+
+@pytest.mark.parametrize("options", [{"copies": 0}, {"steps": 0}, {"batch_size": 1}, {"rate": 0}, {"widths": (0,)}])
+def test_options_out_of_range(options):
+    with pytest.raises(InputError, match="CutPaste"):
+        CutPaste(**options)

@@ -1,0 +1,68 @@
+"""SimpleNet: its loss by hand, its parts, and that it learns to tell what lies off the normal features."""
+
+import pytest
+import torch
+
+from monai_wscxr.bank import FeatureBank
+from monai_wscxr.baselines.simplenet import SimpleNet, build, truncated_l1
+from monai_wscxr.errors import InputError
+
+
+def plane(n, seed, off=0.0):
+    """Images whose patches lie on a plane in eight dimensions, or off it by `off`."""
+    g = torch.Generator().manual_seed(seed)
+    features = torch.zeros(n, 6, 8)
+    features[..., :2] = torch.randn(n, 6, 2, generator=g)
+    features[..., 5] += off
+    return FeatureBank.from_images(features, [f"{i}.png" for i in range(n)], (2, 3))
+
+
+def test_the_loss_is_the_published_one():
+    normal, noisy = torch.tensor([-2.0, -0.5, 0.0, 1.0]), torch.tensor([2.0, 0.5, 0.0])
+    # publication: max(0, 0.5 - D(q)) + max(0, 0.5 + D(q-)) with D = -score
+    expected = (0 + 0 + 0.5 + 1.5) / 4 + (0 + 0 + 0.5) / 3
+    assert float(truncated_l1(normal, noisy, 0.5)) == pytest.approx(expected)
+
+
+def test_its_parts_are_the_published_ones():
+    adaptor, discriminator = build(30)
+    assert adaptor.bias is None
+    assert adaptor.weight.shape == (30, 30)
+    kinds = [type(layer).__name__ for layer in discriminator.layers]
+    assert kinds == ["Linear", "BatchNorm1d", "LeakyReLU", "Linear"]
+    assert discriminator.layers[0].out_features == 20
+
+
+def test_it_finds_what_lies_off_the_normal_features():
+    method = SimpleNet(epochs=60, noise=0.5, checkpoints=3, adaptor_rate=1e-3, discriminator_rate=2e-3)
+    method.fit(plane(40, 0))
+    normal, abnormal = method.scores(plane(50, 1)), method.scores(plane(50, 2, off=3.0))
+    assert len(normal) == 3
+    assert abnormal[-1].median() > normal[-1].max()
+
+
+def test_the_same_seed_gives_the_same_scores_and_leaves_the_global_stream_alone():
+    state = torch.random.get_rng_state()
+    found = []
+    for seed in (0, 0, 1):
+        method = SimpleNet(epochs=2, seed=seed)
+        method.fit(plane(20, 0))
+        found.append(method.scores(plane(5, 1))[-1])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_checkpoints_are_spread_and_end_with_the_trained_model():
+    method = SimpleNet(epochs=5, checkpoints=2)
+    method.fit(plane(10, 0))
+    assert len(method.states) == 2
+    last = {k: v.clone() for k, v in method.network.state_dict().items()}
+    method.scores(plane(3, 1))
+    assert all(torch.equal(last[k], v) for k, v in method.network.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{"epochs": 0}, {"noise": 0}, {"images_per_batch": 0}, {"adaptor_rate": 0}])
+def test_options_out_of_range(options):
+    with pytest.raises(InputError, match="SimpleNet"):
+        SimpleNet(**options)

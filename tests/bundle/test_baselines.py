@@ -1,0 +1,71 @@
+"""The compared methods through the bundle: configurations on top of train.yaml, run shrunk."""
+
+import csv
+import json
+
+import pytest
+from bundle_runs import CONFIGS, SMALL
+from monai.bundle import create_workflow
+
+from monai_wscxr.baselines.common import normal_split
+from monai_wscxr.bundle import check_options
+from monai_wscxr.data.split import training_split
+from monai_wscxr.errors import InputError
+
+SHRUNK = {"patchcore": {"coreset": 0.5}, "simplenet": {"simplenet_epochs": 2}, "cutpaste": {"steps": 10}}
+
+
+def run(method, dataset_dir, output_dir, **overrides):
+    workflow = create_workflow(
+        config_file=[str(CONFIGS / "train.yaml"), str(CONFIGS / f"{method}.yaml")],
+        workflow_type="train",
+        run_id="training",
+        dataset_dir=str(dataset_dir),
+        output_dir=str(output_dir),
+        **{**SMALL, **SHRUNK[method], **overrides},
+    )
+    workflow.run()
+    workflow.finalize()
+
+
+@pytest.mark.parametrize("method", SHRUNK)
+def test_a_method_trains_calibrates_and_evaluates(method, phantoms, tmp_path):
+    run(method, phantoms, tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert found["method"] == found["settings"]["method"] == method
+    assert (found["n_normal"], found["n_abnormal"]) == (4, 4)
+    assert set(found["honest"]) >= {"auroc", "accuracy", "f1", "threshold"}
+    with open(tmp_path / "run" / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    flagged = [float(row["anomaly_score"]) > found["honest"]["threshold"] for row in rows]
+    assert [row["abnormal"] == "true" for row in rows] == flagged
+
+
+def test_the_same_seed_gives_the_same_figures(phantoms, tmp_path):
+    for name in ("a", "b"):
+        run("cutpaste", phantoms, tmp_path / name)
+    assert (tmp_path / "a" / "predictions.csv").read_text() == (tmp_path / "b" / "predictions.csv").read_text()
+
+
+def test_an_output_folder_belongs_to_one_method(phantoms, tmp_path):
+    run("patchcore", phantoms, tmp_path / "run")
+    with pytest.raises(RuntimeError) as caught:  # MONAI wraps what a component raises
+        run("simplenet", phantoms, tmp_path / "run")
+    assert "belongs to a run with other settings" in str(caught.value.__cause__)
+    assert "method: patchcore there, simplenet now" in str(caught.value.__cause__)
+
+
+def test_every_method_has_wscxrs_held_out_normals(phantoms):
+    ours, theirs = training_split(phantoms, 1, 0.15, 3), normal_split(phantoms, 0.15, 3)
+    assert ours.held_out == theirs.held_out
+    assert ours.normal == theirs.normal
+
+
+@pytest.mark.parametrize("method", SHRUNK)
+def test_options_of_both_configurations_are_known(method):
+    files = f"['{CONFIGS / 'train.yaml'}','{CONFIGS / f'{method}.yaml'}']"
+    option = next(iter(SHRUNK[method]))
+    check_options(["run", "training", "--config_file", files, f"--{option}", "1", "--image_size", "64"])
+    with pytest.raises(InputError, match="unknown option"):
+        check_options(["run", "training", "--config_file", files, f"--{option}x", "1"])

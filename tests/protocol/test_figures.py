@@ -1,0 +1,80 @@
+"""Figures of a cell, and the spread over seeds and resamples, against naive versions."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+
+from monai_wscxr.protocol.figures import Bootstrap, cell_figures, interval, sensitivity_at, summarise
+
+RANDOM = np.random.default_rng(3)
+LABELS = [0] * 40 + [1] * 60
+SCORES = np.concatenate([RANDOM.normal(0, 1, 40), RANDOM.normal(1, 1, 60)]).round(1).tolist()  # with ties
+HELD_OUT = RANDOM.normal(0, 1, 99).tolist()
+
+
+def test_thresholds_come_from_the_held_out_normals():
+    figures = cell_figures(LABELS, [SCORES], HELD_OUT, 1.5)
+    honest, y, s = figures["honest"], np.array(LABELS), np.array(SCORES)
+    ascending = sorted(HELD_OUT)
+    # 99 held-out normals: nine may score higher than the threshold for 90 % (10 % of 100, less the image itself)
+    assert honest["threshold_90"] == ascending[-10]
+    assert honest["threshold_95"] == ascending[-5]
+    assert honest["sensitivity_90"] == pytest.approx((s[y == 1] > ascending[-10]).mean())
+    assert honest["specificity_95"] == pytest.approx((s[y == 0] <= ascending[-5]).mean())
+    assert honest["accuracy"] == pytest.approx(accuracy_score(y, s > 1.5))
+
+
+def test_the_published_rules_choose_the_best_state_on_the_test_images():
+    perfect, useless = [float(label) for label in LABELS], [0.0] * 100
+    figures = cell_figures(LABELS, [useless, perfect, SCORES, SCORES], HELD_OUT, 1.5)
+    assert figures["paper"]["auroc"] == 1.0
+    assert figures["paper"]["epoch"] == 2
+    assert figures["paper"]["sensitivity_95"] == 1.0
+    assert figures["honest"]["auroc"] == pytest.approx(roc_auc_score(LABELS, SCORES))
+
+
+@pytest.mark.parametrize("specificity", [0.9, 0.95, 1.0])
+def test_sensitivity_at_a_specificity_by_trying_every_threshold(specificity):
+    y, s = np.array(LABELS), np.array(SCORES)
+    best = max(
+        ((s[y == 1] >= t).mean() for t in [*s, np.inf] if (s[y == 0] < t).mean() >= specificity - 1e-12), default=0
+    )
+    assert sensitivity_at(y, s, specificity) == pytest.approx(best)
+
+
+def test_resampled_figures_are_those_of_the_resampled_images():
+    bootstrap = Bootstrap(LABELS, draws=5, seed=1)
+    found = bootstrap.figures(SCORES, 0.8, {"sensitivity_90": 1.1})
+    s = np.array(SCORES)
+    for draw in range(5):
+        normal = np.repeat(s[:40], np.rint(bootstrap.normal[draw] * 40).astype(int))
+        abnormal = np.repeat(s[40:], np.rint(bootstrap.abnormal[draw] * 60).astype(int))
+        assert (len(normal), len(abnormal)) == (40, 60)  # stratified
+        y, both = [0] * 40 + [1] * 60, np.concatenate([normal, abnormal])
+        assert found["auroc"][draw] == pytest.approx(roc_auc_score(y, both))
+        assert found["accuracy"][draw] == pytest.approx(accuracy_score(y, both > 0.8))
+        assert found["f1"][draw] == pytest.approx(f1_score(y, both > 0.8))
+        assert found["sensitivity_90"][draw] == pytest.approx((abnormal > 1.1).mean())
+
+
+def test_the_draws_are_the_same_for_every_cell():
+    assert np.array_equal(Bootstrap(LABELS).normal, Bootstrap(LABELS).normal)
+
+
+def test_summary_over_seeds():
+    cells = []
+    for shift in (0.0, 0.4):
+        scores = (np.array(SCORES) + shift * np.array(LABELS)).tolist()
+        cells.append({**cell_figures(LABELS, [scores], HELD_OUT, 1.5), "scores": scores})
+    summary = summarise(cells, Bootstrap(LABELS))
+    values = [cell["honest"]["auroc"] for cell in cells]
+    auroc = summary["honest"]["auroc"]
+    assert auroc["mean"] == pytest.approx(np.mean(values))
+    assert auroc["sd"] == pytest.approx(abs(values[0] - values[1]) / np.sqrt(2))
+    assert auroc["low"] < auroc["mean"] < auroc["high"]
+    assert 0.03 < auroc["high"] - auroc["low"] < 0.3
+    assert summarise(cells[:1], Bootstrap(LABELS))["honest"]["auroc"]["sd"] == 0
+
+
+def test_interval():
+    assert interval(np.arange(1001.0)) == pytest.approx((25.0, 975.0))
