@@ -20,9 +20,24 @@ REASON_CODES = (
     "unreadable",  # truncated, damaged, or a header that lacks what decoding needs
     "not_finite",  # NaN or infinity among the values
     "no_contrast",  # all pixels alike
+    "lateral_view",  # the header names a lateral, oblique or decubitus view
+    "other_body_part",  # the header names a body part that is not the chest
+    "burned_in_annotation",  # the header says that text with patient data is part of the picture
+    "suspicious_polarity",  # the picture looks like the negative of a chest radiograph
+    "too_slow",  # reading took longer than a run allows
+    "crashed",  # a decoding library brought its process down
+    "outside_folder",  # a DICOMDIR entry that points out of the folder of the DICOMDIR, or to nothing
 )
 
-MAX_PIXELS = 2**27
+GATES = ("lateral_view", "other_body_part", "burned_in_annotation", "suspicious_polarity")
+"""Reason codes of readable pictures that are no frontal chest radiograph; a caller may allow each of them."""
+
+MAX_PIXELS = 2**26
+"""Default limit on the pixels that a header may claim: 8192 x 8192, larger than any detector or film scan of a chest."""
+
+MEMORY_LIMIT = 2**31
+"""Bytes that reading one file of `MAX_PIXELS` may take on top of what the process already holds."""
+
 _PERCENTILES = (0.5, 99.5)
 
 
@@ -58,12 +73,14 @@ class Radiograph:
         polarity: ``as_stored`` or ``inverted``.
         intensity: what led to [0, 1]: ``full_range_1``, ``full_range_8``, ``full_range_16``, ``voi_window``,
             ``voi_lut`` or ``percentile``.
+        padding: bool ``[H, W]``, True where a DICOM file has padding instead of a measurement; None without any.
     """
 
     image: np.ndarray
     format: str
     polarity: str
     intensity: str
+    padding: np.ndarray | None = None
 
 
 def check_size(path: Any, pixels: int, shape: str, max_pixels: int) -> None:
@@ -77,6 +94,13 @@ def check_size(path: Any, pixels: int, shape: str, max_pixels: int) -> None:
         )
     if pixels <= 0:
         raise RadiographError("empty", path, f"the header claims {shape}: no pixels. Export it again.")
+
+
+def check_bytes(path: Any, max_pixels: int) -> None:
+    """Refuses a file that is larger than any picture of ``max_pixels`` (8 bytes each and a generous header)."""
+    size, limit = os.path.getsize(path), 8 * max_pixels + 2**26
+    if size > limit:
+        raise RadiographError("too_large", path, f"the file has {size} bytes; allowed are {limit}. Export it smaller.")
 
 
 def no_contrast(path: Any) -> RadiographError:
