@@ -65,8 +65,12 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders (searched), DICOMDIRs")
     predict.add_argument("--model", required=True, metavar="OUT", help="output folder of a training")
-    predict.add_argument("--output", required=True, metavar="DIR", help="folder for the results: new, or of the same run")
-    predict.add_argument("--maps", default="tiff", choices=("nifti", "tiff", "npy", "none"), help="anomaly maps, 32-bit")
+    predict.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for the results: new, or of the same run"
+    )
+    predict.add_argument(
+        "--maps", default="tiff", choices=("nifti", "tiff", "npy", "none"), help="anomaly maps, 32-bit"
+    )
     switch = argparse.BooleanOptionalAction
     predict.add_argument("--overlays", action=switch, default=True, help="map over radiograph as PNG")
     predict.add_argument("--report", action=switch, default=True, help="report/index.html")

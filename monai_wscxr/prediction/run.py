@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ from monai_wscxr.prediction.inputs import Input, find_inputs
 from monai_wscxr.prediction.journal import NAME as JOURNAL
 from monai_wscxr.prediction.journal import Journal, Record
 from monai_wscxr.prediction.tasks import MAP_FORMATS, Loaded, Wanted, Written
-from monai_wscxr.prediction.workers import WorkerLost, WorkerPool
+from monai_wscxr.prediction.workers import WorkerLostError, WorkerPool
 from monai_wscxr.predictor import Prediction, to_prediction, write_csv
+from monai_wscxr.report.run import Entry, write_run_report
 from monai_wscxr.store import write_text_atomic
 
 logger = logging.getLogger("monai_wscxr")
@@ -303,11 +304,11 @@ class Run:
                 found[n] = asked[n].result()
             except RadiographError as error:
                 found[n] = error
-            except WorkerLost as lost:
+            except WorkerLostError as lost:
                 found[n] = self._lost(item, lost)
         return numbers, found
 
-    def _lost(self, item: Input, lost: WorkerLost) -> RadiographError:
+    def _lost(self, item: Input, lost: WorkerLostError) -> RadiographError:
         if lost.too_slow:
             message = f"reading it took longer than {self.options.seconds:g} s. Export it again, or raise --seconds."
             return RadiographError("too_slow", item.file, message)
@@ -350,7 +351,7 @@ class Run:
                 continue
             try:
                 written = writing.result()
-            except WorkerLost as lost:
+            except WorkerLostError as lost:
                 raise InputError(
                     f"results of {record['file']} could not be written ({lost}); is there memory and disk space? "
                     "Give the same command again to go on"
@@ -361,6 +362,8 @@ class Run:
                     "make room, then give the same command again to go on"
                 ) from error
             record["files"] = written.files
+            if written.note:
+                record["note"] = written.note
             self.summary.writing += written.seconds
         began = time.perf_counter()
         journal.append(record for record, _ in done)
@@ -382,10 +385,44 @@ class Run:
                 self.summary.rejected += 1
                 self.summary.reasons[p.reason] = self.summary.reasons.get(p.reason, 0) + 1
         if self.options.report:
-            from monai_wscxr.prediction.report import write_run_report
-
-            write_run_report(self.folder, self.model, records, tasks.colour_scale(self.model))
+            self._report(records)
         self.summary.writing += time.perf_counter() - began
+
+    def _report(self, records: Sequence[Record]) -> None:
+        ok = [record["status"] == "ok" for record in records]
+        entries = [
+            Entry(
+                name=record["file"],
+                stem=f"{record['number']:06d}" if good else None,
+                anomaly_score=record.get("anomaly_score"),
+                p_value=record.get("p_value"),
+                abnormal=record.get("abnormal"),
+                reason="" if good else f"{record['reason']}, {record['message']}",
+            )
+            for record, good in zip(records, ok, strict=True)
+        ]
+        rate = self.model.calibration.false_positive_rate
+        settings = {
+            **self.model.settings,
+            "model_sha256": self.model.sha256,
+            "false_positive_rate": rate,
+            "reader_chain": self.model.preprocessing.reader_chain,
+            "device": self.device.type,
+        }
+        settings.pop("dataset_dir", None)
+        normals = len(self.model.calibration.normal_scores)
+        notes = [f"The threshold flags at most {rate:.0%} of normal images like the {normals} held out in training."]
+        if self.summary.rejected:
+            codes = ", ".join(f"{count} {code}" for code, count in sorted(self.summary.reasons.items()))
+            notes.append(f"{self.summary.rejected} inputs were rejected and have no score: {codes}.")
+        write_run_report(
+            self.folder / "report" / "index.html",
+            entries,
+            tasks.colour_scale(self.model),
+            self.model.calibration.threshold,
+            settings,
+            notes,
+        )
 
     def _json(self, records: Sequence[Record]) -> str:
         model, calibration = self.model, self.model.calibration
@@ -458,8 +495,6 @@ def _stamp(path: str) -> str:
 
 def _without_input(loaded: Loaded) -> Loaded:
     """What the writer needs, without the large network input."""
-    from dataclasses import replace
-
     return replace(loaded, image=np.empty((0, 0, 0), np.float32))
 
 

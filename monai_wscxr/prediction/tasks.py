@@ -6,8 +6,8 @@ import dataclasses
 import datetime
 import gzip
 import io
-import os
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_wscxr.artefact import TrainedModel
+from monai_wscxr.data.radiograph import RadiographError, read_radiograph
 from monai_wscxr.networks import WSCXRNet
 from monai_wscxr.predictor import Prediction, to_map
 from monai_wscxr.report.overlay import (
@@ -85,9 +86,16 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Written:
-    """Names of the files of one image, relative to the output folder, by what they are; and the seconds it took."""
+    """What became of one image.
+
+    Attributes:
+        files: names relative to the output folder, by what they are.
+        note: why something that was wanted could not be written; empty otherwise.
+        seconds: spent on it.
+    """
 
     files: dict[str, str]
+    note: str
     seconds: float
 
 
@@ -158,8 +166,6 @@ def read(path: str) -> Loaded:
 
 def find_cause(error: BaseException) -> BaseException:
     """The error of the loader below what MONAI wraps around it; the error itself where there is none."""
-    from monai_wscxr.data.radiograph import RadiographError
-
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, RadiographError):
         cause = cause.__cause__
@@ -202,10 +208,18 @@ def write(number: int, path: str, prediction: Prediction, loaded: Loaded) -> Wri
         }
         for what, picture in pictures.items():
             keep(f"picture_{what}", f"report/pictures/{stem}-{what}.jpg", encode_jpeg(picture))
-    if wanted.dicom and loaded.format == "dicom":
-        for what, data in _dicom_results(path, prediction, loaded, anomaly_map).items():
+    note = ""
+    if wanted.dicom and loaded.format != "dicom":
+        note = "no DICOM results: the image is no DICOM file, so there is no patient or study they could belong to"
+    elif wanted.dicom:
+        try:
+            results = _dicom_results(path, prediction, anomaly_map)
+        except Exception as error:  # odd headers fail in many ways, and the text of an error may quote them
+            note = f"no DICOM results: the header of the image does not allow them ({type(error).__name__})"
+            results = {}
+        for what, data in results.items():
             keep(f"dicom_{what}", f"dicom/{stem}-{what}.dcm", data)
-    return Written(files, time.perf_counter() - began)
+    return Written(files, note, time.perf_counter() - began)
 
 
 def encode_map(anomaly_map: NDArray[np.float32], kind: str) -> bytes:
@@ -222,9 +236,7 @@ def encode_map(anomaly_map: NDArray[np.float32], kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _dicom_results(
-    path: str, prediction: Prediction, loaded: Loaded, anomaly_map: NDArray[np.float32]
-) -> dict[str, bytes]:
+def _dicom_results(path: str, prediction: Prediction, anomaly_map: NDArray[np.float32]) -> dict[str, bytes]:
     from monai_wscxr.report import dicom
 
     assert _setup is not None
@@ -239,8 +251,12 @@ def _dicom_results(
         anomaly_map=anomaly_map,
         scale=_setup.scale,
     )
+    # read again: only this one result needs the picture in full size
+    image = read_radiograph(path, allow=_setup.wanted.allow).image
     began = datetime.datetime.fromisoformat(_setup.wanted.began)
-    return dicom.encode_results(os.fspath(path), loaded.radiograph, finding, began)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote the header
+        return dicom.encode_results(path, image, finding, began)
 
 
 def _resized(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:

@@ -23,7 +23,7 @@ from monai_wscxr.errors import InputError
 _START_SECONDS = 300.0  # a cold disk and a busy machine
 
 
-class WorkerLost(Exception):
+class WorkerLostError(Exception):
     """A task brought its process down, or took too long.
 
     Attributes:
@@ -76,7 +76,7 @@ class WorkerPool:
         """Run `function` in some process; `urgent` tasks go before the others.
 
         Returns:
-            A future with the result, the exception of the function, or `WorkerLost`.
+            A future with the result, the exception of the function, or `WorkerLostError`.
         """
         future: Future[Any] = Future()
         if self.workers == 0:
@@ -118,10 +118,10 @@ class WorkerPool:
                 try:
                     pipe.send((function, arguments))
                     in_time = pipe.poll(self.seconds)
-                    good, value = pipe.recv() if in_time else (False, WorkerLost(too_slow=True))
+                    good, value = pipe.recv() if in_time else (False, WorkerLostError(too_slow=True))
                 except (EOFError, OSError):
-                    good, value = False, WorkerLost(too_slow=False)
-                if isinstance(value, WorkerLost):
+                    good, value = False, WorkerLostError(too_slow=False)
+                if isinstance(value, WorkerLostError):
                     _end(process, pipe)
                     process, pipe = None, None
             except BaseException as error:
@@ -150,7 +150,9 @@ class WorkerPool:
             _end(process, here)
             if isinstance(ready, Exception):
                 raise ready
-            raise InputError("a worker process could not start, most likely for lack of memory; use fewer with --workers")
+            raise InputError(
+                "a worker process could not start, most likely for lack of memory; use fewer with --workers"
+            )
         return process, here
 
 
