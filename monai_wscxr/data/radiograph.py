@@ -27,10 +27,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
-import logging
 import os
 import threading
-import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +46,7 @@ from monai_wscxr.data.radiograph_base import (
     check_bytes,
     check_size,
     no_contrast,
+    quiet,
 )
 from monai_wscxr.data.radiograph_dicom import is_bare_dicom, read_dicom
 from monai_wscxr.data.radiograph_gates import check_allowed, check_polarity
@@ -62,6 +61,7 @@ __all__ = [
     "Radiograph",
     "RadiographError",
     "file_digest",
+    "quiet",
     "read_radiograph",
     "sniff_format",
 ]
@@ -96,7 +96,7 @@ def read_radiograph(
     """
     allow = check_allowed(allow)
     try:
-        with _quiet:
+        with quiet:
             result = _read(path, max_pixels, allow)
     except RadiographError:
         raise
@@ -124,36 +124,6 @@ def _read(path: Any, max_pixels: int, allow: Collection[str]) -> Radiograph:
     if kind == "dicom":
         return read_dicom(path, kind, max_pixels, allow)
     return (read_nifti if kind == "nifti" else _read_pillow)(path, kind, max_pixels)
-
-
-class _Quiet:
-    """Warnings of decoding libraries stay unsaid while files are read: they quote header entries, also a patient's.
-
-    Python's own context manager for this is not made for threads; this one counts those inside.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
-        self._logger = logging.getLogger("pydicom")
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.simplefilter("ignore")
-                self._disabled, self._logger.disabled = self._logger.disabled, True
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._filters.__exit__(None, None, None)
-                self._logger.disabled = self._disabled
-
-
-_quiet = _Quiet()
 
 
 def sniff_format(path: str | os.PathLike[str]) -> str | None:

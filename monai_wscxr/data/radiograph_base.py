@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,3 +135,33 @@ def stretch(path: Any, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
 def unit(values: np.ndarray) -> np.ndarray:
     """Clips to [0, 1]; float32, contiguous."""
     return np.ascontiguousarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
+
+
+class _Quiet:
+    """Warnings of decoding libraries stay unsaid within `with quiet:`; they quote header entries, also a patient's.
+
+    Python's own context manager for this is not made for threads; this one counts those inside.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._logger = logging.getLogger("pydicom")
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+                self._disabled, self._logger.disabled = self._logger.disabled, True
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.__exit__(None, None, None)
+                self._logger.disabled = self._disabled
+
+
+quiet = _Quiet()

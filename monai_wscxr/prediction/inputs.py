@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 import pydicom
 
+from monai_wscxr.data.radiograph import quiet
 from monai_wscxr.errors import InputError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".dcm", ".dicom", ".ima")
-_DIRECTORY_CLASS = b"1.2.840.10008.1.3.10"
+_DIRECTORY_CLASS = re.compile(rb"1\.2\.840\.10008\.1\.3\.10(?![0-9.])")
 _LARGEST_DICOMDIR = 2**26
 
 
@@ -101,7 +103,7 @@ def _is_dicomdir(path: str) -> bool:
             head = file.read(1024)
     except OSError:
         return False
-    return head[128:132] == b"DICM" and (_DIRECTORY_CLASS + b"\0" in head or _DIRECTORY_CLASS + b" " in head)
+    return head[128:132] == b"DICM" and _DIRECTORY_CLASS.search(head) is not None
 
 
 def _listed(path: str) -> list[Input]:
@@ -110,8 +112,10 @@ def _listed(path: str) -> list[Input]:
     if os.path.getsize(path) > _LARGEST_DICOMDIR:
         raise InputError(f"{shown(path)} is larger than {_LARGEST_DICOMDIR >> 20} MiB; name the folder instead")
     try:
-        records: Any = pydicom.dcmread(path, specific_tags=["DirectoryRecordSequence"]).get("DirectoryRecordSequence")
-        names = [r.ReferencedFileID for r in records or () if r.get("DirectoryRecordType") == "IMAGE"]
+        with quiet:
+            ds: Any = pydicom.dcmread(path, specific_tags=["DirectoryRecordSequence"])
+            records = ds.get("DirectoryRecordSequence") or ()
+            names = [r.get("ReferencedFileID") or "" for r in records if r.get("DirectoryRecordType") == "IMAGE"]
     except Exception as error:  # whatever pydicom makes of damaged bytes; its text may quote the header
         raise InputError(
             f"{shown(path)} is damaged ({type(error).__name__}); name the folder with the images instead"

@@ -62,11 +62,13 @@ class Journal:
 
     def append(self, records: Iterable[Record]) -> None:
         """Add finished results and wait until they are on the disk."""
-        records = list(records)
-        self._file.write(b"".join(_line(record) for record in records))
+        lines = [_line(record) for record in records]
+        self._file.write(b"".join(lines))
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.records.update((record["number"], record) for record in records)
+        for line in lines:  # as a later run will read it, order of keys included
+            record = json.loads(line.partition(b" ")[2])
+            self.records[record["number"]] = record
 
     def close(self) -> None:
         """Let go of the file."""

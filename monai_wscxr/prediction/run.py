@@ -397,7 +397,7 @@ class Run:
                 anomaly_score=record.get("anomaly_score"),
                 p_value=record.get("p_value"),
                 abnormal=record.get("abnormal"),
-                reason="" if good else f"{record['reason']}, {record['message']}",
+                reason="" if good else f"{record['reason']}: {record['message']}",
             )
             for record, good in zip(records, ok, strict=True)
         ]

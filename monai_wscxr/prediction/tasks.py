@@ -7,7 +7,6 @@ import datetime
 import gzip
 import io
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_wscxr.artefact import TrainedModel
-from monai_wscxr.data.radiograph import RadiographError, read_radiograph
+from monai_wscxr.data.radiograph import RadiographError, quiet, read_radiograph
 from monai_wscxr.networks import WSCXRNet
 from monai_wscxr.predictor import Prediction, to_map
 from monai_wscxr.report.overlay import (
@@ -254,8 +253,7 @@ def _dicom_results(path: str, prediction: Prediction, anomaly_map: NDArray[np.fl
     # read again: only this one result needs the picture in full size
     image = read_radiograph(path, allow=_setup.wanted.allow).image
     began = datetime.datetime.fromisoformat(_setup.wanted.began)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote the header
+    with quiet:
         return dicom.encode_results(path, image, finding, began)
 
 

@@ -17,7 +17,11 @@ from .charts import strip_chart
 from .html import DISCLAIMER, colour_bar, notes_box, p_text, plural, run_section, write_page
 from .overlay import ColourScale
 
-PICTURES = (("radiograph", "Radiograph"), ("map", "Anomaly map"), ("overlay", "Map over radiograph"))
+PICTURES = (
+    ("radiograph", "Radiograph"),
+    ("map", "Anomaly map, colours opaque"),
+    ("overlay", "Map over radiograph"),
+)
 """What the viewer shows of an image: the end of a picture's name and the words for it."""
 
 
@@ -108,12 +112,12 @@ def _images(entries: Sequence[Entry], scale: ColourScale) -> str:
     rows = "\n".join(_row(entries[i]) for i in order)
     return (
         "<p>Choose an image to see it with its anomaly map; arrow keys go to the next one. All maps share one colour scale, "
-        "so equal colours mean equal values. The p-value is the share of held-out normal images that score at least as "
-        "high.</p>"
+        "so equal colours mean equal values. The p-value is the share of normal images like those held out in training "
+        "that score at least as high.</p>"
         f'<div class="tools" id="case-tools" role="group" aria-label="Show" hidden>{buttons}'
         '<label class="small">Name contains <input type="search" id="case-search"></label>'
         '<span class="small" id="case-count" role="status"></span></div>'
-        '<div class="scroll" tabindex="0" role="region" aria-label="Images"><table id="case-table"><thead><tr>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Images"><table id="case-table" class="inputs"><thead><tr>'
         '<th scope="col">Image</th>'
         '<th scope="col" class="figure" data-numeric aria-sort="descending">Score</th>'
         '<th scope="col" class="figure" data-numeric>p-value</th><th scope="col">Decision</th></tr></thead>'
@@ -131,7 +135,7 @@ def _row(entry: Entry) -> str:
         picture = f"pictures/{stem}-overlay.jpg"
         name = f'<a class="open" href="{picture}"><img src="{picture}" alt="" loading="lazy"><span>{name}</span></a>'
     if entry.anomaly_score is None:
-        group, decision = "rejected", f"rejected: {escape(entry.reason)}"
+        group, decision = "rejected", f'rejected<span class="small">{escape(entry.reason)}</span>'
     else:
         words = decision_text(Case(entry.name, None, None, entry.anomaly_score, entry.p_value, entry.abnormal))
         group, tag = words.replace(" ", "-"), "tag bad" if entry.abnormal else "tag"
@@ -154,7 +158,7 @@ def _viewer(scale: ColourScale) -> str:
         for kind, words in PICTURES
     )
     buttons = "".join(
-        f'<button type="button" id="viewer-{key}">{words}</button>'
+        f'<button type="button" id="viewer-{key}"{" autofocus" if key == "next" else ""}>{words}</button>'
         for key, words in (("previous", "← Previous"), ("next", "Next →"), ("close", "Close"))
     )
     return (
