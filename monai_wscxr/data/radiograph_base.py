@@ -123,18 +123,30 @@ def check_finite(path: Any, values: np.ndarray) -> None:
 
 
 def stretch(path: Any, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The percentile window: ``values`` of any shape to float32 [0, 1], limits from ``valid`` alone."""
+    """The percentile window: ``values`` of any shape to float32 [0, 1], limits from ``valid`` alone.
+
+    Floating-point ``values`` do not survive it.
+    """
     if valid.min() == valid.max():
         raise no_contrast(path)
     low, high = np.percentile(valid, _PERCENTILES)
     if high <= low:
         low, high = valid.min(), valid.max()
-    return unit((values.astype(np.float64) - low) / (float(high) - float(low)))
+    stretched = own_float64(values)
+    stretched -= low
+    stretched /= float(high) - float(low)
+    return unit(stretched)
+
+
+def own_float64(values: np.ndarray) -> np.ndarray:
+    """As float64 that may be written to: the array itself if it is, else a copy."""
+    return values if values.dtype == np.float64 and values.flags.writeable else values.astype(np.float64)
 
 
 def unit(values: np.ndarray) -> np.ndarray:
-    """Clips to [0, 1]; float32, contiguous."""
-    return np.ascontiguousarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
+    """Clips to [0, 1], in place where the array is float64 and writable; float32, contiguous."""
+    clipped = np.clip(values, 0.0, 1.0, out=values if values.dtype == np.float64 and values.flags.writeable else None)
+    return np.ascontiguousarray(clipped, dtype=np.float32)
 
 
 class _Quiet:

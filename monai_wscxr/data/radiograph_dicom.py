@@ -44,6 +44,7 @@ from monai_wscxr.data.radiograph_base import (
     check_finite,
     check_size,
     no_contrast,
+    own_float64,
     stretch,
     unit,
 )
@@ -110,6 +111,7 @@ def read_dicom(path: Any, kind: str, max_pixels: int, allow: Collection[str] = (
     ds = pydicom.dcmread(path, force=True)
     _check_header(path, ds, max_pixels)  # the whole file may hold an entry twice, and the later one wins
     stored = _decode(path, ds)
+    ds.PixelData = None  # half of the memory is not needed any more
     check_finite(path, stored)
     padding = _padding(ds, stored)
     values = _modality(ds, _used_bits(ds, stored))
@@ -284,11 +286,17 @@ def _modality(ds: Any, values: np.ndarray) -> np.ndarray:
     slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")
     if slope is None or intercept is None:
         return values
-    return values.astype(np.float64) * float(slope) + float(intercept)
+    rescaled = values.astype(np.float64)
+    rescaled *= float(slope)
+    rescaled += float(intercept)
+    return rescaled
 
 
 def _voi(ds: Any, path: Any, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, str]:
-    """VOI LUT, window or percentiles (PS3.3 C.11.2): float32 ``[H, W]`` in [0, 1] and the name of the chain."""
+    """VOI LUT, window or percentiles (PS3.3 C.11.2): float32 ``[H, W]`` in [0, 1] and the name of the chain.
+
+    Floating-point ``values`` do not survive it.
+    """
     if ds.get("VOILUTSequence"):
         table = _table(ds, ds.VOILUTSequence[0])
         top = float(table[1].max())  # the table's own range; a descriptor of 16 bits over 12-bit entries is common
@@ -298,12 +306,20 @@ def _voi(ds: Any, path: Any, values: np.ndarray, valid: np.ndarray) -> tuple[np.
     if window is None:
         return stretch(path, values, valid), "percentile"
     center, width, function = window
-    x = values.astype(np.float64) - center
-    if function == "SIGMOID":
-        return unit(0.5 + 0.5 * np.tanh(2 * x / width)), "voi_window"  # = 1 / (1 + exp(-4 x / width)), no overflow
-    if function == "LINEAR":
-        return unit((x + 0.5) / max(width - 1, 1e-6) + 0.5), "voi_window"
-    return unit(x / width + 0.5), "voi_window"
+    x = own_float64(values)  # in place from here on: a large picture must not be in memory four times
+    x -= center
+    if function == "SIGMOID":  # 1 / (1 + exp(-4 x / width)), without overflow
+        x *= 2
+        x /= width
+        np.tanh(x, out=x)
+        x *= 0.5
+    elif function == "LINEAR":
+        x += 0.5
+        x /= max(width - 1, 1e-6)
+    else:
+        x /= width
+    x += 0.5
+    return unit(x), "voi_window"
 
 
 def _window(ds: Any) -> tuple[float, float, str] | None:

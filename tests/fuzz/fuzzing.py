@@ -12,6 +12,7 @@ import argparse
 import collections
 import csv
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -34,6 +35,7 @@ class Tally:
     inputs: int = 0
     reasons: collections.Counter[str] = field(default_factory=collections.Counter)
     problems: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     peak: int = 0
     seconds: float = 0.0
 
@@ -183,6 +185,9 @@ def _count(folder: Path, names: list[str], tally: Tally, codes: tuple[str, ...])
             tally.problems.append(f"{Path(name).name}: {row}")
         else:
             tally.reasons[row["reason"] or "ok"] += 1
+            if row["reason"] in ("crashed", "too_slow"):
+                tally.lost.append(Path(name).name)
+                shutil.copy(name, tempfile.gettempdir())
 
 
 def main() -> int:
@@ -198,6 +203,8 @@ def main() -> int:
     )
     for reason, number in tally.reasons.most_common():
         print(f"{number:>7} {reason}")
+    for name in tally.lost:
+        print(f"cost its process: {name}, kept in {tempfile.gettempdir()}")
     print("\n".join(tally.problems) or "every input has its row; no problem")
     return 1 if tally.problems else 0
 
