@@ -139,6 +139,7 @@ def _doctor(options: argparse.Namespace) -> None:
     import torch
 
     from monai_wscxr import ops
+    from monai_wscxr.data.radiograph_dicom import installed_decoders
     from monai_wscxr.store import cache_root
 
     def line(name: str, value: object) -> None:
@@ -165,3 +166,6 @@ def _doctor(options: argparse.Namespace) -> None:
             chosen = ops.backend(operator, device)
             line(operator, f"{device}: {chosen.name} ({chosen.reason})")
     line("feature cache", cache_root())
+    print("DICOM decoders")
+    for syntax, library in installed_decoders().items():
+        line(f"  {library}", syntax)

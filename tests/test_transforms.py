@@ -161,3 +161,19 @@ def test_missing_mask_is_allowed_where_asked():
     assert LoadMaskd(["mask"], 32, allow_missing_keys=True)({"image": 1}) == {"image": 1}
     with pytest.raises(KeyError):
         LoadMaskd(["mask"], 32)({"image": 1})
+
+
+def test_gates_stay_open_on_demand_and_the_source_can_be_kept(tmp_path):
+    picture = np.tile(
+        np.abs(np.linspace(-1, 1, 96)).astype(np.float32), (96, 1)
+    )  # bright sides, dark middle: a negative
+    Image.fromarray((255 * picture).astype(np.uint8)).save(tmp_path / "a.png")
+    item = {"image": str(tmp_path / "a.png")}
+    with pytest.raises(RuntimeError) as caught:
+        radiograph_transforms(Preprocessing(64))(item)
+    assert caught.value.__cause__.code == "suspicious_polarity"
+    loaded = radiograph_transforms(Preprocessing(64), allow=["suspicious_polarity"], keep_source=True)(item)
+    assert loaded["source"].image.shape == (96, 96)
+    assert loaded["image"].shape == (3, 64, 64)
+    with pytest.raises(InputError, match="allow: unknown gate 'lateral'"):
+        radiograph_transforms(Preprocessing(64), allow=["lateral"])

@@ -27,6 +27,7 @@ from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -91,6 +92,18 @@ _HEADER_TAGS = [
     "Modality",
     *radiograph_gates.HEADER_TAGS,
 ]
+
+
+def installed_decoders() -> dict[str, str]:
+    """For each compressed transfer syntax by name: the library that decodes it here, or what to install."""
+    found = {}
+    for uid, (wanted, package) in _DECODERS.items():
+        syntax = UID(uid)
+        plugin = next((name for name in wanted if name in _installed(syntax)), None)
+        if syntax == JPEGExtended12Bit and "pylibjpeg" not in _installed(syntax):
+            plugin, package = None, f"{_JPEG12_EXTRA} for 12 bits"
+        found[syntax.name] = plugin or f"missing: pip install {package}"
+    return found
 
 
 def is_bare_dicom(head: bytes) -> bool:
