@@ -85,7 +85,9 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="REASON",
         help="predict in spite of lateral_view, other_body_part, burned_in_annotation or suspicious_polarity; repeatable",
     )
-    predict.add_argument("--seconds", type=float, default=60.0, metavar="S", help="longest time to read one file")
+    predict.add_argument(
+        "--seconds", type=float, default=10.0, metavar="S", help="longest time to read a file, and 1 s per MiB"
+    )
     predict.add_argument("--overwrite", action="store_true", help="replace another run in DIR")
     predict.add_argument("--quiet", action="store_true", help="no progress bar")
     predict.set_defaults(run=_predict)

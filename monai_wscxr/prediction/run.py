@@ -46,6 +46,8 @@ from monai_wscxr.store import write_text_atomic
 logger = logging.getLogger("monai_wscxr")
 
 _OWN = ("maps", "overlays", "dicom", "report", "predictions.csv", "predictions.json", JOURNAL)
+_SECONDS_PER_MEBIBYTE = 1.0
+_WRITING_SECONDS = 600.0  # a stuck disk, not a slow one
 _AHEAD = 3  # batches that are read ahead of the network
 
 
@@ -63,7 +65,7 @@ class Options:
         batch_size: images per pass of the network.
         device: "cpu", "cuda" or None for a GPU if there is one.
         allow: gates of the loader that stay open.
-        seconds: longest time that reading one file may take.
+        seconds: longest time that reading a small file may take; a file gets one more per MiB.
         overwrite: replace another run in `output`.
         progress: show a progress bar.
     """
@@ -79,7 +81,7 @@ class Options:
     batch_size: int = 16
     device: str | None = None
     allow: tuple[str, ...] = ()
-    seconds: float = 60.0
+    seconds: float = 10.0
     overwrite: bool = False
     progress: bool = True
 
@@ -237,7 +239,7 @@ class Run:
             workers,
             tasks.prepare if workers else tasks.prepare_here,
             (tasks.without_network(self.model), wanted),
-            seconds=self.options.seconds,
+            seconds=_WRITING_SECONDS,
             memory=MEMORY_LIMIT,
             preload=["monai_wscxr.prediction.tasks"],
         )
@@ -277,13 +279,16 @@ class Run:
         batches = [range(first, min(first + size, total)) for first in range(0, total, size)]
         waiting: deque[tuple[range, dict[int, Future[Loaded]]]] = deque()
         for numbers in batches:
-            asked = {n: pool.submit(tasks.read, self.inputs[n].path) for n in numbers if n in todo and self._opens(n)}
+            asked = {n: self._ask(pool, self.inputs[n].path) for n in numbers if n in todo and self._opens(n)}
             if not todo.isdisjoint(numbers):
                 waiting.append((numbers, asked))
             if len(waiting) >= _AHEAD:
                 yield self._collect(*waiting.popleft(), todo)
         while waiting:
             yield self._collect(*waiting.popleft(), todo)
+
+    def _ask(self, pool: WorkerPool, path: str) -> Future[Loaded]:
+        return pool.submit(tasks.read, path, seconds=self.options.seconds + _mebibytes(path) * _SECONDS_PER_MEBIBYTE)
 
     def _opens(self, number: int) -> bool:
         return self.inputs[number].problem is None
@@ -310,7 +315,8 @@ class Run:
 
     def _lost(self, item: Input, lost: WorkerLostError) -> RadiographError:
         if lost.too_slow:
-            message = f"reading it took longer than {self.options.seconds:g} s. Export it again, or raise --seconds."
+            seconds = self.options.seconds + _mebibytes(item.path) * _SECONDS_PER_MEBIBYTE
+            message = f"reading it took longer than {seconds:.0f} s. Export it again, or raise --seconds."
             return RadiographError("too_slow", item.file, message)
         return RadiographError("crashed", item.file, "a decoding library crashed on it. Export or copy it again.")
 
@@ -491,6 +497,13 @@ def _stamp(path: str) -> str:
     except (OSError, ValueError):
         return ""
     return _hash(f"{state.st_size} {state.st_mtime_ns}")[:16]
+
+
+def _mebibytes(path: str) -> float:
+    try:
+        return os.path.getsize(path) / 2**20
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _without_input(loaded: Loaded) -> Loaded:

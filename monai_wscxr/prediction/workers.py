@@ -72,8 +72,15 @@ class WorkerPool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, function: Callable[..., Any], *arguments: Any, urgent: bool = False) -> Future[Any]:
+    def submit(
+        self, function: Callable[..., Any], *arguments: Any, urgent: bool = False, seconds: float | None = None
+    ) -> Future[Any]:
         """Run `function` in some process; `urgent` tasks go before the others.
+
+        Args:
+            function, arguments: picklable.
+            urgent: go before tasks that are not.
+            seconds: allowed for this task; None takes the pool's.
 
         Returns:
             A future with the result, the exception of the function, or `WorkerLostError`.
@@ -85,7 +92,9 @@ class WorkerPool:
             except Exception as error:
                 future.set_exception(error)
             return future
-        self._tasks.put((0 if urgent else 1, next(self._numbers), (future, function, arguments)))
+        self._tasks.put(
+            (0 if urgent else 1, next(self._numbers), (future, function, arguments, seconds or self.seconds))
+        )
         return future
 
     def close(self) -> None:
@@ -110,14 +119,14 @@ class WorkerPool:
             task = self._tasks.get()[2]
             if task is None:
                 break
-            future, function, arguments = task
+            future, function, arguments, seconds = task
             try:
                 if process is None:
                     process, pipe = self._start()
                 assert pipe is not None
                 try:
                     pipe.send((function, arguments))
-                    in_time = pipe.poll(self.seconds)
+                    in_time = pipe.poll(seconds)
                     good, value = pipe.recv() if in_time else (False, WorkerLostError(too_slow=True))
                 except (EOFError, OSError):
                     good, value = False, WorkerLostError(too_slow=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import collections
 import csv
+import json
 import os
 import shutil
 import sys
@@ -178,6 +179,8 @@ def _write(
 def _count(folder: Path, names: list[str], tally: Tally, codes: tuple[str, ...]) -> None:
     with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
         rows = {row["file"]: row for row in csv.DictReader(file)}
+    described = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))["predictions"]
+    hungry = {entry["file"] for entry in described if "needs more memory" in entry.get("message", "")}
     tally.inputs += len(names)
     for name in names:
         row = rows.get(name)
@@ -185,7 +188,7 @@ def _count(folder: Path, names: list[str], tally: Tally, codes: tuple[str, ...])
             tally.problems.append(f"{Path(name).name}: {row}")
         else:
             tally.reasons[row["reason"] or "ok"] += 1
-            if row["reason"] in ("crashed", "too_slow"):
+            if row["reason"] in ("crashed", "too_slow") or name in hungry:
                 tally.lost.append(Path(name).name)
                 shutil.copy(name, tempfile.gettempdir())
 
@@ -204,7 +207,7 @@ def main() -> int:
     for reason, number in tally.reasons.most_common():
         print(f"{number:>7} {reason}")
     for name in tally.lost:
-        print(f"cost its process: {name}, kept in {tempfile.gettempdir()}")
+        print(f"crashed, too slow or out of memory: {name}, kept in {tempfile.gettempdir()}")
     print("\n".join(tally.problems) or "every input has its row; no problem")
     return 1 if tally.problems else 0
 

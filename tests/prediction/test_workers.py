@@ -73,6 +73,9 @@ def test_crash_and_loop_cost_one_task(pool):
     assert time.monotonic() - began < 10
     assert (crashed.value.too_slow, slow.value.too_slow) == (False, True)
     assert futures[2].result() == 1
+    with pytest.raises(WorkerLostError):
+        pool.submit(time.sleep, 1.0, seconds=0.1).result()
+    pool.submit(time.sleep, 2.5, seconds=20.0).result()  # the pool's own limit would be 2
     assert pool.submit(abs, -2).result() == 2
 
 
