@@ -181,9 +181,24 @@ class Run:
         self.network = ThreadParallel(model.network)
 
     def run(self) -> Summary:
-        """Predict what is not done yet, then write tables and report."""
+        """Predict what is not done yet, then write tables and report.
+
+        Raises:
+            InputError: when the output folder belongs to something else or cannot be written.
+        """
         began = time.perf_counter()
         _claim(self.folder, self.options.overwrite)
+        try:
+            self._run()
+        except OSError as error:  # what cannot be read has a row; this is about writing
+            raise InputError(
+                f"{self.folder} cannot be written ({error.strerror or type(error).__name__}); "
+                "make room or give another folder with --output, then give the same command again"
+            ) from error
+        self.summary.seconds = time.perf_counter() - began
+        return self.summary
+
+    def _run(self) -> None:
         now = datetime.datetime.now().replace(microsecond=0).isoformat()
         journal = Journal(self.folder, self._identity(), {"began": now})
         try:
@@ -197,8 +212,6 @@ class Run:
             self._finish(journal)
         finally:
             journal.close()
-        self.summary.seconds = time.perf_counter() - began
-        return self.summary
 
     # what the run is
 
@@ -251,6 +264,11 @@ class Run:
         for name, there in names.items():
             if there:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
+        # what a killed run had not yet renamed; the journal's lock says that no other run is at it
+        for place in (self.folder, *(self.folder / name for name in names)):
+            for left in place.glob(".*") if place.is_dir() else ():
+                if left.suffix in (".tmp", ".partial"):
+                    left.unlink(missing_ok=True)
 
     def _is_done(self, record: Record | None, item: Input) -> bool:
         """Whether a record still stands: of the same file as it is now, with all its results there."""
@@ -362,11 +380,6 @@ class Run:
                     f"results of {record['file']} could not be written ({lost}); is there memory and disk space? "
                     "Give the same command again to go on"
                 ) from lost
-            except OSError as error:
-                raise InputError(
-                    f"results cannot be written to {self.folder} ({error.strerror}); "
-                    "make room, then give the same command again to go on"
-                ) from error
             record["files"] = written.files
             if written.note:
                 record["note"] = written.note

@@ -204,6 +204,19 @@ def test_killed_process_goes_on(options, model_folder, inputs, tmp_path):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_full_or_forbidden_disk_is_one_sentence(options, monkeypatch, tmp_path):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tasks, "write_bytes_atomic", full)
+    with pytest.raises(InputError, match=r"out cannot be written \(No space left on device\); make room"):
+        predict(options())
+    monkeypatch.undo()
+    (tmp_path / "out" / "maps" / ".000001.tiff.abc.tmp").write_bytes(b"half")
+    predict(options())
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
 def test_changed_and_lost_files_are_done_again(options, inputs, tmp_path):
     predict(options())
     (tmp_path / "out" / "maps" / "000001.tiff").unlink()
