@@ -16,9 +16,11 @@ Messages quote from the header only numbers and defined terms of the standard: a
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,11 +119,14 @@ def is_bare_dicom(head: bytes) -> bool:
 def read_dicom(path: Any, kind: str, max_pixels: int, allow: Collection[str] = ()) -> Radiograph:
     """Reads a file whose content is DICOM; `radiograph.read_radiograph` turns what libraries throw."""
     check_bytes(path, max_pixels)
-    _check_deflated(path, max_pixels)
-    header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
+    # From memory, where reading ends at the last byte: from a file, an element that claims 4 GiB would allocate them first.
+    content = Path(path).read_bytes()
+    _check_deflated(path, content, max_pixels)
+    header = pydicom.dcmread(io.BytesIO(content), force=True, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
     _check_header(path, header, max_pixels)
     radiograph_gates.check_header(path, header, allow)
-    ds = pydicom.dcmread(path, force=True)
+    ds = pydicom.dcmread(io.BytesIO(content), force=True)
+    del content
     _check_header(path, ds, max_pixels)  # the whole file may hold an entry twice, and the later one wins
     stored = _decode(path, ds)
     ds.PixelData = None  # half of the memory is not needed any more
@@ -173,21 +178,21 @@ def _check_codestream(path: Any, ds: Any) -> None:
         raise RadiographError("unreadable", path, message)
 
 
-def _check_deflated(path: Any, max_pixels: int) -> None:
+def _check_deflated(path: Any, content: bytes, max_pixels: int) -> None:
     """A deflated data set is unpacked as a whole by pydicom, so its size is measured first, without keeping it."""
-    with open(path, "rb") as file:
-        file.seek(132 if file.read(132)[128:] == b"DICM" else 0)
-        # The same walk as pydicom's own, which trusts no group length: it ends where the data set begins.
-        meta: Any = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-            return
-        inflater, total, limit = zlib.decompressobj(-zlib.MAX_WBITS), 0, 4 * max_pixels + 2**24
-        data = file.read(2**20)
-        while data and not inflater.eof:
-            total += len(inflater.decompress(data, 2**20))
-            if total > limit:
-                raise RadiographError("too_large", path, f"it inflates to more than {limit} bytes. Export it smaller.")
-            data = inflater.unconsumed_tail or file.read(2**20)
+    file = io.BytesIO(content)
+    file.seek(132 if content[128:132] == b"DICM" else 0)
+    # The same walk as pydicom's own, which trusts no group length: it ends where the data set begins.
+    meta: Any = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    inflater, total, limit = zlib.decompressobj(-zlib.MAX_WBITS), 0, 4 * max_pixels + 2**24
+    data = file.read(2**20)
+    while data and not inflater.eof:
+        total += len(inflater.decompress(data, 2**20))
+        if total > limit:
+            raise RadiographError("too_large", path, f"it inflates to more than {limit} bytes. Export it smaller.")
+        data = inflater.unconsumed_tail or file.read(2**20)
 
 
 def _check_header(path: Any, header: Any, max_pixels: int) -> None:

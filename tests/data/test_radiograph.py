@@ -662,6 +662,19 @@ def test_entry_that_comes_twice_cannot_pass_the_limit(tmp_path):
     assert rejected(path).code in ("too_large", "unreadable")
 
 
+def test_element_of_four_gigabytes_is_not_believed(tmp_path):
+    """An element behind the pixels claims 4 GiB; pydicom would ask the file for them, and the memory is not there."""
+    path = dicom(tmp_path / "a", GREY, **WINDOW)
+    path.write_bytes(path.read_bytes() + b"\xfc\xff\xfc\xffOB\0\0\xf0\xff\xff\xff" + b"end")
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (2**31 + 2**30, hard))
+    try:
+        result = read_radiograph(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    np.testing.assert_allclose(result.image, GREY / 255.0, atol=1e-6)
+
+
 def test_padding_of_693_is_pinned(tmp_path):
     ds = pydicom.dcmread(sample("693_UNCI.dcm"))
     stored, ds.Modality = ds.pixel_array, "DX"  # it is a CT slice; its padding is what matters here

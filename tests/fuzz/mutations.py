@@ -79,7 +79,7 @@ def _crop(ds: pydicom.Dataset, pixels: np.ndarray, syntax: pydicom.uid.UID) -> b
         made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
         made.file_meta.TransferSyntaxUID = syntax
     elif syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian:
-        made.compress(syntax)
+        made.compress(syntax, generate_instance_uid=False)
     else:
         if syntax == ExplicitVRBigEndian:
             made.PixelData = pixels.byteswap().tobytes()
