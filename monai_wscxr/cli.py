@@ -1,8 +1,13 @@
-"""`python -m monai_wscxr`: phantoms for trying things out, and a look at the installation."""
+"""`python -m monai_wscxr`: predictions, phantoms for trying things out, and a look at the installation.
+
+Exit status: 0 when everything went well, 2 when what was given cannot be used, 3 when a prediction run rejected an image (its
+results are complete), 130 when it was interrupted.
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import platform
 import shlex
 import sys
@@ -12,6 +17,8 @@ from importlib import metadata
 import monai_wscxr
 from monai_wscxr.errors import InputError
 
+SOME_REJECTED = 3
+INTERRUPTED = 130
 _PACKAGES = ("torch", "torchvision", "monai", "pytorch-ignite", "timm", "pydicom", "nibabel", "scikit-learn", "numpy")
 
 
@@ -21,10 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        options.run(options)
+        status = options.run(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    if status:
+        sys.exit(status)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _datalist_parser(commands)
     _protocol_parser(commands)
+    _add_predict(commands)
+
     doctor = commands.add_parser("doctor", help="say what is installed and which code runs each operator")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -140,6 +151,72 @@ def _protocol(options: argparse.Namespace) -> None:
     print(f"in {path.parent.resolve()}: results.md, results.csv, summary.csv, results.svg, protocol.json")
 
 
+def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="apply a trained model to files, folders, DICOM studies",
+        description="Apply a trained model. Exit status: 0 every image was predicted, 3 some were rejected (see "
+        "predictions.csv), 2 the command cannot be run as given. A killed run goes on when the same command is given again.",
+    )
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders (searched), DICOMDIRs")
+    predict.add_argument("--model", required=True, metavar="OUT", help="output folder of a training")
+    predict.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for the results: new, or of the same run"
+    )
+    predict.add_argument(
+        "--maps", default="tiff", choices=("nifti", "tiff", "npy", "none"), help="anomaly maps, 32-bit"
+    )
+    switch = argparse.BooleanOptionalAction
+    predict.add_argument("--overlays", action=switch, default=True, help="map over radiograph as PNG")
+    predict.add_argument("--report", action=switch, default=True, help="report/index.html")
+    predict.add_argument("--dicom", action="store_true", help="results of DICOM images as DICOM (needs highdicom)")
+    predict.add_argument("--workers", type=int, metavar="N", help="processes that decode and write; 0: none")
+    predict.add_argument("--batch_size", type=int, default=16, metavar="N")
+    predict.add_argument("--device", help="cpu or cuda; default: a GPU if there is one")
+    predict.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="REASON",
+        help="predict in spite of lateral_view, other_body_part, burned_in_annotation or suspicious_polarity; repeatable",
+    )
+    predict.add_argument(
+        "--seconds", type=float, default=10.0, metavar="S", help="longest time to read a file, and 1 s per MiB"
+    )
+    predict.add_argument("--overwrite", action="store_true", help="replace another run in DIR")
+    predict.add_argument("--quiet", action="store_true", help="no progress bar")
+    predict.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from monai_wscxr.prediction.run import Options, predict
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    wanted = Options(
+        model=options.model,
+        paths=tuple(options.paths),
+        output=options.output,
+        maps=options.maps,
+        overlays=options.overlays,
+        report=options.report,
+        dicom=options.dicom,
+        workers=options.workers,
+        batch_size=options.batch_size,
+        device=options.device,
+        allow=tuple(options.allow),
+        seconds=options.seconds,
+        overwrite=options.overwrite,
+        progress=not options.quiet,
+    )
+    try:
+        summary = predict(wanted)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    print("\n".join([*summary.sentences(), f"results in {options.output}"]))
+    return SOME_REJECTED if summary.rejected else 0
+
+
 def _phantom(options: argparse.Namespace) -> None:
     from monai_wscxr.data.phantom import write_phantoms
 
@@ -159,6 +236,7 @@ def _doctor(options: argparse.Namespace) -> None:
     import torch
 
     from monai_wscxr import ops
+    from monai_wscxr.data.radiograph_dicom import installed_decoders
     from monai_wscxr.store import cache_root
 
     def line(name: str, value: object) -> None:
@@ -185,3 +263,6 @@ def _doctor(options: argparse.Namespace) -> None:
             chosen = ops.backend(operator, device)
             line(operator, f"{device}: {chosen.name} ({chosen.reason})")
     line("feature cache", cache_root())
+    print("DICOM decoders")
+    for syntax, library in installed_decoders().items():
+        line(f"  {library}", syntax)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class PatchExtractor:
         progress: show a progress bar.
         read_threads: threads that decode ahead of the network.
         shard_images: images per shard in the store.
+        allow: gates of the loader that stay open (see `radiograph_gates`).
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class PatchExtractor:
         progress: bool = True,
         read_threads: int = 2,
         shard_images: int = 256,
+        allow: Collection[str] = (),
     ) -> None:
         if not 0 <= max_bad_share <= 1:
             raise InputError(f"max_bad_share must lie in [0, 1], got {max_bad_share}")
@@ -79,7 +81,8 @@ class PatchExtractor:
         self.network = ThreadParallel(self.features)
         self.device = torch.device(device)
         self.preprocessing = preprocessing
-        self.transform = radiograph_transforms(preprocessing)
+        self.transform = radiograph_transforms(preprocessing, allow=allow)
+        self.allow = sorted(allow)
         self.grid = features.grid(preprocessing.image_size)
         self.batch_size, self.max_bad_share, self.progress = batch_size, max_bad_share, progress
         self.read_threads, self.shard_images = read_threads, shard_images
@@ -90,7 +93,9 @@ class PatchExtractor:
     def settings(self) -> dict[str, Any]:
         """Everything the features depend on besides the image."""
         backbone = self.features.backbone
+        # what a gate would have refused must not come back from the cache of a run that let it pass
         return {
+            **({"allow": self.allow} if self.allow else {}),
             "preprocessing": self.preprocessing.to_dict(),
             "backbone": backbone.name,
             "backbone_sha256": weights_hash(backbone),

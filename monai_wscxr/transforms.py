@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
 from monai_wscxr.data.radiograph import READER_CHAIN, read_radiograph
+from monai_wscxr.data.radiograph_gates import check_allowed
 from monai_wscxr.errors import InputError
 
 INTENSITIES = ("standardised", "as_read")
@@ -59,14 +60,30 @@ class Preprocessing:
 class LoadRadiographd(MapTransform):
     """Replace file paths by radiographs, float32 [1, H, W] in [0, 1], air dark, whatever the format and polarity.
 
+    Args:
+        keys: items that hold a path.
+        allow: gates of the loader that stay open.
+        keep_source: leave the `Radiograph` as it was read under "source".
+
     Raises:
         RadiographError: when a file cannot be used; its `code` says why.
     """
 
+    def __init__(self, keys: KeysCollection, allow: Collection[str] = (), keep_source: bool = False) -> None:
+        super().__init__(keys)
+        try:
+            self.allow = check_allowed(allow)
+        except ValueError as error:
+            raise InputError(f"allow: {error}") from error
+        self.keep_source = keep_source
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            out[key] = torch.from_numpy(read_radiograph(out[key]).image)[None]
+            source = read_radiograph(out[key], allow=self.allow)
+            out[key] = torch.from_numpy(source.image)[None]
+            if self.keep_source:
+                out["source"] = source
         return out
 
 
@@ -119,7 +136,11 @@ class StandardiseIntensityd(MapTransform):
 
 
 def radiograph_transforms(
-    preprocessing: Preprocessing, keys: Sequence[str] = ("image",), keep_radiograph: bool = False
+    preprocessing: Preprocessing,
+    keys: Sequence[str] = ("image",),
+    keep_radiograph: bool = False,
+    allow: Collection[str] = (),
+    keep_source: bool = False,
 ) -> Compose:
     """File path to network input, float32 [3, size, size].
 
@@ -127,6 +148,8 @@ def radiograph_transforms(
         preprocessing: of the model.
         keys: items that hold a path.
         keep_radiograph: leave the resized radiograph [1, size, size] in [0, 1] under "radiograph", for pictures.
+        allow: gates of the loader that stay open (see `radiograph_gates`).
+        keep_source: leave the radiograph as it was read under "source".
 
     Raises:
         InputError: when the model was trained with another reading chain than this installation has.
@@ -137,7 +160,7 @@ def radiograph_transforms(
             f"reads with chain {READER_CHAIN}; scores would not be comparable. Retrain, or install the version that "
             "made the model (see artefact.json)"
         )
-    steps: list[Any] = [LoadRadiographd(keys), ResizeRadiographd(keys, preprocessing.image_size)]
+    steps: list[Any] = [LoadRadiographd(keys, allow, keep_source), ResizeRadiographd(keys, preprocessing.image_size)]
     if keep_radiograph:
         steps.append(_KeepRadiograph())
     if preprocessing.intensity == "standardised":

@@ -301,3 +301,13 @@ def test_progress_bar_is_silent_when_asked(capsys):
     with extraction.progress_bar(3, "phantoms") as bar:
         bar.update(3)
     assert "phantoms" in capsys.readouterr().err
+
+
+def test_what_a_gate_let_pass_does_not_come_back_from_the_cache(make, normal_items, tmp_path):
+    picture = 255 - np.asarray(Image.open(normal_items[0]["image"]).convert("L"))
+    Image.fromarray(picture).save(tmp_path / "negative.png")
+    items = [*normal_items[:8], {"image": str(tmp_path / "negative.png")}]
+    assert len(make(allow=["suspicious_polarity"], max_bad_share=0.2).bank(items).files) == 9
+    strict = make(max_bad_share=0.2)
+    assert len(strict.bank(items).files) == 8
+    assert [code for _, code, _ in strict.done.rejected] == ["suspicious_polarity"]

@@ -187,3 +187,19 @@ def test_standardised_intensity_forgets_window_and_level(shape):
 def test_unknown_intensity_is_refused():
     with pytest.raises(InputError, match="intensity must be one of standardised, as_read"):
         Preprocessing(64, intensity="equalised")
+
+
+def test_gates_stay_open_on_demand_and_the_source_can_be_kept(tmp_path):
+    picture = np.tile(
+        np.abs(np.linspace(-1, 1, 96)).astype(np.float32), (96, 1)
+    )  # bright sides, dark middle: a negative
+    Image.fromarray((255 * picture).astype(np.uint8)).save(tmp_path / "a.png")
+    item = {"image": str(tmp_path / "a.png")}
+    with pytest.raises(RuntimeError) as caught:
+        radiograph_transforms(Preprocessing(64))(item)
+    assert caught.value.__cause__.code == "suspicious_polarity"
+    loaded = radiograph_transforms(Preprocessing(64), allow=["suspicious_polarity"], keep_source=True)(item)
+    assert loaded["source"].image.shape == (96, 96)
+    assert loaded["image"].shape == (3, 64, 64)
+    with pytest.raises(InputError, match="allow: unknown gate 'lateral'"):
+        radiograph_transforms(Preprocessing(64), allow=["lateral"])

@@ -10,13 +10,16 @@ How stored values become grey values in [0, 1]:
   8-bit ITU-R 601 luminance (a 16-bit *colour* PNG keeps its upper 8 bits); an alpha channel is ignored, colour profiles
   too. EXIF orientation is applied. These formats carry no polarity: the picture is taken as air dark.
 * NIfTI: unscaled ``uint8`` divided by 255; everything else after slope and intercept through the percentile window.
-* DICOM: bits above HighBit dropped -> modality LUT or rescale -> first VOI LUT, or first window with its function, or
-  the percentile window -> [0, 1] -> inversion where the header asks for it -> padding set to 0.
+* DICOM: bits above HighBit dropped -> modality LUT or rescale -> first VOI LUT, or first window with its function (LINEAR,
+  LINEAR_EXACT, SIGMOID), or the percentile window -> [0, 1] -> inversion where the header asks for it -> padding set to 0.
 
 The percentile window sends the 0.5 and 99.5 percentile to 0 and 1 and clips outside; where the two coincide it takes
 the smallest and largest value. Padding pixels do not count.
 
-The top row of a NIfTI picture, and polarity and modality of a DICOM file: see `radiograph_nifti`, `radiograph_dicom`.
+The top row of a NIfTI picture, polarity, modality and decoders of a DICOM file, and what is refused although it can be
+read: see `radiograph_nifti`, `radiograph_dicom`, `radiograph_gates`.
+
+Reading one file takes at most `MEMORY_LIMIT` bytes beyond what the process holds.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import gzip
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +37,36 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from monai_wscxr.data.radiograph_base import (
+    GATES,
     MAX_PIXELS,
+    MEMORY_LIMIT,
     REASON_CODES,
     Radiograph,
     RadiographError,
+    check_bytes,
     check_size,
     no_contrast,
+    quiet,
 )
 from monai_wscxr.data.radiograph_dicom import is_bare_dicom, read_dicom
+from monai_wscxr.data.radiograph_gates import check_allowed, check_polarity
 from monai_wscxr.data.radiograph_nifti import is_nifti, read_nifti
 
 __all__ = [
+    "GATES",
     "MAX_PIXELS",
+    "MEMORY_LIMIT",
     "READER_CHAIN",
     "REASON_CODES",
     "Radiograph",
     "RadiographError",
     "file_digest",
+    "quiet",
     "read_radiograph",
     "sniff_format",
 ]
 
-READER_CHAIN = "1"
+READER_CHAIN = "2"
 """Version of everything above and of the `radiograph_*` modules. It changes whenever a file may give other
 numbers, and artefacts record it."""
 
@@ -64,13 +75,16 @@ _ALLOWED = "Allowed: PNG, JPEG, NIfTI (.nii, .nii.gz) and single-frame grey DICO
 _truncation_lock = threading.Lock()
 
 
-def read_radiograph(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Radiograph:
+def read_radiograph(
+    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, allow: Collection[str] = ()
+) -> Radiograph:
     """Reads one radiograph.
 
     Args:
         path: a PNG, JPEG, NIfTI or DICOM file, under any name.
         max_pixels: refuse pictures whose header claims more than this, before decoding. Pillow's own limit for
             decompression bombs stays in force as well.
+        allow: gates (see `GATES`) that stay open.
 
     Returns:
         The picture, float32 ``[H, W]`` in [0, 1], with its format, polarity and intensity chain.
@@ -78,13 +92,12 @@ def read_radiograph(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
     Raises:
         RadiographError: with a reason code, whatever is wrong with the file. An error of a decoding library is its
             ``__cause__``.
+        ValueError: when ``allow`` names something that is no gate.
     """
-    reader = {"png": _read_pillow, "jpeg": _read_pillow, "nifti": read_nifti, "dicom": read_dicom}
+    allow = check_allowed(allow)
     try:
-        kind = sniff_format(path)
-        if kind is None:
-            raise RadiographError("unknown_format", path, f"the content is none of the known formats. {_ALLOWED}")
-        result = reader[kind](path, kind, max_pixels)
+        with quiet:
+            result = _read(path, max_pixels, allow)
     except RadiographError:
         raise
     except MemoryError as error:
@@ -100,7 +113,17 @@ def read_radiograph(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
         ) from error
     if float(result.image.min()) == float(result.image.max()):
         raise no_contrast(path)
+    check_polarity(path, result.image, allow)
     return result
+
+
+def _read(path: Any, max_pixels: int, allow: Collection[str]) -> Radiograph:
+    kind = sniff_format(path)
+    if kind is None:
+        raise RadiographError("unknown_format", path, f"the content is none of the known formats. {_ALLOWED}")
+    if kind == "dicom":
+        return read_dicom(path, kind, max_pixels, allow)
+    return (read_nifti if kind == "nifti" else _read_pillow)(path, kind, max_pixels)
 
 
 def sniff_format(path: str | os.PathLike[str]) -> str | None:
@@ -155,6 +178,7 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 
 def _read_pillow(path: Any, kind: str, max_pixels: int) -> Radiograph:
+    check_bytes(path, max_pixels)
     try:
         opened = Image.open(path, formats=("PNG", "JPEG"))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

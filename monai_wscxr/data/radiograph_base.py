@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +23,24 @@ REASON_CODES = (
     "unreadable",  # truncated, damaged, or a header that lacks what decoding needs
     "not_finite",  # NaN or infinity among the values
     "no_contrast",  # all pixels alike
+    "lateral_view",  # the header names a lateral, oblique or decubitus view
+    "other_body_part",  # the header names a body part that is not the chest
+    "burned_in_annotation",  # the header says that text with patient data is part of the picture
+    "suspicious_polarity",  # the picture looks like the negative of a chest radiograph
+    "too_slow",  # reading took longer than a run allows
+    "crashed",  # a decoding library brought its process down
+    "outside_folder",  # a DICOMDIR entry that points out of the folder of the DICOMDIR, or to nothing
 )
 
-MAX_PIXELS = 2**27
+GATES = ("lateral_view", "other_body_part", "burned_in_annotation", "suspicious_polarity")
+"""Reason codes of readable pictures that are no frontal chest radiograph; a caller may allow each of them."""
+
+MAX_PIXELS = 2**26
+"""Default limit on the pixels that a header may claim: 8192 x 8192, larger than any detector or film scan of a chest."""
+
+MEMORY_LIMIT = 2**31
+"""Bytes that reading one file of `MAX_PIXELS` may take on top of what the process already holds."""
+
 _PERCENTILES = (0.5, 99.5)
 
 
@@ -58,12 +76,14 @@ class Radiograph:
         polarity: ``as_stored`` or ``inverted``.
         intensity: what led to [0, 1]: ``full_range_1``, ``full_range_8``, ``full_range_16``, ``voi_window``,
             ``voi_lut`` or ``percentile``.
+        padding: bool ``[H, W]``, True where a DICOM file has padding instead of a measurement; None without any.
     """
 
     image: np.ndarray
     format: str
     polarity: str
     intensity: str
+    padding: np.ndarray | None = None
 
 
 def check_size(path: Any, pixels: int, shape: str, max_pixels: int) -> None:
@@ -77,6 +97,13 @@ def check_size(path: Any, pixels: int, shape: str, max_pixels: int) -> None:
         )
     if pixels <= 0:
         raise RadiographError("empty", path, f"the header claims {shape}: no pixels. Export it again.")
+
+
+def check_bytes(path: Any, max_pixels: int) -> None:
+    """Refuses a file that is larger than any picture of ``max_pixels`` (8 bytes each and a generous header)."""
+    size, limit = os.path.getsize(path), 8 * max_pixels + 2**26
+    if size > limit:
+        raise RadiographError("too_large", path, f"the file has {size} bytes; allowed are {limit}. Export it smaller.")
 
 
 def no_contrast(path: Any) -> RadiographError:
@@ -96,15 +123,57 @@ def check_finite(path: Any, values: np.ndarray) -> None:
 
 
 def stretch(path: Any, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The percentile window: ``values`` of any shape to float32 [0, 1], limits from ``valid`` alone."""
+    """The percentile window: ``values`` of any shape to float32 [0, 1], limits from ``valid`` alone.
+
+    Floating-point ``values`` do not survive it.
+    """
     if valid.min() == valid.max():
         raise no_contrast(path)
     low, high = np.percentile(valid, _PERCENTILES)
     if high <= low:
         low, high = valid.min(), valid.max()
-    return unit((values.astype(np.float64) - low) / (float(high) - float(low)))
+    stretched = own_float64(values)
+    stretched -= low
+    stretched /= float(high) - float(low)
+    return unit(stretched)
+
+
+def own_float64(values: np.ndarray) -> np.ndarray:
+    """As float64 that may be written to: the array itself if it is, else a copy."""
+    return values if values.dtype == np.float64 and values.flags.writeable else values.astype(np.float64)
 
 
 def unit(values: np.ndarray) -> np.ndarray:
-    """Clips to [0, 1]; float32, contiguous."""
-    return np.ascontiguousarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
+    """Clips to [0, 1], in place where the array is float64 and writable; float32, contiguous."""
+    clipped = np.clip(values, 0.0, 1.0, out=values if values.dtype == np.float64 and values.flags.writeable else None)
+    return np.ascontiguousarray(clipped, dtype=np.float32)
+
+
+class _Quiet:
+    """Warnings of decoding libraries stay unsaid within `with quiet:`; they quote header entries, also a patient's.
+
+    Python's own context manager for this is not made for threads; this one counts those inside.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._logger = logging.getLogger("pydicom")
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+                self._disabled, self._logger.disabled = self._logger.disabled, True
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.__exit__(None, None, None)
+                self._logger.disabled = self._disabled
+
+
+quiet = _Quiet()

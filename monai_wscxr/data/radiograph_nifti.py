@@ -16,7 +16,14 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 
-from monai_wscxr.data.radiograph_base import Radiograph, RadiographError, check_finite, check_size, stretch
+from monai_wscxr.data.radiograph_base import (
+    Radiograph,
+    RadiographError,
+    check_bytes,
+    check_finite,
+    check_size,
+    stretch,
+)
 
 
 def is_nifti(head: bytes) -> bool:
@@ -26,6 +33,7 @@ def is_nifti(head: bytes) -> bool:
 
 def read_nifti(path: Any, kind: str, max_pixels: int) -> Radiograph:
     """Reads a file whose content is NIfTI; `radiograph.read_radiograph` turns what libraries throw."""
+    check_bytes(path, max_pixels)
     with open(path, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
     opener: Any = gzip.open if packed else open

@@ -92,15 +92,43 @@ def write_report(
         ("scores", "Scores", _charts(cases, metrics, threshold)),
         ("cases", "Cases", _gallery(cases, shown, scale)),
         ("all", "All images", _case_table(cases, shown)),
-        ("run", "Run", _run(settings, metrics.get("seconds") if seconds is None else seconds)),
+        ("run", "Run", run_section(settings, metrics.get("seconds") if seconds is None else seconds)),
     ]
     kept = [section for section in sections if section[2]]
+    headline = _headline(cases, metrics, settings, threshold, notes)
+    return write_page(path, title, headline, kept, scale)
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    title: str,
+    headline: str,
+    sections: Sequence[tuple[str, str, str]],
+    scale: ColourScale,
+    images: str = "data:",
+) -> Path:
+    """Fills the template of all reports and writes it, atomically.
+
+    Args:
+        path: the HTML file; its folder is created.
+        title: plain text.
+        headline: HTML.
+        sections: (key, heading, HTML content) in order.
+        scale: the run's colour scale.
+        images: where pictures may come from, as a Content Security Policy says it.
+
+    Returns:
+        The path written.
+    """
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(title),
+        images=images,
         symbols=colour_bar_symbol(scale),
-        headline=_headline(cases, metrics, settings, threshold, notes),
-        links="".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in kept),
-        body="\n".join(f'<section id="{key}"><h2>{name}</h2>\n{content}\n</section>' for key, name, content in kept),
+        headline=headline,
+        links="".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections),
+        body="\n".join(
+            f'<section id="{key}"><h2>{name}</h2>\n{content}\n</section>' for key, name, content in sections
+        ),
         disclaimer=DISCLAIMER,
     )
     path = Path(path)
@@ -164,10 +192,23 @@ def _validate(cases: Sequence[Case], threshold: float, max_cases: int) -> None:
 # Words and numbers
 
 
-def _p_text(value: float | None) -> str:
+def p_text(value: float | None) -> str:
+    """A p-value as HTML text."""
     if value is None:
         return MISSING
     return "&lt; 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def notes_box(notes: Sequence[str]) -> str:
+    """Sentences under a headline; nothing for none."""
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f'<div class="notes" role="note"><ul>{items}</ul></div>' if notes else ""
+
+
+def colour_bar(scale: ColourScale) -> str:
+    """The page's colour bar, for one place in it."""
+    ends = f"Colour scale from {number_text(float(scale.low))} to {number_text(float(scale.high))}"
+    return f'<svg viewBox="0 0 320 46" role="img" aria-label="{ends}"><use href="#colour-bar"></use></svg>'
 
 
 def _duration(seconds: float) -> str:
@@ -179,7 +220,8 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _plural(count: int, one: str, many: str) -> str:
+def plural(count: int, one: str, many: str) -> str:
+    """A count with its word."""
     return f"{count} {one if count == 1 else many}"
 
 
@@ -201,7 +243,7 @@ def _headline(
         metrics.get(f"n_{kind}") or sum(case.label == label for case in cases)
         for label, kind in ((0, "normal"), (1, "abnormal"))
     ]
-    total = _plural(len(cases), "image", "images")
+    total = plural(len(cases), "image", "images")
     what = f"{counts[0]} normal and {counts[1]} abnormal test images" if any(counts) else f"{total}, no labels"
     run = [f"{key}\u00a0{settings[key]}" for key in ("backbone", "k", "seed") if settings.get(key) is not None]
     decided = [case for case in cases if case.abnormal is not None]
@@ -223,10 +265,8 @@ def _headline(
             f"{sum(case.label == 0 for case in decided)} normal images flagged.</p>"
         )
     lines.append(f'<p class="research">{DISCLAIMER}</p>')
-    if notes:
-        items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-        lines.append(f'<div class="notes" role="note"><ul>{items}</ul></div>')
-    return "\n".join(lines)
+    lines.append(notes_box(notes))
+    return "\n".join(line for line in lines if line)
 
 
 def _figures(metrics: Mapping) -> str:
@@ -279,15 +319,14 @@ def _charts(cases: Sequence[Case], metrics: Mapping, threshold: float) -> str:
 def _gallery(cases: Sequence[Case], shown: Sequence[tuple[str, list[int]]], scale: ColourScale) -> str:
     if not shown:
         return ""
-    ends = f"Colour scale from {number_text(float(scale.low))} to {number_text(float(scale.high))}"
-    bar = f'<svg viewBox="0 0 320 46" role="img" aria-label="{ends}"><use href="#colour-bar"></use></svg>'
+    bar = colour_bar(scale)
     outlined = any(cases[i].mask is not None for _, indices in shown for i in indices)
     mask_words = " A light blue line surrounds the lesion mask." if outlined else ""
     links, groups = [], []
     for number, (heading, indices) in enumerate(shown):
         outcomes = [outcome_text(cases[i]) for i in indices]
         wrong = [f"{outcomes.count(kind)} {words}" for kind, words in _WRONG.items() if kind in outcomes]
-        remark = ", ".join([_plural(len(indices), "image", "images"), *wrong])
+        remark = ", ".join([plural(len(indices), "image", "images"), *wrong])
         links.append(f'<li><a href="#group-{number}">{heading}</a>: {remark}</li>')
         figures = "\n".join(_figure(cases[i], i, scale) for i in indices)
         groups.append(
@@ -304,7 +343,7 @@ def _gallery(cases: Sequence[Case], shown: Sequence[tuple[str, list[int]]], scal
 
 def _figure(case: Case, index: int, scale: ColourScale) -> str:
     images = "".join(f'<img src="{_data_uri(picture)}" alt="{escape(alt)}">' for alt, picture in _pictures(case, scale))
-    p_value = "" if case.p_value is None else f" · p {_p_text(case.p_value)}"
+    p_value = "" if case.p_value is None else f" · p {p_text(case.p_value)}"
     return (
         f'<figure class="case" id="case-{index}"><div class="pair">{images}</div><figcaption>'
         f'<span class="name">{escape(case.name)}</span>{_tag(case)}'
@@ -369,12 +408,14 @@ def _row(case: Case, index: int, linked: bool) -> str:
         f"{linked_name}</th><td>{escape(class_text(case))}</td>"
         f'<td class="figure" data-value="{float(case.anomaly_score)!r}">{number_text(float(case.anomaly_score))}</td>'
         f'<td class="figure" data-value="{"" if case.p_value is None else repr(float(case.p_value))}">'
-        f"{_p_text(case.p_value)}</td>"
+        f"{p_text(case.p_value)}</td>"
         f"<td>{decision_text(case)}{f' {_tag(case)}' if wrong else ''}</td></tr>"
     )
 
 
-def _run(settings: Mapping[str, object], seconds: Mapping[str, float] | None) -> str:
+def run_section(settings: Mapping[str, object], seconds: Mapping[str, float] | None) -> str:
+    """Settings and times as tables."""
+
     def table(caption: str, rows: Iterable[tuple[str, str]], kind: str) -> str:
         body = "".join(f'<tr><th scope="row">{escape(k)}</th><td{kind}>{escape(v)}</td></tr>' for k, v in rows)
         return f"<table><caption>{caption}</caption><tbody>{body}</tbody></table>" if body else ""

@@ -207,9 +207,9 @@ def colour_bar_symbol(scale: ColourScale) -> str:
     )
 
 
-def encode_png(array: np.ndarray) -> bytes:
-    """Encodes uint8 ``[H, W]`` or ``[H, W, 3]`` without loss."""
-    return _encode(array, format="PNG", optimize=True)
+def encode_png(array: np.ndarray, level: int = 9) -> bytes:
+    """Encodes uint8 ``[H, W]`` or ``[H, W, 3]`` without loss; ``level`` 1 (quick) to 9 (small, several times slower)."""
+    return _encode(array, format="PNG", compress_level=level)
 
 
 def encode_jpeg(array: np.ndarray, quality: int = 85) -> bytes:

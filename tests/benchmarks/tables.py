@@ -12,6 +12,7 @@ installed are named and left out.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import platform
@@ -54,10 +55,8 @@ def status(key: str) -> float:
 
 def measure(run: Callable) -> dict:
     """Wall and CPU seconds and additional resident memory in MB of one call."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
     before, cpu, wall = status("VmRSS"), time.process_time(), time.perf_counter()
     result = run()
     return {

@@ -1,0 +1,88 @@
+"""What a compressed picture says of itself, read from its first bytes without decoding anything.
+
+A DICOM header and the codestream inside can disagree. Decoders believe the codestream and allocate what it claims, so
+both are compared first. Sources: ITU-T T.81 B.2.2 (JPEG), T.87 C.2.2 (JPEG-LS), T.800 A.5.1 and I.5 (JPEG 2000).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+_SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
+_ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
+_MOST_TILES = 4096  # a picture of 8192 x 8192 in tiles of 128; a codestream of millions of tiles is an attack
+
+
+class FrameSize(NamedTuple):
+    """Height and width in pixels, and samples per pixel."""
+
+    rows: int
+    columns: int
+    samples: int
+
+
+def frame_size(data: bytes) -> FrameSize:
+    """Size that a JPEG, JPEG-LS or JPEG 2000 codestream claims.
+
+    Args:
+        data: the bytes of one frame, at least up to its size marker.
+
+    Raises:
+        ValueError: when there is no such marker, or a JPEG 2000 picture has more tiles than any real one.
+    """
+    if data.startswith(b"\xff\xd8"):
+        return _jpeg(data)
+    if data.startswith(b"\xff\x4f\xff\x51"):
+        return _jpeg_2000(data, 0)
+    if data.startswith(b"\x00\x00\x00\x0cjP"):
+        return _jpeg_2000(data, _codestream_box(data))
+    raise ValueError("neither JPEG, JPEG-LS nor JPEG 2000")
+
+
+def _jpeg(data: bytes) -> FrameSize:
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            raise ValueError("marker expected")
+        kind = data[at + 1]
+        if kind == 0xFF:  # fill byte
+            at += 1
+        elif kind in _ALONE:
+            at += 2
+        elif kind in _SOF:
+            _, rows, columns, samples = struct.unpack_from(">BHHB", data, at + 4)
+            return FrameSize(rows, columns, samples)
+        else:
+            at += 2 + max(2, struct.unpack_from(">H", data, at + 2)[0])
+    raise ValueError("no start of frame")
+
+
+def _jpeg_2000(data: bytes, start: int) -> FrameSize:
+    right, bottom, left, top, tile_width, tile_height, tile_left, tile_top, samples = struct.unpack_from(
+        ">8IH", data, start + 8
+    )
+    if not tile_width or not tile_height or right <= left or bottom <= top:
+        raise ValueError("an empty picture or tile")
+    tiles = -(-(right - tile_left) // tile_width) * -(-(bottom - tile_top) // tile_height)
+    if tiles > _MOST_TILES:
+        raise ValueError(f"{tiles} tiles")
+    return FrameSize(bottom - top, right - left, samples)
+
+
+def _codestream_box(data: bytes) -> int:
+    """Where the contiguous codestream box of a JP2 file begins."""
+    at = 0
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        head = 8
+        if length == 1:
+            length, head = struct.unpack_from(">Q", data, at + 8)[0], 16
+        if kind == b"jp2c":
+            if data[at + head : at + head + 4] != b"\xff\x4f\xff\x51":
+                raise ValueError("no codestream in its box")
+            return at + head
+        if length < head:
+            break
+        at += length
+    raise ValueError("no codestream box")

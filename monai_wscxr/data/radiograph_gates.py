@@ -1,0 +1,134 @@
+"""Gates: readable pictures that are no frontal chest radiograph are refused with a reason, unless a caller allows them.
+
+Header gates are strict where a standard entry says so in words (PS3.3 C.8.7.1, C.8.11.5, C.7.6.1): a view that is lateral,
+oblique or decubitus, a body part that is not the chest, patient data burned into the picture. A missing or empty entry
+passes, because most files have none.
+
+The polarity gate looks at the picture itself and works for every format. In a frontal chest radiograph the mediastinum is
+brighter than the lungs beside it and than the air above the shoulders. The gate correlates the picture, averaged to 32 x
+32, with a drawing of just that and refuses what is clearly its negative. Pictures of fewer than 64 pixels per side are
+not judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from monai_wscxr.data.radiograph_base import GATES, RadiographError
+
+HEADER_TAGS = ("ViewPosition", "ViewCodeSequence", "BodyPartExamined", "AnatomicRegionSequence", "BurnedInAnnotation")
+
+POLARITY_LIMIT = -0.2
+"""Correlation below which a picture counts as a negative; docs/predict.md has the measurement."""
+
+_NOT_FRONTAL = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO"}
+_CHEST_WORDS = ("CHEST", "THORA", "TORAX", "LUNG", "MEDIASTIN")
+_UNSPECIFIC = {"UNKNOWN", "OTHER", "DEFAULT", "UNDEFINED", "NONE"}
+# defined terms that a message may quote; any other text could be anything
+_KNOWN_PARTS = frozenset(
+    ("ABDOMEN", "ANKLE", "ARM", "BREAST", "ELBOW", "EXTREMITY", "FEMUR", "FOOT", "HAND", "HEAD", "HIP")
+)
+_KNOWN_PARTS |= frozenset(("KNEE", "LEG", "NECK", "PELVIS", "RIB", "SHOULDER", "SKULL", "WRIST"))
+_SIDE = 32
+_SMALLEST = 64
+
+
+def check_allowed(allow: Collection[str]) -> frozenset[str]:
+    """The gates to leave open, checked.
+
+    Raises:
+        ValueError: on a name that is no gate.
+    """
+    unknown = sorted(set(allow) - set(GATES))
+    if unknown or isinstance(allow, str):
+        raise ValueError(
+            f"unknown gate {allow if isinstance(allow, str) else unknown[0]!r}; allowed: {', '.join(GATES)}"
+        )
+    return frozenset(allow)
+
+
+def check_header(path: Any, header: Any, allow: Collection[str]) -> None:
+    """Refuses by explicit entries of a DICOM header.
+
+    Raises:
+        RadiographError: ``lateral_view``, ``other_body_part`` or ``burned_in_annotation``.
+    """
+    if "burned_in_annotation" not in allow and _word(header.get("BurnedInAnnotation")) == "YES":
+        message = (
+            "the header says that patient data is burned into the picture. Remove it from the pixels, or allow it."
+        )
+        raise RadiographError("burned_in_annotation", path, message)
+    if "other_body_part" not in allow and not _is_chest(header):
+        part = _word(header.get("BodyPartExamined"))
+        named = f" ({part})" if part in _KNOWN_PARTS else ""
+        message = f"the header names another body part{named} than the chest. Give chest radiographs, or allow it."
+        raise RadiographError("other_body_part", path, message)
+    if "lateral_view" not in allow and not _is_frontal(header):
+        message = "the header names a view that is not frontal (lateral, oblique or decubitus). Give PA or AP views."
+        raise RadiographError("lateral_view", path, message)
+
+
+def check_polarity(path: Any, image: np.ndarray, allow: Collection[str]) -> None:
+    """Refuses a picture ``[H, W]`` in [0, 1] that looks like a negative.
+
+    Raises:
+        RadiographError: ``suspicious_polarity``.
+    """
+    if "suspicious_polarity" in allow or min(image.shape) < _SMALLEST:
+        return
+    likeness = chest_likeness(image)
+    if likeness < POLARITY_LIMIT:
+        raise RadiographError(
+            "suspicious_polarity",
+            path,
+            f"bright air and dark mediastinum (likeness to a chest {likeness:.2f}, allowed from {POLARITY_LIMIT}): the "
+            "picture seems to be inverted. Export it with correct polarity, or allow it if it is meant so.",
+        )
+
+
+def chest_likeness(image: np.ndarray) -> float:
+    """Correlation in [-1, 1] of a picture ``[H, W]`` with bright mediastinum, dark lungs and dark upper corners."""
+    small = Image.fromarray(np.ascontiguousarray(image, dtype=np.float32))
+    found = np.asarray(small.resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float64)[_PLACES]
+    found = found - found.mean()
+    return float((found * _EXPECTED).sum() / (np.sqrt((found**2).sum() * (_EXPECTED**2).sum()) + 1e-12))
+
+
+def _drawing() -> tuple[np.ndarray, np.ndarray]:
+    """Where the gate looks, bool ``[32, 32]``, and what it expects there (bright minus mean)."""
+    y, x = np.mgrid[0:_SIDE, 0:_SIDE] / (_SIDE - 1) * 2 - 1
+    lungs = ((np.abs(x) - 0.5) / 0.28) ** 2 + ((y + 0.1) / 0.5) ** 2 < 1
+    mediastinum = np.abs(x) < 0.2
+    corners = (np.abs(x) > 0.85) & (y < -0.3)
+    places = lungs | mediastinum | corners
+    expected = mediastinum[places].astype(np.float64)
+    return places, expected - expected.mean()
+
+
+_PLACES, _EXPECTED = _drawing()
+
+
+def _word(value: Any) -> str:
+    return "" if value is None else str(value).strip().upper()
+
+
+def _meaning(header: Any, name: str) -> str:
+    """Code meaning of the first item of a code sequence, upper case; empty where there is none."""
+    sequence = header.get(name)
+    return _word(sequence[0].get("CodeMeaning")) if sequence else ""
+
+
+def _is_frontal(header: Any) -> bool:
+    view, meaning = _word(header.get("ViewPosition")), _meaning(header, "ViewCodeSequence")
+    if view in _NOT_FRONTAL or "LAT" in view or "OBL" in view:
+        return False
+    return not any(word in meaning for word in ("LATERAL", "OBLIQUE", "DECUBITUS"))
+
+
+def _is_chest(header: Any) -> bool:
+    named = _word(header.get("BodyPartExamined")) or _meaning(header, "AnatomicRegionSequence")
+    return not named or named in _UNSPECIFIC or any(word in named for word in _CHEST_WORDS)

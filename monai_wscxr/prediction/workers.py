@@ -1,0 +1,221 @@
+"""Worker processes that survive what they are fed: a crash or an endless loop of a decoder costs one input, not the run.
+
+Every process is driven by a thread of this one, which hands it one task at a time, waits no longer than allowed, and starts
+another process when it died. Processes come from a server that has the imports done, are limited in memory, are silent
+(what a C library prints could come from a header), and end when this process ends, however that happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from monai_wscxr.errors import InputError
+
+_START_SECONDS = 300.0  # a cold disk and a busy machine
+
+
+class WorkerLostError(Exception):
+    """A task brought its process down, or took too long.
+
+    Attributes:
+        too_slow: the process was stopped because of the time limit.
+    """
+
+    def __init__(self, too_slow: bool) -> None:
+        super().__init__("the time limit was reached" if too_slow else "the process died")
+        self.too_slow = too_slow
+
+
+class WorkerPool:
+    """Worker processes with a queue of tasks.
+
+    Args:
+        workers: processes; 0 runs every task at once in this process, without any protection.
+        initializer: called first in every process, with `arguments`.
+        arguments: for `initializer`; must be picklable, as must tasks and results.
+        seconds: a task may take.
+        memory: bytes a process may hold beyond what it holds after its start (Linux); None for no limit.
+        preload: modules that the server of processes imports once.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        initializer: Callable[..., Any],
+        arguments: Sequence[Any] = (),
+        seconds: float = 60.0,
+        memory: int | None = None,
+        preload: Sequence[str] = (),
+    ) -> None:
+        self.workers, self.seconds, self.memory = workers, seconds, memory
+        self._initializer, self._arguments = initializer, tuple(arguments)
+        self._tasks: queue.PriorityQueue[tuple[int, int, Any]] = queue.PriorityQueue()
+        self._numbers = itertools.count()
+        self._threads: list[threading.Thread] = []
+        if workers == 0:
+            initializer(*arguments)
+            return
+        methods = multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            self._context.set_forkserver_preload(list(preload))
+        self._threads = [threading.Thread(target=self._drive, daemon=True) for _ in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, function: Callable[..., Any], *arguments: Any, urgent: bool = False, seconds: float | None = None
+    ) -> Future[Any]:
+        """Run `function` in some process; `urgent` tasks go before the others.
+
+        Args:
+            function, arguments: picklable.
+            urgent: go before tasks that are not.
+            seconds: allowed for this task; None takes the pool's.
+
+        Returns:
+            A future with the result, the exception of the function, or `WorkerLostError`.
+        """
+        future: Future[Any] = Future()
+        if self.workers == 0:
+            try:
+                future.set_result(function(*arguments))
+            except Exception as error:
+                future.set_exception(error)
+            return future
+        self._tasks.put(
+            (0 if urgent else 1, next(self._numbers), (future, function, arguments, seconds or self.seconds))
+        )
+        return future
+
+    def close(self) -> None:
+        """End all processes; tasks that have not begun are dropped."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._tasks.get_nowait()[2][0].cancel()
+        for _ in self._threads:
+            self._tasks.put((0, next(self._numbers), None))
+        for thread in self._threads:
+            thread.join(5.0)
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _drive(self) -> None:
+        process, pipe = None, None
+        while True:
+            task = self._tasks.get()[2]
+            if task is None:
+                break
+            future, function, arguments, seconds = task
+            try:
+                if process is None:
+                    process, pipe = self._start()
+                assert pipe is not None
+                try:
+                    pipe.send((function, arguments))
+                    in_time = pipe.poll(seconds)
+                    good, value = pipe.recv() if in_time else (False, WorkerLostError(too_slow=True))
+                except (EOFError, OSError):
+                    good, value = False, WorkerLostError(too_slow=False)
+                if isinstance(value, WorkerLostError):
+                    _end(process, pipe)
+                    process, pipe = None, None
+            except BaseException as error:
+                good, value = False, error
+            if good:
+                future.set_result(value)
+            else:
+                future.set_exception(value)
+        if process is not None and pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.send(None)
+            _end(process, pipe, patience=1.0)
+
+    def _start(self) -> tuple[Any, Any]:
+        here, there = self._context.Pipe()
+        process = self._context.Process(
+            target=_serve, args=(there, self._initializer, self._arguments, self.memory), daemon=True
+        )
+        process.start()
+        there.close()
+        try:
+            ready = here.poll(_START_SECONDS) and here.recv()
+        except (EOFError, OSError):
+            ready = False
+        if ready is not True:
+            _end(process, here)
+            if isinstance(ready, Exception):
+                raise ready
+            raise InputError(
+                "a worker process could not start, most likely for lack of memory; use fewer with --workers"
+            )
+        return process, here
+
+
+def _end(process: Any, pipe: Any, patience: float = 0.0) -> None:
+    process.join(patience)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    pipe.close()
+
+
+def _serve(pipe: Any, initializer: Callable[..., Any], arguments: tuple[Any, ...], memory: int | None) -> None:
+    """The life of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that drives
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    try:
+        initializer(*arguments)
+    except Exception as error:
+        pipe.send(error)
+        return
+    if memory is not None:
+        _limit_memory(memory)
+    pipe.send(True)
+    while True:
+        try:
+            task = pipe.recv()
+        except (EOFError, OSError):  # the driver is gone
+            return
+        if task is None:
+            return
+        function, values = task
+        try:
+            answer = (True, function(*values))
+        except Exception as error:
+            answer = (False, error)
+        try:
+            pipe.send(answer)
+        except (EOFError, BrokenPipeError, ConnectionError):
+            return
+        except Exception as error:  # a result or an exception that cannot be pickled
+            pipe.send((False, RuntimeError(f"{type(error).__name__} while sending {type(answer[1]).__name__}")))
+
+
+def _limit_memory(extra: int) -> None:
+    """Let allocations fail beyond `extra` bytes more than now; where the system cannot, there is no limit."""
+    try:
+        import resource
+
+        with open("/proc/self/status") as file:
+            held = next(int(line.split()[1]) for line in file if line.startswith("VmData:")) * 1024
+        limit = held + extra
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    except (ImportError, OSError, StopIteration, ValueError):
+        return

@@ -1,0 +1,378 @@
+"""Results of one DICOM image as DICOM, for archives and viewers; needs the package highdicom (extra `dicom`).
+
+* overlay: Secondary Capture, the map over the radiograph with its colour scale, at most 1024 pixels per side. Every viewer
+  shows it.
+* map: fractional Segmentation of the size of the image. A pixel's value is its position on the model's colour scale, 0 at
+  the low end, 1 at the high end; that is not a probability, although the standard's only fitting term is PROBABILITY.
+* regions: binary Segmentation, where the map reaches the threshold.
+* report: Comprehensive SR by TID 1500 with score, p-value, decision, operating point and model.
+
+None needs a frame of reference, so CR, DX and Secondary Capture images all do. UIDs follow from the image and the model:
+the same image and model give the same objects, byte for byte for the same time of creation, and nothing piles up in an
+archive. From the image they take what the standard requires to file them (patient's id, name, birth date and sex, study and
+accession number) and no other entry.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import io
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from highdicom.sr import CodedConcept
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+import monai_wscxr
+
+from .case import number_text
+from .overlay import THRESHOLD_COLOUR, ColourScale, heatmap, outline, overlay
+
+NAME = "monai_wscxr"
+SCHEME = "99WSCXR"
+DISCLAIMER = "For research use only. Not for diagnosis."
+_LARGEST_SIDE = 1024
+_SERIES = {"overlay": 9001, "map": 9002, "regions": 9003, "report": 9004}
+_REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+_FILING = {  # entries of type 2 that file a result under its patient and study, and what they must look like
+    "PatientID": r"[^\\\x00-\x1f]{0,64}",
+    "PatientName": r"[^\\\x00-\x1f]{0,324}",
+    "PatientBirthDate": r"\d{8}",
+    "PatientSex": r"[MFO]",
+    "StudyDate": r"\d{8}",
+    "StudyTime": r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?",
+    "StudyID": r"[^\\\x00-\x1f]{0,16}",
+    "AccessionNumber": r"[^\\\x00-\x1f]{0,16}",
+}
+
+
+class HeaderError(ValueError):
+    """A source image whose header lacks what a result must refer to."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the model says of one image.
+
+    Attributes:
+        anomaly_score, p_value, abnormal: score, calibrated p-value, decision.
+        threshold, false_positive_rate: operating point on the score, and the rate it was chosen for.
+        model_sha256: of the weights.
+        anomaly_map: float32 [S, S], over the whole image squashed to a square.
+        scale: the model's colour scale.
+    """
+
+    anomaly_score: float
+    p_value: float
+    abnormal: bool
+    threshold: float
+    false_positive_rate: float
+    model_sha256: str
+    anomaly_map: NDArray[np.float32]
+    scale: ColourScale
+
+
+def encode_results(
+    path: str, image: NDArray[np.float32], finding: Finding, began: datetime.datetime
+) -> dict[str, bytes]:
+    """All results of one DICOM file, encoded.
+
+    Args:
+        path: of the source image; only its header is read.
+        image: the radiograph as the loader gave it, float32 [H, W] in [0, 1], in full size.
+        finding: what to write.
+        began: date and time of creation.
+
+    Returns:
+        File contents by kind: overlay, map, regions, report.
+
+    Raises:
+        HeaderError: when the source has no valid study, series and instance UID.
+    """
+    source = read_source(path)
+    made = {
+        "overlay": overlay_capture(source, image, finding, began),
+        "map": segmentation(source, finding, began, regions=False),
+        "regions": segmentation(source, finding, began, regions=True),
+        "report": structured_report(source, finding, began),
+    }
+    return {kind: _encoded(ds) for kind, ds in made.items()}
+
+
+def read_source(path: str) -> Dataset:
+    """What results need of a source image: filing entries, UIDs, size. Nothing else of its header is kept.
+
+    Raises:
+        HeaderError: when the source has no valid study, series and instance UID.
+    """
+    header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+    source = Dataset()
+    for name in _REQUIRED:
+        value = str(header.get(name) or "")
+        if not UID(value).is_valid:
+            raise HeaderError(f"the header has no valid {name}")
+        setattr(source, name, value)
+    for name, form in _FILING.items():
+        value = str(header.get(name) or "").strip()
+        setattr(source, name, value if re.fullmatch(form, value) else "")
+    source.ReferringPhysicianName = ""
+    source.SpecificCharacterSet = "ISO_IR 192"
+    source.Modality = "DX" if header.get("Modality") == "DX" else "CR"
+    source.Rows, source.Columns = int(header.Rows), int(header.Columns)
+    source.SamplesPerPixel, source.BitsAllocated, source.PhotometricInterpretation = 1, 16, "MONOCHROME2"
+    number = str(header.get("InstanceNumber") or "")
+    source.InstanceNumber = int(number) if re.fullmatch(r"\d{1,9}", number) else 1
+    orientation = [str(part) for part in header.get("PatientOrientation") or []]
+    known = len(orientation) == 2 and all(re.fullmatch("[LRAPHF]{1,3}", part) for part in orientation)
+    source.PatientOrientation = orientation if known else []
+    burned = str(header.get("BurnedInAnnotation") or "")
+    source.BurnedInAnnotation = burned if burned in ("YES", "NO") else ""
+    return source
+
+
+def derived_uid(*parts: str) -> str:
+    """A UID that follows from texts: 2.25 with a UUID made of their SHA-256."""
+    digest = hashlib.sha256("\0".join((NAME, *parts)).encode()).digest()
+    return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
+
+
+def map_of_image(source: Dataset, finding: Finding) -> NDArray[np.float32]:
+    """The anomaly map [Rows, Columns] at the size of the source image (bilinear)."""
+    small = Image.fromarray(np.ascontiguousarray(finding.anomaly_map, dtype=np.float32))
+    return np.asarray(small.resize((source.Columns, source.Rows), Image.Resampling.BILINEAR), dtype=np.float32)
+
+
+# ---- Secondary Capture
+
+
+def overlay_capture(
+    source: Dataset, image: NDArray[np.float32], finding: Finding, began: datetime.datetime
+) -> hd.sc.SCImage:
+    """Map over radiograph with score, colour scale and disclaimer below, as RGB Secondary Capture."""
+    orientation = tuple(source.PatientOrientation) or (
+        "L",
+        "F",
+    )  # highdicom wants one; what is unknown is emptied below
+    made = hd.sc.SCImage(
+        pixel_array=_picture(image, finding),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        study_instance_uid=source.StudyInstanceUID,
+        patient_id=source.PatientID,
+        patient_name=source.PatientName,
+        patient_birth_date=source.PatientBirthDate or None,
+        patient_sex=source.PatientSex or None,
+        accession_number=source.AccessionNumber,
+        study_id=source.StudyID,
+        study_date=source.StudyDate or None,
+        study_time=source.StudyTime or None,
+        patient_orientation=(str(orientation[0]), str(orientation[1])),
+        manufacturer=NAME,
+        **_common(source, finding, "overlay", began),
+    )
+    made.PatientOrientation, made.Laterality = list(source.PatientOrientation), ""
+    # the capture adds no text of a patient's, but shows what the source shows
+    made.BurnedInAnnotation = source.BurnedInAnnotation or "NO"
+    made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = made.ContentDate, made.ContentTime
+    made.ImageType = ["DERIVED", "SECONDARY"]
+    reference = Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
+    made.SourceImageSequence = [reference]
+    made.DerivationDescription = "Anomaly map laid over the radiograph"
+    return _dated(made, began)
+
+
+def _picture(image: NDArray[np.float32], finding: Finding) -> NDArray[np.uint8]:
+    """Overlay and caption, uint8 [h, w, 3]."""
+    factor = min(1.0, _LARGEST_SIDE / max(image.shape))
+    width, height = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
+    grey = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX)).clip(0, 1)
+    values = Image.fromarray(np.ascontiguousarray(finding.anomaly_map, dtype=np.float32))
+    resized = np.asarray(values.resize((width, height), Image.Resampling.BILINEAR))
+    shown = outline(overlay(grey, resized, finding.scale), resized >= finding.threshold, THRESHOLD_COLOUR)
+    size = max(10, width // 50)
+    caption = Image.new("RGB", (width, 5 * size))
+    draw, font = ImageDraw.Draw(caption), ImageFont.load_default(size)
+    ramp = np.linspace(finding.scale.low, finding.scale.high, width // 3, dtype=np.float32)
+    bar = Image.fromarray(heatmap(np.repeat(ramp[None], size, axis=0), finding.scale))
+    caption.paste(bar, (width - bar.width - size, size))
+    ends = f"{number_text(finding.scale.low)} to {number_text(finding.scale.high)}"
+    draw.text((width - bar.width - size, 2.3 * size), ends, font=font, fill=(255, 255, 255))
+    decision = "flagged" if finding.abnormal else "not flagged"
+    words = f"Anomaly score {number_text(finding.anomaly_score)}, p {number_text(finding.p_value)}: {decision}"
+    draw.text((size, 0.8 * size), words, font=font, fill=(255, 255, 255))
+    draw.text((size, 2.6 * size), DISCLAIMER, font=font, fill=(255, 210, 120))
+    return np.concatenate([shown, np.asarray(caption, dtype=np.uint8)])
+
+
+# ---- Segmentations
+
+
+def segmentation(source: Dataset, finding: Finding, began: datetime.datetime, regions: bool) -> hd.seg.Segmentation:
+    """The map as fractional, or what reaches the threshold as binary Segmentation."""
+    kind = "regions" if regions else "map"
+    values = map_of_image(source, finding)
+    if regions:
+        pixels: np.ndarray = values >= finding.threshold
+        label, words = "ANOMALY_REGIONS", f"Anomaly map at or above {finding.threshold:.6g}"
+    else:
+        pixels = finding.scale.position(values).astype(np.float32)
+        scale = finding.scale
+        label, words = "ANOMALY_MAP", f"Position on the scale {scale.low:.6g} to {scale.high:.6g}"
+    segment = hd.seg.SegmentDescription(
+        segment_number=1,
+        segment_label=words[:64],
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=_code("anomaly", "Unlike the normal training images"),
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name=NAME,
+            family=codes.DCM.ArtificialIntelligence,
+            version=monai_wscxr.__version__,
+            parameters={"model_sha256": finding.model_sha256},
+        ),
+        tracking_id="anomaly",
+        tracking_uid=_uid(source, finding, "tracking"),
+    )
+    made = hd.seg.Segmentation(
+        source_images=[source],
+        pixel_array=pixels,
+        segmentation_type="BINARY" if regions else "FRACTIONAL",
+        segment_descriptions=[segment],
+        manufacturer=NAME,
+        device_serial_number=finding.model_sha256[:16],
+        content_label=label,
+        content_description=words[:64],
+        content_creator_name=None,
+        omit_empty_frames=False,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        **_common(source, finding, kind, began, serial=False),
+    )
+    made.PatientOrientation = list(source.PatientOrientation)  # there is no frame of reference that would say it
+    organization = _uid(source, finding, f"{kind} dimensions")
+    made.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
+    for item in made.DimensionIndexSequence:
+        item.DimensionOrganizationUID = organization
+    return _dated(made, began)
+
+
+# ---- Structured Report
+
+
+def structured_report(source: Dataset, finding: Finding, began: datetime.datetime) -> hd.sr.ComprehensiveSR:
+    """Score, p-value, decision, operating point and model by TID 1500."""
+    device = hd.sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+            uid=derived_uid("device", finding.model_sha256),
+            name=NAME,
+            manufacturer_name=NAME,
+            model_name="WSCXR",
+            serial_number=finding.model_sha256[:16],
+        ),
+    )
+    one = codes.UCUM.NoUnits
+    measurements = [
+        hd.sr.Measurement(name=name, value=float(value), unit=one)
+        for name, value in (
+            (_code("anomaly_score", "Anomaly score"), finding.anomaly_score),
+            (CodedConcept("C44185", "NCIt", "P-Value"), finding.p_value),
+            (_code("threshold", "Operating point on the anomaly score"), finding.threshold),
+            (_code("false_positive_rate", "False-positive rate of the operating point"), finding.false_positive_rate),
+        )
+    ]
+    decision = _code("flagged", "Flagged") if finding.abnormal else _code("not_flagged", "Not flagged")
+    group = hd.sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=_uid(source, finding, "tracking"), identifier="anomaly"),
+        algorithm_id=hd.sr.AlgorithmIdentification(
+            name=NAME,
+            version=monai_wscxr.__version__,
+            parameters=[f"model_sha256={finding.model_sha256}"],
+        ),
+        measurements=measurements,
+        qualitative_evaluations=[
+            hd.sr.QualitativeEvaluation(name=_code("decision", "Decision at the operating point"), value=decision)
+        ],
+        source_images=[hd.sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID)],
+    )
+    content = hd.sr.MeasurementReport(
+        observation_context=hd.sr.ObservationContext(observer_device_context=device),
+        procedure_reported=CodedConcept("399208008", "SCT", "Plain chest X-ray"),
+        imaging_measurements=[group],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    made = hd.sr.ComprehensiveSR(
+        evidence=[source],
+        content=content,
+        manufacturer=NAME,
+        is_complete=True,
+        is_final=False,
+        **_common(source, finding, "report", began),
+    )
+    return _dated(made, began)
+
+
+# ---- what all share
+
+
+def _common(
+    source: Dataset, finding: Finding, kind: str, began: datetime.datetime, serial: bool = True
+) -> dict[str, Any]:
+    shared: dict[str, Any] = {
+        "series_instance_uid": derived_uid(source.SeriesInstanceUID, finding.model_sha256, kind, "series"),
+        "series_number": _SERIES[kind],
+        "sop_instance_uid": _uid(source, finding, kind),
+        "instance_number": int(source.InstanceNumber),
+        "manufacturer_model_name": "WSCXR",
+        "software_versions": monai_wscxr.__version__,
+        "series_description": f"WSCXR anomaly {kind} (research)",
+        "content_date": began.date(),
+        "content_time": began.time(),
+        "specific_character_set": "ISO_IR 192",
+        "coding_schemes": [
+            CodingSchemeIdentificationItem(
+                designator=SCHEME, name="Local codes of monai_wscxr", version=monai_wscxr.__version__
+            )
+        ],
+    }
+    if serial:
+        shared["device_serial_number"] = finding.model_sha256[:16]
+    return shared
+
+
+def _uid(source: Dataset, finding: Finding, kind: str) -> str:
+    return derived_uid(source.SOPInstanceUID, finding.model_sha256, kind)
+
+
+def _code(value: str, meaning: str) -> CodedConcept:
+    return CodedConcept(value[:16], SCHEME, meaning)
+
+
+def _dated(made: Any, began: datetime.datetime) -> Any:
+    """The one time of creation, instead of the moment at which each entry was made."""
+    for name in ("InstanceCreation", "Series"):
+        if f"{name}Date" in made:
+            setattr(made, f"{name}Date", began.date())
+        if f"{name}Time" in made:
+            setattr(made, f"{name}Time", began.time())
+    for item in made.get("ContributingEquipmentSequence", []):
+        item.ContributionDateTime = began
+    return made
+
+
+def _encoded(ds: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()

@@ -1,0 +1,291 @@
+"""DICOM results: valid, readable by other libraries with equal maps, deterministic, with no more of a patient than needed."""
+
+import datetime
+import io
+import json
+import os
+import shutil
+import subprocess
+import time
+import urllib.request
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+)
+
+from monai_wscxr.report.overlay import ColourScale
+
+hd = pytest.importorskip("highdicom", reason="the extra dicom is not installed")
+from monai_wscxr.report import dicom  # noqa: E402 - needs highdicom
+
+BEGAN = datetime.datetime(2026, 3, 4, 5, 6, 7)
+KINDS = {"overlay", "map", "regions", "report"}
+CLASSES = {
+    "CR": ComputedRadiographyImageStorage,
+    "DX": DigitalXRayImageStorageForPresentation,
+    "OT": SecondaryCaptureImageStorage,
+}
+
+
+@pytest.fixture
+def finding():
+    y, x = np.mgrid[0:64, 0:64]
+    peak = 3.9 * np.exp(-((x - 20) ** 2 + (y - 40) ** 2) / 80)
+    return dicom.Finding(3.25, 0.0058, True, 1.2, 0.05, "ab" * 32, peak.astype(np.float32), ColourScale(0.3, 3.5, 1.2))
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).random((90, 70), dtype=np.float32)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Writes the header of an image of 90 x 70 pixels; keyword arguments change it, None removes an entry."""
+
+    def write(modality="CR", **elements):
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CLASSES[modality], "1.2.3.4"
+        ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+        ds.SpecificCharacterSet = "ISO_IR 100"
+        ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = CLASSES[modality], "1.2.3.4", modality
+        ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2.3", "1.2.3.9"
+        ds.PatientName, ds.PatientID, ds.PatientSex, ds.PatientBirthDate = "Zwölfer^Jörg", "Q%7&4711", "M", "19310607"
+        ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = "20190813", "101112", "S1", "A1"
+        ds.InstanceNumber, ds.PatientOrientation = 3, ["L", "F"]
+        ds.Rows, ds.Columns, ds.BitsAllocated, ds.BitsStored, ds.HighBit = 90, 70, 16, 12, 11
+        ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 0
+        ds.PatientAddress, ds.OtherPatientIDs, ds.InstitutionName = "Gasse 7", "ZZ-99881", "Klinikum"
+        ds.ReferringPhysicianName, ds.PatientComments, ds.EthnicGroup = "Überweiser^H", "Kommentar", "egal"
+        ds.StudyDescription, ds.OperatorsName, ds.PatientAge = "Beschreibung", "Operateur^O", "088Y"
+        for name, value in elements.items():
+            if value is None:
+                delattr(ds, name)
+            else:
+                setattr(ds, name, value)
+        path = tmp_path / "source.dcm"
+        ds.save_as(path)
+        return str(path)
+
+    return write
+
+
+def decoded(results):
+    return {kind: pydicom.dcmread(io.BytesIO(data)) for kind, data in results.items()}
+
+
+def check_with_dciodvfy(results, folder):
+    """Lines of dciodvfy that say Error; the test shows as skipped where the program is missing."""
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy is not installed (Debian: dicom3tools)")
+    errors = []
+    for kind, data in results.items():
+        path = folder / f"{kind}.dcm"
+        path.write_bytes(data)
+        done = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True, errors="replace")
+        errors += [f"{kind}: {line}" for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
+        assert done.returncode == 0 or errors
+    return errors
+
+
+@pytest.mark.parametrize("modality", ["CR", "DX", "OT"])
+@pytest.mark.parametrize(
+    "elements", [{}, {"PatientOrientation": None, "PatientSex": None, "StudyDate": None, "StudyID": None}]
+)
+def test_results_are_valid(source, image, finding, modality, elements, tmp_path):
+    results = dicom.encode_results(source(modality, **elements), image, finding, BEGAN)
+    assert set(results) == KINDS
+    assert check_with_dciodvfy(results, tmp_path) == []
+
+
+def test_results_of_rg1_are_valid(finding, tmp_path):
+    path = get_testdata_file("RG1_UNCR.dcm", download=False) or pytest.skip("pydicom-data is not installed")
+    results = dicom.encode_results(
+        path, np.random.default_rng(0).random((1955, 1841), dtype=np.float32), finding, BEGAN
+    )
+    assert check_with_dciodvfy(results, tmp_path) == []
+    assert decoded(results)["overlay"].Rows > 1024 * 0.9
+
+
+def test_maps_read_back_equal(source, image, finding):
+    results = dicom.encode_results(source(), image, finding, BEGAN)
+    values = dicom.map_of_image(dicom.read_source(source()), finding)
+    assert values.shape == (90, 70)
+    expected = np.rint(255 * finding.scale.position(values))
+    read = decoded(results)
+    np.testing.assert_array_equal(read["map"].pixel_array, expected)
+    np.testing.assert_array_equal(read["regions"].pixel_array, values >= 1.2)
+    assert 0 < (values >= 1.2).sum() < values.size / 2
+    for kind, wanted in (("map", expected / 255), ("regions", values >= 1.2)):
+        segmentation = hd.seg.segread(io.BytesIO(results[kind]))
+        found = segmentation.get_pixels_by_source_instance(["1.2.3.4"], segment_numbers=[1])
+        np.testing.assert_allclose(found[0, ..., 0], wanted, atol=1e-6)
+        described = segmentation.get_segment_description(1)
+        assert described.algorithm_type.value == "AUTOMATIC"
+    assert read["map"].SegmentSequence[0].SegmentLabel == "Position on the scale 0.3 to 3.5"
+
+
+def test_report_reads_back(source, image, finding):
+    results = dicom.encode_results(source(), image, finding, BEGAN)
+    report = hd.sr.srread(io.BytesIO(results["report"]))
+    assert report.content.template_id == "1500" if hasattr(report.content, "template_id") else True
+    [group] = report.content.get_image_measurement_groups()
+    numbers = {m.name.meaning: m.value for m in group.get_measurements()}
+    assert numbers == {
+        "Anomaly score": 3.25,
+        "P-Value": 0.0058,
+        "Operating point on the anomaly score": 1.2,
+        "False-positive rate of the operating point": 0.05,
+    }
+    [decision] = group.get_qualitative_evaluations()
+    assert decision.value.meaning == "Flagged"
+    assert ("ab" * 32).encode() in results["report"]
+    assert report.ContentTemplateSequence[0].TemplateIdentifier == "1500"
+    [evidence] = decoded(results)["report"].CurrentRequestedProcedureEvidenceSequence
+    assert evidence.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == "1.2.3.4"
+
+
+def test_overlay_is_a_picture_of_map_and_caption(source, image, finding):
+    capture = decoded(dicom.encode_results(source(), image, finding, BEGAN))["overlay"]
+    assert (capture.PhotometricInterpretation, capture.BurnedInAnnotation, capture.Columns) == ("RGB", "NO", 70)
+    pixels = capture.pixel_array
+    assert pixels.shape[0] > 90
+    place = (round(40 / 64 * 90), round(20 / 64 * 70))  # the peak of the map is yellow
+    assert pixels[place][0] > 1.3 * pixels[place][2] + 20
+    grey = pixels[5:10, 60:]
+    assert (grey[..., 0] == grey[..., 2]).all()
+    marked = decoded(dicom.encode_results(source(BurnedInAnnotation="YES"), image, finding, BEGAN))["overlay"]
+    assert marked.BurnedInAnnotation == "YES"
+
+
+def test_same_input_and_model_give_the_same_objects(source, image, finding, monkeypatch):
+    first = dicom.encode_results(source(), image, finding, BEGAN)
+    time.sleep(1.1)  # the clock of the machine must not show
+    assert dicom.encode_results(source(), image, finding, BEGAN) == first
+    uids = {kind: ds.SOPInstanceUID for kind, ds in decoded(first).items()}
+    assert len(set(uids.values())) == 4
+    assert all(uid.startswith("2.25.") and pydicom.uid.UID(uid).is_valid and len(uid) <= 64 for uid in uids.values())
+    other_model = dicom.Finding(**{**finding.__dict__, "model_sha256": "cd" * 32})
+    for changes, said in (({}, other_model), ({"SOPInstanceUID": "1.2.3.5"}, finding)):
+        results = dicom.encode_results(source(**changes), image, said, BEGAN)
+        assert not set(uids.values()) & {ds.SOPInstanceUID for ds in decoded(results).values()}
+
+
+def test_only_what_files_a_result_is_taken_over(source, image, finding):
+    results = dicom.encode_results(source(), image, finding, BEGAN)
+    for kind, ds in decoded(results).items():
+        assert str(ds.PatientName) == "Zwölfer^Jörg", kind
+        assert (ds.PatientID, ds.PatientSex, ds.PatientBirthDate) == ("Q%7&4711", "M", "19310607")
+        assert (ds.StudyInstanceUID, ds.StudyDate, ds.AccessionNumber) == ("1.2.3", "20190813", "A1")
+        assert ds.SeriesInstanceUID != "1.2.3.9"
+        assert ds.ReferringPhysicianName == ""
+        for entry in (
+            "PatientAddress",
+            "OtherPatientIDs",
+            "InstitutionName",
+            "PatientComments",
+            "EthnicGroup",
+            "PatientAge",
+        ):
+            assert entry not in ds
+        for text in ("Gasse", "99881", "Klinikum", "Kommentar", "Beschreibung", "Operateur", "berweiser"):
+            assert text.encode() not in results[kind]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_entries_out_of_form_are_left_empty_and_missing_uids_refused(source, image, finding, tmp_path):
+    odd = source(
+        PatientBirthDate="unknown", PatientSex="X", StudyDate="2019-8-13", PatientID="a\x01b", InstanceNumber=None
+    )
+    results = dicom.encode_results(odd, image, finding, BEGAN)
+    for ds in decoded(results).values():
+        assert (ds.PatientBirthDate, ds.PatientSex, ds.StudyDate, ds.PatientID) == ("", "", "", "")
+    assert check_with_dciodvfy(results, tmp_path) == []
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
+        with pytest.raises(dicom.HeaderError, match=name):
+            dicom.encode_results(source(**{name: None}), image, finding, BEGAN)
+
+
+def test_nothing_above_the_threshold_is_an_empty_region(source, image, finding):
+    quiet = dicom.Finding(**{**finding.__dict__, "anomaly_map": np.zeros((64, 64), np.float32), "abnormal": False})
+    read = decoded(dicom.encode_results(source(), image, quiet, BEGAN))
+    assert read["regions"].pixel_array.max() == 0
+    assert read["map"].pixel_array.max() == 0
+
+
+@pytest.fixture
+def orthanc(tmp_path):
+    """A running Orthanc with DICOMweb on a free port; skipped where it is not installed."""
+    program = shutil.which("Orthanc") or pytest.skip("Orthanc is not installed (Debian: orthanc, orthanc-dicomweb)")
+    plugins = [p for p in ("/usr/share/orthanc/plugins",) if os.path.exists(f"{p}/libOrthancDicomWeb.so")]
+    if not plugins:
+        pytest.skip("Orthanc's DICOMweb plugin is not installed (Debian: orthanc-dicomweb)")
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {
+        "StorageDirectory": str(tmp_path / "store"),
+        "IndexDirectory": str(tmp_path / "store"),
+        "HttpPort": port,
+    }
+    settings |= {
+        "DicomServerEnabled": False,
+        "RemoteAccessAllowed": False,
+        "Plugins": plugins,
+        "AuthenticationEnabled": False,
+    }
+    settings["DicomWeb"] = {"Enable": True}
+    (tmp_path / "orthanc.json").write_text(json.dumps(settings))
+    server = subprocess.Popen(
+        [program, str(tmp_path / "orthanc.json")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            try:
+                urllib.request.urlopen(f"{address}/system", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            pytest.skip("Orthanc does not start here")
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def test_orthanc_takes_and_gives_back(orthanc, source, image, finding):
+    """STOW-RS stores all four, WADO-RS gives the same pixels back."""
+    results = dicom.encode_results(source("DX"), image, finding, BEGAN)
+    parts = b"".join(b"--x\r\nContent-Type: application/dicom\r\n\r\n" + data + b"\r\n" for data in results.values())
+    request = urllib.request.Request(
+        f"{orthanc}/dicom-web/studies",
+        data=parts + b"--x--",
+        headers={
+            "Content-Type": 'multipart/related; type="application/dicom"; boundary=x',
+            "Accept": "application/dicom+json",
+        },
+    )
+    with urllib.request.urlopen(request) as response:
+        answer = json.load(response)
+    assert answer.get("00081198", {}).get("Value", []) == []  # FailedSOPSequence
+    assert len(answer["00081199"]["Value"]) == 4
+    with urllib.request.urlopen(f"{orthanc}/dicom-web/studies/1.2.3/instances") as response:
+        assert len(json.load(response)) == 4
+    expected = decoded(results)
+    for instance in json.load(urllib.request.urlopen(f"{orthanc}/instances")):
+        stored = pydicom.dcmread(io.BytesIO(urllib.request.urlopen(f"{orthanc}/instances/{instance}/file").read()))
+        [match] = [ds for ds in expected.values() if ds.SOPInstanceUID == stored.SOPInstanceUID]
+        assert stored == match
