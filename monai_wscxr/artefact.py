@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 import monai_wscxr
+from monai_wscxr.atomic import save_torch_atomic, write_text_atomic
 from monai_wscxr.backbones import create_backbone, weights_hash
 from monai_wscxr.calibration import Calibration
 from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchFeatures
 from monai_wscxr.networks import Discriminator, WSCXRNet, check_score_share
-from monai_wscxr.store import save_torch_atomic, write_text_atomic
 from monai_wscxr.transforms import Preprocessing
 from monai_wscxr.whitening import NormalWhitening
 

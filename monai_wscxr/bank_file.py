@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from monai_wscxr.atomic import replacing
 from monai_wscxr.errors import InputError
 from monai_wscxr.ops import PackedBank, mined_count
 from monai_wscxr.ops.checks import check_rows
 from monai_wscxr.ops.min_distance import nothing_found, search_block
-from monai_wscxr.store import replacing
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FORMAT = "monai_wscxr packed bank 1"

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from monai.bundle import ConfigParser
 from monai.bundle import run as bundle_run
 from monai.utils import set_determinism
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from monai_wscxr.errors import InputError, show_input_errors_plainly
 
@@ -53,34 +49,6 @@ def start(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> None
 def from_command_line() -> bool:
     """Whether this process is `python -m monai.bundle ...`."""
     return Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
-
-
-def join_processes() -> torch.device:
-    """Join the processes that torchrun started (NCCL with GPUs, gloo without); returns this process's device.
-
-    Raises:
-        InputError: when torchrun did not start this process.
-    """
-    if not dist.is_torchelastic_launched():
-        raise InputError(
-            "multi_gpu_train.yaml needs several processes: start it with torchrun, see the bundle's README"
-        )
-    on_gpu = torch.cuda.is_available()
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo")
-    if dist.get_rank() > 0:
-        logging.getLogger("monai_wscxr").setLevel(logging.WARNING)
-    if not on_gpu:
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(device)
-    return device
-
-
-def distributed(network: nn.Module, device: torch.device) -> nn.Module:
-    """The same network with gradients averaged over all processes."""
-    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(network) if device.type == "cuda" else network
-    return DistributedDataParallel(synchronised, device_ids=[device] if device.type == "cuda" else None)
 
 
 def create_optimizer(

@@ -27,6 +27,7 @@ from monai.transforms import Compose
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_wscxr.atomic import write_text_atomic
 from monai_wscxr.backbones import NAMED, create_backbone
 from monai_wscxr.bank import FeatureBank
 from monai_wscxr.bundle import create_optimizer
@@ -41,7 +42,6 @@ from monai_wscxr.metrics import auroc
 from monai_wscxr.mixing import MixingInferer, PatchBatches, prepare_patch_batch
 from monai_wscxr.networks import Discriminator, anomaly_score
 from monai_wscxr.ops import min_distance
-from monai_wscxr.store import write_text_atomic
 from monai_wscxr.transforms import LoadRadiographd, Preprocessing, ResizeRadiographd, radiograph_transforms
 from monai_wscxr.whitening import NormalWhitening
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from monai_wscxr import metrics
 from monai_wscxr.artefact import ARTEFACT, TrainedModel
+from monai_wscxr.atomic import write_text_atomic
 from monai_wscxr.calibration import p_value_error
 from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.data.radiograph import file_digest
@@ -33,7 +34,6 @@ from monai_wscxr.report.case import Case
 from monai_wscxr.report.html import choose_cases, write_report
 from monai_wscxr.report.overlay import ColourScale, encode_png, overlay, write_bytes_atomic
 from monai_wscxr.run_folder import epoch_discriminators
-from monai_wscxr.store import write_text_atomic
 from monai_wscxr.transforms import LoadMaskd, radiograph_transforms
 
 logger = logging.getLogger("monai_wscxr")

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from monai_wscxr.artefact import ARTEFACT
+from monai_wscxr.atomic import save_torch_atomic, write_text_atomic
 from monai_wscxr.errors import InputError
-from monai_wscxr.store import save_torch_atomic, write_text_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from monai_wscxr.atomic import sync, write_text_atomic
 from monai_wscxr.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class FeatureStore:
         temporary = path.with_suffix(".partial")
         try:
             save_file({"features": features.contiguous()}, temporary, {"digests": json.dumps(list(digests))})
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
             raise InputError(
@@ -145,32 +146,3 @@ class FeatureStore:
                 f"the features of {images} images need {needed / 1e9:.2f} GB in {self.folder}, but only {free / 1e9:.2f} GB "
                 "are free; make room, or point MONAI_WSCXR_CACHE at another disk"
             )
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it takes that name when all went well and vanishes otherwise."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def save_torch_atomic(path: Path, value: Any) -> None:
-    """`torch.save` with the same promise."""
-    with replacing(path) as temporary:
-        torch.save(value, temporary)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from monai_wscxr import store as store_module
+from monai_wscxr.atomic import save_torch_atomic, write_text_atomic
 from monai_wscxr.errors import InputError
-from monai_wscxr.store import FeatureStore, cache_root, fingerprint, save_torch_atomic, write_text_atomic
+from monai_wscxr.store import FeatureStore, cache_root, fingerprint
 
 SETTINGS = {"size": 64, "layers": ["3"], "preprocessing": {"mean": [0.5], "std": [0.5]}}
 

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from monai_wscxr import metrics
+from monai_wscxr.atomic import write_text_atomic
 from monai_wscxr.bank import FeatureBank
 from monai_wscxr.calibration import Calibration, calibrate
 from monai_wscxr.data.datalist import Item, load_datalist
@@ -23,7 +24,6 @@ from monai_wscxr.data.selection import check_overlap, hold_out
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.run_folder import RunFolder
-from monai_wscxr.store import write_text_atomic
 
 logger = logging.getLogger("monai_wscxr")
 

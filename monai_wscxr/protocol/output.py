@@ -11,8 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from monai_wscxr.atomic import write_text_atomic
 from monai_wscxr.protocol.figures import HONEST, PAPER, Bootstrap, interval, summarise
-from monai_wscxr.store import write_text_atomic
 
 NAMES = {"wscxr": "WSCXR", "patchcore": "PatchCore", "simplenet": "SimpleNet", "cutpaste": "CutPaste"}
 VARIANTS = {"neither": "neither", "mining": "mining only", "mixing": "mixing only", "both": "mining and mixing"}

@@ -21,10 +21,10 @@ import yaml
 from tqdm import tqdm
 
 import monai_wscxr
+from monai_wscxr.atomic import write_text_atomic
 from monai_wscxr.errors import InputError
 from monai_wscxr.protocol.cells import Cell, Laboratory
 from monai_wscxr.protocol.output import write_tables
-from monai_wscxr.store import write_text_atomic
 
 METHODS = ("wscxr", "patchcore", "simplenet", "cutpaste")
 TABLES = ("table1", "table2")

@@ -1,0 +1,148 @@
+"""What happens when training starts: banks are filled, the abnormal bank is mined, the trainer's parts get both."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from monai_wscxr.bank import FeatureBank
+from monai_wscxr.data.split import TrainingSplit
+from monai_wscxr.errors import InputError
+from monai_wscxr.extraction import PatchExtractor
+from monai_wscxr.mining import Mined, mine
+from monai_wscxr.mixing import MixingInferer, PatchBatches
+from monai_wscxr.whitening import NormalWhitening
+
+logger = logging.getLogger("monai_wscxr")
+
+
+class ImageFeatures(IterableDataset):
+    """Batches of patch features of whole images with labels, filled by `MiningHandler`; what validation runs on.
+
+    Args:
+        batch_size: images per batch.
+    """
+
+    def __init__(self, batch_size: int = 256) -> None:
+        self.batch_size = batch_size
+        self.features = torch.empty(0)
+        self.labels = torch.empty(0)
+
+    def fill(self, normal: FeatureBank, abnormal: FeatureBank) -> None:
+        """Hold the images of two banks."""
+        self.features = torch.cat([normal.images, abnormal.images])
+        self.labels = torch.cat([torch.zeros(len(normal.files)), torch.ones(len(abnormal.files))])
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        parts = zip(self.features.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
+        for features, labels in parts:
+            yield {"image": features, "label": labels[:, None]}
+
+
+class MiningHandler:
+    """When training starts: fill the normal bank, mine the abnormal bank, hand both to the trainer's parts.
+
+    With several processes the first one extracts and the others read its features from the store.
+
+    Args:
+        extractor: patch features of files.
+        split: who trains and who is held out.
+        dataset: receives the normal bank.
+        inferer: receives the mined bank.
+        validation: receives held-out normals and the few-shot abnormals as whole images.
+        retention: retention rate r in (0, 1]; 1 keeps every abnormal patch.
+        device: where the banks live while training.
+        whitening: fitted to the normal bank; everything handed over is whitened. None leaves features as they are.
+        shrinkage: of its covariance, > 0.
+
+    Attributes:
+        mined: result of mining (on features as published), after training has started; its rows are not whitened.
+        normal, held_out, abnormal: banks of whole images, whitened.
+        seconds: {"extraction", "mining"}.
+    """
+
+    def __init__(
+        self,
+        extractor: PatchExtractor,
+        split: TrainingSplit,
+        dataset: PatchBatches,
+        inferer: MixingInferer,
+        validation: ImageFeatures,
+        retention: float = 0.2,
+        device: str | torch.device = "cpu",
+        whitening: NormalWhitening | None = None,
+        shrinkage: float = 1.0,
+    ) -> None:
+        if not 0 < retention <= 1:
+            raise InputError(f"the retention rate r must lie in (0, 1] (published: 0.2), got {retention}")
+        self.extractor, self.split, self.dataset = extractor, split, dataset
+        self.inferer, self.validation, self.retention = inferer, validation, retention
+        self.device = torch.device(device)
+        self.whitening, self.shrinkage = whitening, shrinkage
+        self.seconds: dict[str, float] = {}
+        self.mined: Mined
+        self.normal: FeatureBank
+        self.held_out: FeatureBank
+        self.abnormal: FeatureBank
+
+    def attach(self, engine: Engine) -> None:
+        """Run when training starts."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Fill, mine, hand over."""
+        logger.info("%s", self.split.summary())
+        for finding in self.split.findings:
+            logger.warning("allowed overlap between training and test: %s", finding)
+        self.extractor.digests.update(self.split.digests)
+        normal = self._extract()
+        began = time.perf_counter()
+        self.mined = mine(normal.to(self.device), self.abnormal.to(self.device), self.retention)
+        self.seconds["mining"] = time.perf_counter() - began
+        if self.whitening is not None:
+            self.whitening.fit(normal.rows.to(self.device), self.shrinkage)
+        self.normal, self.held_out, self.abnormal = map(self._whitened, (normal, self.held_out, self.abnormal))
+        self.dataset.fill(self.normal.rows)
+        self.inferer.fill(self._whitened(self.mined.bank).rows)
+        self.validation.fill(self.held_out, self.abnormal)
+        engine.state.epoch_length = self.dataset.batches_per_epoch
+        done = self.extractor.done
+        logger.info(
+            "features: %d images extracted, %d from the cache, %d rejected, %.1f s",
+            *(done.extracted, done.reused, len(done.rejected), self.seconds["extraction"]),
+        )
+        for file, code, message in done.rejected:
+            logger.warning("rejected (%s): %s", code, message or file)
+        logger.info(
+            "mining: %d of %d abnormal patches against %d normal ones, %.2f s",
+            *(len(self.mined.bank), len(self.abnormal), len(normal), self.seconds["mining"]),
+        )
+
+    def _whitened(self, bank: FeatureBank) -> FeatureBank:
+        bank = bank.to(self.device)
+        return bank if self.whitening is None else dataclasses.replace(bank, rows=self.whitening(bank.rows))
+
+    def _extract(self) -> FeatureBank:
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if several and self.extractor.store is None:
+            raise InputError("training with several processes needs the feature cache; leave --cache on")
+        if several and dist.get_rank() > 0:
+            dist.barrier()
+            assert self.extractor.store is not None
+            self.extractor.store.refresh()
+        began = time.perf_counter()
+        normal = self.extractor.bank(self.split.normal, "normal images")
+        self.held_out = self.extractor.bank(self.split.held_out, "held-out normal images")
+        self.abnormal = self.extractor.bank(self.split.abnormal, "abnormal images")
+        self.seconds["extraction"] = time.perf_counter() - began
+        if several and dist.get_rank() == 0:
+            dist.barrier()
+        return normal

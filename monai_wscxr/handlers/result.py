@@ -1,0 +1,135 @@
+"""What happens when training completes: calibration on the held-out normals, and the trained model on disk."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from monai_wscxr.artefact import save_model
+from monai_wscxr.bank import FeatureBank
+from monai_wscxr.calibration import calibrate
+from monai_wscxr.data.split import count_classes
+from monai_wscxr.distributed import first_process
+from monai_wscxr.errors import InputError
+from monai_wscxr.handlers.mining import MiningHandler
+from monai_wscxr.networks import Discriminator, WSCXRNet, anomaly_score, check_score_share
+from monai_wscxr.run_folder import RunFolder
+
+logger = logging.getLogger("monai_wscxr")
+
+
+class ArtefactHandler:
+    """When training completes: calibrate on the held-out normals and write the trained model.
+
+    Args:
+        folder: of the run.
+        mining: holds the banks of held-out normals and few-shot abnormals.
+        network: image to patch scores, with the trained discriminator inside.
+        false_positive_rate: wanted share of normal images flagged.
+        map_sigma: Gaussian of anomaly maps in pixels.
+        score_share: see `anomaly_score`.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        mining: MiningHandler,
+        network: WSCXRNet,
+        false_positive_rate: float = 0.05,
+        map_sigma: float = 4.0,
+        score_share: float = 0.0,
+    ) -> None:
+        if not 0 < false_positive_rate < 1:
+            raise InputError(f"false_positive_rate must lie in (0, 1), got {false_positive_rate}")
+        if not map_sigma >= 0:
+            raise InputError(f"map_sigma must be 0 (no smoothing) or more, got {map_sigma}")
+        self.folder, self.mining, self.network = folder, mining, network
+        self.false_positive_rate, self.map_sigma = false_positive_rate, map_sigma
+        self.score_share = check_score_share(score_share)
+        self._began = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Time the training, write at its end."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def _start(self, engine: Engine) -> None:
+        self._began = time.perf_counter()
+
+    def __call__(self, engine: Engine) -> None:
+        """Calibrate and write (the first process does)."""
+        if not first_process():
+            return
+        seconds = {**self.mining.seconds, "training": time.perf_counter() - self._began}
+        network = self.network.eval()
+        held_out = image_scores(network.discriminator, self.mining.held_out, self.score_share)
+        calibration = calibrate(
+            held_out,
+            image_scores(network.discriminator, self.mining.abnormal),
+            self.false_positive_rate,
+            normal_peaks=image_scores(network.discriminator, self.mining.held_out),
+        )
+        done = self.mining.extractor.done
+        training = {
+            "normal_images": len(self.mining.split.normal),
+            "held_out_images": len(self.mining.held_out.files),
+            "abnormal_images": count_classes(self.mining.split.abnormal),
+            "mined_patches": len(self.mining.mined.bank),
+            "rejected": [[code, message] for _, code, message in done.rejected],
+            "digests": sorted(self.mining.extractor.digests[f] for f in self._files()),
+            "overlap": self.mining.split.findings,
+            "seconds": seconds,
+        }
+        preprocessing = self.mining.extractor.preprocessing
+        sha256 = save_model(
+            self.folder.path,
+            network,
+            preprocessing,
+            calibration,
+            self.map_sigma,
+            self.folder.settings,
+            training,
+            self.score_share,
+        )
+        logger.info("training: %d epochs, %.1f s", engine.state.epoch, seconds["training"])
+        logger.info(
+            "threshold %.4f (at most %.1f %% of normal images flagged, from %d held-out normals); model %s in %s",
+            *(calibration.threshold, 100 * self.false_positive_rate, len(held_out), sha256[:12], self.folder.path),
+        )
+
+    def _files(self) -> list[str]:
+        split = self.mining.split
+        items = [*split.normal, *split.held_out, *split.abnormal]
+        return [str(i["image"]) for i in items if str(i["image"]) in self.mining.extractor.digests]
+
+
+def image_scores(
+    discriminator: Discriminator, bank: FeatureBank, score_share: float = 0.0, batch_size: int = 256
+) -> list[float]:
+    """Anomaly scores of the images of a bank of whole images, whitened where the network whitens."""
+    device = next(discriminator.parameters()).device
+    with torch.inference_mode():
+        return [
+            score
+            for part in bank.images.split(batch_size)
+            for score in anomaly_score(discriminator(part.to(device)), score_share)[:, 0].tolist()
+        ]
+
+
+class ScoresAndLabels:
+    """For MONAI's metrics: anomaly scores [B, 1] and labels [B, 1] of one step of the evaluator.
+
+    Args:
+        score_share: see `anomaly_score`.
+    """
+
+    def __init__(self, score_share: float = 0.0) -> None:
+        self.score_share = check_score_share(score_share)
+
+    def __call__(self, output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Scores and labels."""
+        return anomaly_score(output["pred"], self.score_share), output["label"]
