@@ -22,7 +22,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.mining import Mined, mine
 from monai_wscxr.mixing import MixingInferer, PatchBatches
-from monai_wscxr.networks import Discriminator, WSCXRNet, anomaly_score, check_score_share
+from monai_wscxr.networks import Discriminator, WSCXRNet, anomaly_score, check_score_share, image_scores
 from monai_wscxr.run_folder import RunFolder
 from monai_wscxr.whitening import NormalWhitening
 
@@ -234,18 +234,15 @@ class DistanceHandler:
             self.discriminator.distance_weight.fill_(self.weight())
         self.discriminator.train(mode)
 
-    @torch.inference_mode()
     def weight(self) -> float:
         """The weight that gives the distance its share; the discriminator's own must be 0 meanwhile."""
-        learned, distance = [], []
-        for part in self.mining.normal.images.split(256):
-            learned.append(anomaly_score(self.discriminator(part), self.score_share)[:, 0])
-            distance.append(anomaly_score(part.square().mean(1, keepdim=True), self.score_share)[:, 0])
-        spread = float(torch.cat(distance).double().std(correction=0))
+        images = self.mining.normal.images
+        learned = image_scores(self.discriminator, images, self.score_share)
+        distance = image_scores(lambda part: part.square().mean(1, keepdim=True), images, self.score_share)
+        spread = float(distance.double().std(correction=0))
         if not spread > 0:
             return 0.0
-        wanted = self.share / len(self.mining.abnormal.files) * float(torch.cat(learned).double().std(correction=0))
-        return wanted / spread
+        return self.share / len(self.mining.abnormal.files) * float(learned.double().std(correction=0)) / spread
 
 
 class ThreadsHandler:
@@ -328,12 +325,12 @@ class ArtefactHandler:
             return
         seconds = {**self.mining.seconds, "training": time.perf_counter() - self._began}
         network = self.network.eval()
-        held_out = image_scores(network.discriminator, self.mining.held_out, self.score_share)
+        held_out = self._scores(self.mining.held_out, self.score_share)
         calibration = calibrate(
             held_out,
-            image_scores(network.discriminator, self.mining.abnormal),
+            self._scores(self.mining.abnormal, 0),
             self.false_positive_rate,
-            normal_peaks=image_scores(network.discriminator, self.mining.held_out),
+            normal_peaks=self._scores(self.mining.held_out, 0),
         )
         done = self.mining.extractor.done
         training = {
@@ -363,6 +360,9 @@ class ArtefactHandler:
             *(calibration.threshold, 100 * self.false_positive_rate, len(held_out), sha256[:12], self.folder.path),
         )
 
+    def _scores(self, bank: FeatureBank, share: float) -> list[float]:
+        return image_scores(self.network.discriminator, bank.images, share)[:, 0].tolist()  # banks are whitened
+
     def _files(self) -> list[str]:
         split = self.mining.split
         items = [*split.normal, *split.held_out, *split.abnormal]
@@ -371,19 +371,6 @@ class ArtefactHandler:
 
 def _first_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-
-def image_scores(
-    discriminator: Discriminator, bank: FeatureBank, score_share: float = 0.0, batch_size: int = 256
-) -> list[float]:
-    """Anomaly scores of the images of a bank of whole images, whitened where the network whitens."""
-    device = next(discriminator.parameters()).device
-    with torch.inference_mode():
-        return [
-            score
-            for part in bank.images.split(batch_size)
-            for score in anomaly_score(discriminator(part.to(device)), score_share)[:, 0].tolist()
-        ]
 
 
 class ScoresAndLabels:
