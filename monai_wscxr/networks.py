@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +92,11 @@ class WSCXRNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """A(x) = {D(m) | m in M(x)} (Eq. 8)."""
-        return self.discriminator(self.whitening(self.features(image)))
+        return self.patch_scores(self.features(image))
+
+    def patch_scores(self, features: Tensor) -> Tensor:
+        """Patch scores [B, 1, h, w] of patch features [B, C, h, w] as they come from `features`."""
+        return self.discriminator(self.whitening(features))
 
 
 class EpochScores(nn.Module):
@@ -108,7 +113,11 @@ class EpochScores(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Patch scores of discriminator e in channel e."""
-        phi = self.whitening(self.features(image))
+        return self.patch_scores(self.features(image))
+
+    def patch_scores(self, features: Tensor) -> Tensor:
+        """The same from patch features [B, C, h, w] as they come from `features`."""
+        phi = self.whitening(features)
         return torch.cat([discriminator(phi) for discriminator in self.discriminators], dim=1)
 
 
@@ -123,6 +132,22 @@ def anomaly_score(patch_scores: Tensor, share: float = 0.0) -> Tensor:
     patches = patch_scores.flatten(2)
     count = max(1, round(share * patches.shape[2]))
     return patches.amax(2) if count == 1 else patches.topk(count, dim=2).values.mean(2)
+
+
+def image_scores(
+    patch_scores: Callable[[Tensor], Tensor], images: Tensor, share: float = 0.0, batch_size: int = 256
+) -> Tensor:
+    """Anomaly scores [n, E] of images whose patch features are known, on the CPU.
+
+    Args:
+        patch_scores: from features to patch scores [B, E, h, w]: `patch_scores` of a network, or a discriminator where
+            the features are whitened already.
+        images: [n, C, h, w], on the device of the network.
+        share: see `anomaly_score`.
+        batch_size: images at a time.
+    """
+    with torch.inference_mode():
+        return torch.cat([anomaly_score(patch_scores(part), share).cpu() for part in images.split(batch_size)])
 
 
 def check_score_share(share: float) -> float:

@@ -9,7 +9,14 @@ import torch
 from monai_wscxr.backbones import create_backbone
 from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchFeatures, to_rows
-from monai_wscxr.networks import Discriminator, EpochScores, WSCXRNet, anomaly_map, anomaly_score
+from monai_wscxr.networks import (
+    Discriminator,
+    EpochScores,
+    WSCXRNet,
+    anomaly_map,
+    anomaly_score,
+    image_scores,
+)
 from monai_wscxr.whitening import NormalWhitening
 
 
@@ -221,3 +228,25 @@ def test_scores_of_every_epoch_share_the_features(make_features):
     for epoch in range(3):
         assert torch.equal(scores[:, epoch : epoch + 1], single[epoch])
     assert not torch.equal(scores[:, 0], scores[:, 1])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_scores_from_features_are_those_from_images(make_features, share):
+    features = make_features()
+    torch.manual_seed(0)
+    whitening = NormalWhitening(features.channels)
+    whitening.fit(torch.randn(50, features.channels), 1.0)
+    discriminators = [Discriminator(features.channels).eval() for _ in range(2)]
+    for weight, discriminator in enumerate(discriminators, 1):
+        discriminator.distance_weight.fill_(0.1 * weight)
+    network = WSCXRNet(features, discriminators[1], whitening).eval()
+    image = torch.randn(5, 3, 64, 64)
+    with torch.no_grad():
+        known = features(image)
+        expected = anomaly_score(network(image), share)
+    torch.testing.assert_close(image_scores(network.patch_scores, known, share, batch_size=2), expected)
+    epochs = EpochScores(network, discriminators).eval()
+    both = image_scores(epochs.patch_scores, known, share, batch_size=2)
+    assert both.shape == (5, 2)
+    torch.testing.assert_close(both[:, 1:], expected)
+    assert not torch.allclose(both[:, :1], expected)

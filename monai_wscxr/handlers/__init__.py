@@ -2,7 +2,7 @@
 
 from monai_wscxr.handlers.epochs import DistanceHandler, EpochLogHandler, EpochStateHandler, ThreadsHandler
 from monai_wscxr.handlers.mining import ImageFeatures, MiningHandler
-from monai_wscxr.handlers.result import ArtefactHandler, ScoresAndLabels, image_scores
+from monai_wscxr.handlers.result import ArtefactHandler, ScoresAndLabels
 
 __all__ = [
     "ArtefactHandler",
@@ -13,5 +13,4 @@ __all__ = [
     "MiningHandler",
     "ScoresAndLabels",
     "ThreadsHandler",
-    "image_scores",
 ]

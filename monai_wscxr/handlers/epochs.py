@@ -13,7 +13,7 @@ from monai_wscxr.distributed import first_process
 from monai_wscxr.errors import InputError
 from monai_wscxr.handlers.mining import MiningHandler
 from monai_wscxr.mixing import PatchBatches
-from monai_wscxr.networks import Discriminator, anomaly_score, check_score_share
+from monai_wscxr.networks import Discriminator, check_score_share, image_scores
 from monai_wscxr.run_folder import RunFolder
 
 logger = logging.getLogger("monai_wscxr")
@@ -100,18 +100,15 @@ class DistanceHandler:
             self.discriminator.distance_weight.fill_(self.weight())
         self.discriminator.train(mode)
 
-    @torch.inference_mode()
     def weight(self) -> float:
         """The weight that gives the distance its share; the discriminator's own must be 0 meanwhile."""
-        learned, distance = [], []
-        for part in self.mining.normal.images.split(256):
-            learned.append(anomaly_score(self.discriminator(part), self.score_share)[:, 0])
-            distance.append(anomaly_score(part.square().mean(1, keepdim=True), self.score_share)[:, 0])
-        spread = float(torch.cat(distance).double().std(correction=0))
+        images = self.mining.normal.images
+        learned = image_scores(self.discriminator, images, self.score_share)
+        distance = image_scores(lambda part: part.square().mean(1, keepdim=True), images, self.score_share)
+        spread = float(distance.double().std(correction=0))
         if not spread > 0:
             return 0.0
-        wanted = self.share / len(self.mining.abnormal.files) * float(torch.cat(learned).double().std(correction=0))
-        return wanted / spread
+        return self.share / len(self.mining.abnormal.files) * float(learned.double().std(correction=0)) / spread
 
 
 class ThreadsHandler:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 
-import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from monai_wscxr.data.split import count_classes
 from monai_wscxr.distributed import first_process
 from monai_wscxr.errors import InputError
 from monai_wscxr.handlers.mining import MiningHandler
-from monai_wscxr.networks import Discriminator, WSCXRNet, anomaly_score, check_score_share
+from monai_wscxr.networks import WSCXRNet, anomaly_score, check_score_share, image_scores
 from monai_wscxr.run_folder import RunFolder
 
 logger = logging.getLogger("monai_wscxr")
@@ -66,12 +65,12 @@ class ArtefactHandler:
             return
         seconds = {**self.mining.seconds, "training": time.perf_counter() - self._began}
         network = self.network.eval()
-        held_out = image_scores(network.discriminator, self.mining.held_out, self.score_share)
+        held_out = self._scores(self.mining.held_out, self.score_share)
         calibration = calibrate(
             held_out,
-            image_scores(network.discriminator, self.mining.abnormal),
+            self._scores(self.mining.abnormal, 0),
             self.false_positive_rate,
-            normal_peaks=image_scores(network.discriminator, self.mining.held_out),
+            normal_peaks=self._scores(self.mining.held_out, 0),
         )
         done = self.mining.extractor.done
         training = {
@@ -101,23 +100,13 @@ class ArtefactHandler:
             *(calibration.threshold, 100 * self.false_positive_rate, len(held_out), sha256[:12], self.folder.path),
         )
 
+    def _scores(self, bank: FeatureBank, share: float) -> list[float]:
+        return image_scores(self.network.discriminator, bank.images, share)[:, 0].tolist()  # banks are whitened
+
     def _files(self) -> list[str]:
         split = self.mining.split
         items = [*split.normal, *split.held_out, *split.abnormal]
         return [str(i["image"]) for i in items if str(i["image"]) in self.mining.extractor.digests]
-
-
-def image_scores(
-    discriminator: Discriminator, bank: FeatureBank, score_share: float = 0.0, batch_size: int = 256
-) -> list[float]:
-    """Anomaly scores of the images of a bank of whole images, whitened where the network whitens."""
-    device = next(discriminator.parameters()).device
-    with torch.inference_mode():
-        return [
-            score
-            for part in bank.images.split(batch_size)
-            for score in anomaly_score(discriminator(part.to(device)), score_share)[:, 0].tolist()
-        ]
 
 
 class ScoresAndLabels:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import csv
-import json
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,19 +12,15 @@ import torch
 from monai.bundle import ConfigWorkflow, create_workflow
 from monai.utils import set_determinism
 
-from monai_wscxr.artefact import TrainedModel, load_model
+from monai_wscxr.artefact import load_model
 from monai_wscxr.bank import FeatureBank
 from monai_wscxr.baselines.common import fit_and_score, normal_split
 from monai_wscxr.data.datalist import Item, load_datalist
 from monai_wscxr.errors import InputError
+from monai_wscxr.evaluation import epoch_network
 from monai_wscxr.extraction import PatchExtractor
-from monai_wscxr.handlers import image_scores
-from monai_wscxr.predictor import predict_files
+from monai_wscxr.networks import image_scores
 from monai_wscxr.protocol.figures import cell_figures
-from monai_wscxr.run_folder import epoch_discriminators
-
-logger = logging.getLogger("monai_wscxr")
-PROBES = 4  # test images on which scores from cached features are compared with scores from files
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,6 @@ class Laboratory:
         self.allow_overlap = bool(parser.get_parsed_content("allow_overlap"))
         self.where: dict[str, int] = {}
         self.images = torch.empty(0)
-        self.through_files = False
 
     def _parser(self, files: Sequence[str], **values: Any):
         workflow = ConfigWorkflow(
@@ -142,7 +133,7 @@ class Laboratory:
         # as in `epoch_network`: every state, and the one that counts once more at the end
         epochs = [*scored.epochs, scored.epochs[-1]] if len(scored.epochs) > 1 else scored.epochs
         figures = cell_figures(self.labels, epochs, scored.held_out, scored.calibration.threshold)
-        return {**figures, "scores": scored.epochs[-1], "scored": "features"}
+        return {**figures, "scores": scored.epochs[-1]}
 
     # ---- WSCXR, through the bundle's own training
 
@@ -160,54 +151,9 @@ class Laboratory:
         workflow.run()
         workflow.finalize()
         model = load_model(folder, str(self.extractor.device))
+        images = self.bank(self.test).images.to(self.extractor.device)
+        # one row per epoch, the trained model's last: the figures of `evaluate.yaml` without passing the images again
+        epochs = image_scores(epoch_network(model).patch_scores, images, model.score_share).T.tolist()
         held_out = list(model.calibration.normal_scores)
-        if not self.through_files:
-            test = self.bank(self.test)
-            scores = image_scores(model.network.discriminator, test)
-            self.through_files = not self._agree(model, scores)
-        if self.through_files:
-            return self._evaluated(folder, model, held_out)
-        epochs = []
-        for state in epoch_discriminators(folder):
-            discriminator = copy.deepcopy(model.network.discriminator)
-            discriminator.load_state_dict(state)
-            epochs.append(image_scores(discriminator.eval(), test))
-        figures = cell_figures(self.labels, [*epochs, scores], held_out, model.calibration.threshold)
-        return {**figures, "scores": scores, "scored": "features"}
-
-    def _agree(self, model: TrainedModel, scores: Sequence[float]) -> bool:
-        """Whether the trained model gives the same scores from files as its discriminator from cached features."""
-        step = max(1, len(self.test) // PROBES)
-        probes = range(0, len(self.test), step)
-        direct = list(predict_files(model, [self.test[i]["image"] for i in probes]))
-        calm = all(
-            abs(p.anomaly_score - scores[i]) <= 1e-3 * (1 + abs(scores[i])) for i, p in zip(probes, direct, strict=True)
-        )
-        if not calm:
-            logger.warning(
-                "the model's scores are more than its discriminator's on cached features (test-time transforms?); every "
-                "cell is evaluated through evaluate.yaml instead, which takes longer"
-            )
-        return calm
-
-    def _evaluated(self, folder: Path, model: TrainedModel, held_out: list[float]) -> dict[str, Any]:
-        """Figures by the bundle's own evaluation, from files."""
-        workflow = create_workflow(
-            config_file=str(self.configs / "evaluate.yaml"),
-            workflow_type="infer",
-            run_id="evaluating",
-            logging_file=False,
-            dataset_dir=self.dataset_dir,
-            output_dir=str(folder),
-            device=str(self.extractor.device),
-            allow_overlap=self.allow_overlap,
-        )
-        workflow.run()
-        workflow.finalize()
-        with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
-            found = {row["file"]: float(row["anomaly_score"]) for row in csv.DictReader(file) if row["status"] == "ok"}
-        scores = [found[item["image"]] for item in self.test]
-        figures = cell_figures(self.labels, [scores], held_out, model.calibration.threshold)
-        # the published rule needs every epoch's scores; the evaluation has applied it
-        published = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["paper"]
-        return {**figures, "paper": {**figures["paper"], **published}, "scores": scores, "scored": "files"}
+        figures = cell_figures(self.labels, epochs, held_out, model.calibration.threshold)
+        return {**figures, "scores": epochs[-1]}

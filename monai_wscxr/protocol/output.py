@@ -139,15 +139,13 @@ def markdown(
         "```",
         record["command"] or "(library call)",
     ]
-    through = sorted({r["scored"] for r in results if "scored" in r})
     lines += [
         "```",
         "",
         f"monai_wscxr {record['monai_wscxr']} (code and configurations {record['code']}), Python {record['python']}, "
         + ", ".join(f"{name} {version}" for name, version in record["packages"].items())
         + f"; {record['machine']}.",
-        f"Options: {record['options'] or 'defaults'}. Features {record['features']}, split {record['split']}; scored through "
-        f"{' and '.join(through)}.",
+        f"Options: {record['options'] or 'defaults'}. Features {record['features']}, split {record['split']}.",
         f"Features took {record['seconds']['features']:.0f} s, this run {record['seconds']['this run']:.0f} s; all cells "
         f"together {sum(r['seconds'] for r in results):.0f} s ("
         + ", ".join(f"{title(n)} {_mean_seconds(results, n):.1f}" for n in dict.fromkeys(r["method"] for r in results))

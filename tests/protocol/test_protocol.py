@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from monai.bundle import create_workflow
 
 from monai_wscxr import predictor
 from monai_wscxr.cli import main
@@ -26,6 +27,8 @@ OPTIONS = {
     "device": "cpu",
 }
 TABLE2 = {key: OPTIONS[key] for key in ("image_size", "epochs", "min_batches", "false_positive_rate", "device")}
+
+HALF = {"score_share": 0.5}  # of the four patches of such small images; the default's quarter would be the maximum
 
 
 def protocol(phantoms, folder, table="table1", **changes):
@@ -128,25 +131,39 @@ def test_a_damaged_cell_is_named(phantoms, tmp_path):
 
 
 def test_wscxr_scores_are_those_of_the_trained_model(phantoms, tmp_path):
-    protocol(phantoms, tmp_path / "out", methods=["wscxr"], options=TABLE2, keep_runs=True)
+    protocol(phantoms, tmp_path / "out", methods=["wscxr"], options={**TABLE2, **HALF}, keep_runs=True)
     cell = json.loads((tmp_path / "out" / "cells" / "wscxr_k1_s0.json").read_text())
     model = cells_module.load_model(tmp_path / "out" / "runs" / "wscxr_k1_s0")
     files = [item["image"] for item in cells_module.load_datalist(str(phantoms))["test"]]
     direct = [p.anomaly_score for p in predictor.predict_files(model, files)]
-    assert cell["scored"] == "features"
     assert cell["scores"] == pytest.approx(direct, abs=1e-4)
     assert cell["honest"]["threshold"] == model.calibration.threshold
 
 
-def test_a_model_that_is_more_than_its_discriminator_is_evaluated_from_files(phantoms, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(cells_module, "image_scores", lambda discriminator, bank: [0.0] * len(bank.files))
-    protocol(phantoms, tmp_path / "out", methods=["wscxr"], options=TABLE2, keep_runs=True)
-    cell = json.loads((tmp_path / "out" / "cells" / "wscxr_k1_s0.json").read_text())
-    assert cell["scored"] == "files"
-    assert "through evaluate.yaml" in caplog.text
-    metrics = json.loads((tmp_path / "out" / "runs" / "wscxr_k1_s0" / "metrics.json").read_text())
-    assert cell["honest"]["auroc"] == pytest.approx(metrics["honest"]["auroc"])
-    assert cell["paper"]["auroc"] == metrics["paper"]["auroc"]
+def test_both_columns_are_those_of_the_bundles_own_evaluation(phantoms, tmp_path):
+    """From cached features as from files, every epoch included; with features whitened and not."""
+    published = {"whiten": False, "distance_share": 0, "score_share": 0}
+    for name, changes in {"new": HALF, "published": published}.items():
+        options = {**TABLE2, **changes}
+        protocol(phantoms, tmp_path / name, methods=["wscxr"], options=options, keep_runs=True)
+        cell = json.loads((tmp_path / name / "cells" / "wscxr_k1_s0.json").read_text())
+        folder = tmp_path / name / "runs" / "wscxr_k1_s0"
+        configs = Path(__file__).parents[2] / "bundles" / "wscxr_chest_xray" / "configs"
+        evaluation = create_workflow(
+            config_file=str(configs / "evaluate.yaml"),
+            workflow_type="infer",
+            run_id="evaluating",
+            dataset_dir=str(phantoms),
+            output_dir=str(folder),
+            device="cpu",
+        )
+        evaluation.run()
+        evaluation.finalize()
+        metrics = json.loads((folder / "metrics.json").read_text())
+        for figure in ("auroc", "accuracy", "f1", "sensitivity", "specificity", "threshold"):
+            assert cell["honest"][figure] == pytest.approx(metrics["honest"][figure]), figure
+        for figure, value in metrics["paper"].items():
+            assert cell["paper"][figure] == pytest.approx(value, abs=1e-5), figure
 
 
 def test_table2_says_which_way_it_falls(phantoms, tmp_path):
