@@ -249,6 +249,13 @@ def test_rsna(tmp_path):
     assert read("rsna", tmp_path, other="include")[0]["c.dcm"].findings == ("Not Normal",)
 
 
+def test_rsna_names_a_row_without_its_box(tmp_path):
+    rsna(tmp_path)
+    lines(tmp_path / "stage_2_train_labels.csv", "patientId,x,y,width,height,Target", "b,,152.0,213.0,379.0,1")
+    with pytest.raises(DatalistError, match="b has Target 1 without a box"):
+        read("rsna", tmp_path)
+
+
 def test_rsna_without_the_mapping_says_so(tmp_path):
     rsna(tmp_path, mapping=False)
     found, left_out = read("rsna", tmp_path)
@@ -291,6 +298,18 @@ def test_vindr_needs_readers_who_agree(tmp_path):
     assert left_out["findings of too few readers"] == 1
     assert found["t.png"].part == "test"
     assert read("vindr", tmp_path, readers=1)[0]["one.png"].findings == ("Nodule/Mass",)
+
+
+def test_vindr_diagnoses_without_a_box_are_not_normal(tmp_path):
+    vindr(tmp_path)
+    header = "image_id,rad_id,Nodule/Mass,Pleural effusion,Cardiomegaly,Tuberculosis,No finding"
+    labels = ["n,R1,0,0,0,0,1", "n,R2,0,0,0,1,0", "one,R1,1,0,0,0,0", "one,R2,0,0,0,0,1", "two,R1,0,1,0,0,0"]
+    lines(tmp_path / "annotations" / "image_labels_train.csv", header, *labels)
+    test = ["t,0,0,1,0,0", "u,0,0,0,0,1"]
+    lines(tmp_path / "annotations" / "image_labels_test.csv", header.replace("rad_id,", ""), *test)
+    found, left_out = read("vindr", tmp_path)
+    assert set(found) == {"two.png", "t.png", "u.png"}
+    assert left_out["diagnosis of the whole image without a box"] == 1
 
 
 # ---- MIMIC

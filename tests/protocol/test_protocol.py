@@ -28,7 +28,8 @@ OPTIONS = {
 }
 TABLE2 = {key: OPTIONS[key] for key in ("image_size", "epochs", "min_batches", "false_positive_rate", "device")}
 
-HALF = {"score_share": 0.5}  # of the four patches of such small images; the default's quarter would be the maximum
+# by default the four patches of such small images have equal features, and a quarter of them is the maximum
+HALF = {"score_share": 0.5, "neighbourhood": 1}
 
 
 def protocol(phantoms, folder, table="table1", **changes):

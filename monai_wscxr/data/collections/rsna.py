@@ -35,7 +35,10 @@ def read_rsna(root: Path, left_out: Counter[str], other: str = "exclude") -> lis
     labels = find_table(root, "stage_2_train_labels.csv", "stage_1_train_labels.csv")
     for row in read_table(labels, ("patientId", "x", "y", "width", "height", "Target")):
         if row["Target"] == "1":
-            x, y, w, h = (float(row[name]) for name in ("x", "y", "width", "height"))
+            try:
+                x, y, w, h = (float(row[name]) for name in ("x", "y", "width", "height"))
+            except ValueError as error:
+                raise DatalistError(f"{labels}: {row['patientId']} has Target 1 without a box ({error})") from error
             boxes.setdefault(row["patientId"], []).append((x, y, w, h))
     patients = _patients(root / MAPPING)
     if not patients:

@@ -1,7 +1,8 @@
 """VinDr-CXR: boxes of radiologists, `annotations/annotations_{train,test}.csv` (PhysioNet) or `train.csv` (Kaggle).
 
 The collection gives no patient: every image counts as one of its own. Training images were read by three radiologists each,
-test images by consensus.
+test images by consensus. Diagnoses of the whole image, pneumonia or tuberculosis for instance, have no box; they stand in
+`image_labels_{train,test}.csv` only, so that table decides who is normal where it is there.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def read_vindr(root: Path, left_out: Counter[str], readers: int = 2) -> list[Rec
     for part, table in tables.items():
         own = part if len(tables) > 1 else None
         folder = root / ("train" if part == "training" else "test")
+        well = _nothing_found(find_table(table.parent, f"image_labels_{'train' if part == 'training' else 'test'}.csv"))
         suffixes = (".dicom", ".dcm", ".png", ".jpg")
         for name, rows in _by_image(table).items():
             needed = readers if part == "training" else 1
@@ -49,10 +51,23 @@ def read_vindr(root: Path, left_out: Counter[str], readers: int = 2) -> list[Rec
             if rows and not findings:
                 left_out["findings of too few readers"] += 1
                 continue
+            if not findings and well is not None and name not in well:
+                left_out["diagnosis of the whole image without a box"] += 1
+                continue
             image = next((p for s in suffixes if (p := folder / f"{name}{s}").is_file()), folder / f"{name}.dicom")
             boxes = tuple(box for finding in findings for _, box in rows[finding])
             records.append(Record(image, findings, name, own, boxes))
     return records
+
+
+def _nothing_found(table: Path) -> set[str] | None:
+    """Images on which all readers found nothing at all; None without the table."""
+    if not table.is_file():
+        return None
+    said: dict[str, list[bool]] = {}
+    for row in read_table(table, ("image_id", "No finding")):
+        said.setdefault(row["image_id"], []).append(row["No finding"] in ("1", "1.0"))
+    return {name for name, answers in said.items() if all(answers)}
 
 
 def _by_image(table: Path) -> dict[str, dict[str, list[tuple[str, Box]]]]:
