@@ -2,13 +2,13 @@
 
     python tests/benchmarks/peers.py compare SOURCE WORK --images 250,500,1000 --peers ours,authors,anomalib
 
-SOURCE is a data set with a test part. Every peer runs in a process of its own, which is measured from outside (`os.wait4`: start-up
-counts; processor time of all its threads and children; largest resident memory of one process), and prints one JSON line.
+SOURCE is a data set with a test part. Every peer runs in a process of its own, which is measured from outside (`os.wait4`:
+start-up counts; processor time with threads and children; largest resident memory of one process), and gives one JSON line.
 More images than SOURCE has are perturbed copies: timing only. The authors' recipe is timed for `--epochs` epochs, and the time
 of 100 is what happens before them plus 100 epochs of the mean length; `authors FOLDER --epochs 100` runs them all.
 
-The authors' recipe is written here from its description, none of their code: images squashed to 256 pixels, last stage, p = 5; 500
-random normals, half of their patches chosen by the approximate greedy rule, a flat faiss index; r = 0.2; one linear layer
+The authors' recipe is written here from its description, none of their code: images squashed to 256 pixels, last stage, p = 5;
+500 random normals, half of their patches chosen by the approximate greedy rule, a flat faiss index; r = 0.2; one linear layer
 without bias; Adam, 2e-4, weight decay 1e-5; batches of 8 images; features recomputed in every epoch.
 Needs faiss-cpu for `authors` and anomalib for `anomalib`; a peer that cannot be imported ends with a message, the others go on.
 """
@@ -32,7 +32,7 @@ SIZE, NEIGHBOURHOOD, RETENTION, EPOCHS = 256, 5, 0.2, 100
 
 
 def prepare(source: str, folder: Path, images: int, k: int = 8, seed: int = 0) -> None:
-    """A folder of `images` normals, k abnormals per class and the whole test part of `source`; more normals are perturbed copies."""
+    """A folder of `images` normals, k abnormals per class and the test part of `source`; more normals are perturbed copies."""
     import torch
     from PIL import Image
 
@@ -44,7 +44,13 @@ def prepare(source: str, folder: Path, images: int, k: int = 8, seed: int = 0) -
     normal = [item["image"] for item in data["training"] if item["label"] == 0]
     abnormal = choose_few_shot([item for item in data["training"] if item["label"] == 1], k, seed, strict=True)
     random.Random(seed).shuffle(normal)
-    changes = [perturbation.brighter, perturbation.darker, perturbation.flatter, perturbation.harder, perturbation.cropped]
+    changes = [
+        perturbation.brighter,
+        perturbation.darker,
+        perturbation.flatter,
+        perturbation.harder,
+        perturbation.cropped,
+    ]
     for place in ("train/normal", "test/normal"):
         (folder / place).mkdir(parents=True)
     for number in range(images):
@@ -241,7 +247,7 @@ def authors(folder: Path, epochs: int, seed: int = 0, remember: bool = False) ->
 
 
 def anomalib(folder: Path, size: int = SIZE, layers: Sequence[str] = ("blocks.6",)) -> None:
-    """anomalib's PatchCore, fit and test through its engine; last stage of the same network, same weights, defaults otherwise."""
+    """anomalib's PatchCore, fit and test through its engine; last stage of the same network with the same weights."""
     import torch
     from anomalib.data import Folder
     from anomalib.engine import Engine
