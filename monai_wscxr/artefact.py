@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import monai_wscxr
-from monai_wscxr.atomic import save_torch_atomic, write_text_atomic
+from monai_wscxr.atomic import torch_bytes, write_together
 from monai_wscxr.backbones import create_backbone, weights_hash
 from monai_wscxr.calibration import Calibration
 from monai_wscxr.errors import InputError
@@ -59,7 +59,7 @@ def save_model(
     training: Mapping[str, Any],
     score_share: float = 0.0,
 ) -> str:
-    """Write `model.pt` and `artefact.json` (each atomically, weights first); returns the hash of the weights.
+    """Write `model.pt` and `artefact.json`, both on the disk before either takes its name; returns the weights' hash.
 
     Args:
         folder: output folder of the run.
@@ -98,8 +98,8 @@ def save_model(
         "settings": dict(settings),
         "training": dict(training),
     }
-    save_torch_atomic(folder / WEIGHTS, {k: v.cpu() for k, v in network.state_dict().items()})
-    write_text_atomic(folder / ARTEFACT, json.dumps(description, indent=1))
+    weights = torch_bytes({k: v.cpu() for k, v in network.state_dict().items()})
+    write_together({folder / WEIGHTS: weights, folder / ARTEFACT: json.dumps(description, indent=1).encode()})
     return sha256
 
 

@@ -16,6 +16,7 @@ from monai.utils import set_determinism
 from torch import nn
 
 from monai_wscxr.errors import InputError, show_input_errors_plainly
+from monai_wscxr.interruption import stop_cleanly
 
 _OWN = {name for name in inspect.signature(bundle_run).parameters if name != "override"}
 _TRACKING = {"tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"}
@@ -29,6 +30,7 @@ def start(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> None
     """
     if from_command_line():
         show_input_errors_plainly()
+        stop_cleanly()
         check_options(sys.argv[1:])
     for name, value in (("dataset_dir", dataset_dir), ("output_dir", output_dir)):
         if not value:

@@ -18,6 +18,12 @@ def first_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
+def wait_for_all() -> None:
+    """Go on when every process has come here; nothing to wait for with one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
 def join_processes() -> torch.device:
     """Join the processes that torchrun started (NCCL with GPUs, gloo without); returns this process's device.
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from monai_wscxr import store as store_module
-from monai_wscxr.atomic import save_torch_atomic, write_text_atomic
+from monai_wscxr.atomic import save_sealed, write_text_atomic
 from monai_wscxr.errors import InputError
 from monai_wscxr.store import FeatureStore, cache_root, fingerprint
 
@@ -202,7 +202,7 @@ def test_failed_shard_leaves_no_partial_file(tmp_path, monkeypatch, error):
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-@pytest.mark.parametrize("write", [lambda p: write_text_atomic(p, "new"), lambda p: save_torch_atomic(p, {"new": 1})])
+@pytest.mark.parametrize("write", [lambda p: write_text_atomic(p, "new"), lambda p: save_sealed(p, {"new": 1})])
 def test_atomic_files_are_old_or_new_and_leave_nothing_else(tmp_path, monkeypatch, write, step):
     path = tmp_path / "file"
     write_text_atomic(path, "old")

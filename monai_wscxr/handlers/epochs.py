@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from monai_wscxr.distributed import first_process
+from monai_wscxr.atomic import require_space, torch_bytes
+from monai_wscxr.distributed import first_process, wait_for_all
 from monai_wscxr.errors import InputError
 from monai_wscxr.handlers.mining import MiningHandler
 from monai_wscxr.mixing import PatchBatches
@@ -20,20 +22,28 @@ logger = logging.getLogger("monai_wscxr")
 
 
 class EpochStateHandler:
-    """Keep the training state after every epoch and continue from the last one that is there.
+    """Keep the training state after every epoch and continue from the last one that is there and undamaged.
 
-    Batches and mixing depend on (seed, epoch) alone, so a continued run ends at the weights of an uninterrupted one.
+    Batches and mixing depend on (seed, epoch) alone, so a continued run ends at the weights of an uninterrupted one. A state
+    belongs to the images that it was trained on: when those have changed, training starts again.
 
     Args:
         folder: of the run.
+        mining: has filled the banks; attach it before this one.
         discriminator, optimizer: what is being trained.
         dataset: its epoch is set when continuing.
     """
 
     def __init__(
-        self, folder: RunFolder, discriminator: nn.Module, optimizer: torch.optim.Optimizer, dataset: PatchBatches
+        self,
+        folder: RunFolder,
+        mining: MiningHandler,
+        discriminator: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        dataset: PatchBatches,
     ) -> None:
-        self.folder, self.discriminator, self.optimizer, self.dataset = folder, discriminator, optimizer, dataset
+        self.folder, self.mining = folder, mining
+        self.discriminator, self.optimizer, self.dataset = discriminator, optimizer, dataset
 
     def attach(self, engine: Engine) -> None:
         """Continue at the start, keep after every epoch."""
@@ -41,8 +51,18 @@ class EpochStateHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def resume(self, engine: Engine) -> None:
-        """Load the last state, if there is one."""
+        """Load the last state, if there is one of these images."""
         state = self.folder.latest_state()
+        if state is not None and state["images"] != self.mining.identity:
+            logger.warning("the images have changed since the interrupted run; training starts again")
+            wait_for_all()  # every process has read the state
+            if first_process():
+                self.folder.forget_states()
+            state = None
+        if first_process():
+            size = len(torch_bytes(self._state(0)))
+            epochs = (engine.state.max_epochs or 0) - (state["epoch"] if state else 0)
+            require_space(self.folder.path, epochs * size, f"keeping {epochs} epochs")
         if state is None:
             return
         self.discriminator.load_state_dict(state["discriminator"])
@@ -53,16 +73,16 @@ class EpochStateHandler:
 
     def save(self, engine: Engine) -> None:
         """Write the state of this epoch (the first process does)."""
-        if not first_process():
-            return
-        self.folder.save_state(
-            engine.state.epoch,
-            {
-                "epoch": engine.state.epoch,
-                "discriminator": self.discriminator.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            },
-        )
+        if first_process():
+            self.folder.save_state(engine.state.epoch, self._state(engine.state.epoch))
+
+    def _state(self, epoch: int) -> dict[str, Any]:
+        return {
+            "epoch": epoch,
+            "images": self.mining.identity,
+            "discriminator": self.discriminator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
 
 
 class DistanceHandler:

@@ -19,6 +19,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.mining import Mined, mine
 from monai_wscxr.mixing import MixingInferer, PatchBatches
+from monai_wscxr.store import fingerprint
 from monai_wscxr.whitening import NormalWhitening
 
 logger = logging.getLogger("monai_wscxr")
@@ -125,6 +126,13 @@ class MiningHandler:
             "mining: %d of %d abnormal patches against %d normal ones, %.2f s",
             *(len(self.mined.bank), len(self.abnormal), len(normal), self.seconds["mining"]),
         )
+
+    @property
+    def identity(self) -> str:
+        """Changes with whatever features are made of and with the images, their order and their parts in training."""
+        parts = [self.split.normal, self.split.held_out, self.split.abnormal]
+        digests = [[self.extractor.digests.get(str(item["image"])) for item in part] for part in parts]
+        return fingerprint({"features": self.extractor.settings(), "images": digests})
 
     def _whitened(self, bank: FeatureBank) -> FeatureBank:
         bank = bank.to(self.device)

@@ -94,6 +94,7 @@ class ArtefactHandler:
             training,
             self.score_share,
         )
+        self.folder.finish()
         logger.info("training: %d epochs, %.1f s", engine.state.epoch, seconds["training"])
         logger.info(
             "threshold %.4f (at most %.1f %% of normal images flagged, from %d held-out normals); model %s in %s",

@@ -1,0 +1,116 @@
+"""One process at a time in an output folder."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import socket
+import time
+import weakref
+from pathlib import Path
+from typing import IO
+
+from monai_wscxr.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not on this platform
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+NAME = ".lock"
+_held: weakref.WeakValueDictionary[Path, FolderLock] = weakref.WeakValueDictionary()
+_files: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+class FolderLock:
+    """A lock on a folder for as long as this object lives and its process runs; get it from `lock_folder`.
+
+    It is `flock` on the file `.lock`, which the kernel drops when the process ends, however it ends: the file of a killed run
+    blocks nobody. On NFS, Linux turns it into a lock of the server, so it holds between machines too, unless the mount says
+    `nolock` or `local_lock=flock`; a file system without locks is said in a warning.
+
+    Args:
+        folder: an existing folder.
+
+    Raises:
+        InputError: when another process holds it; names its host and process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self._file: IO[str] = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - stays open, and locked
+        weakref.finalize(self, self._file.close)
+        try:
+            self._lock()
+        except BaseException:
+            self._file.close()
+            raise
+        self._file.truncate(0)
+        self._file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}))
+        self._file.flush()
+        _files.add(self)
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            logger.warning(
+                "no file locks on this platform: two runs in %s at once would not be noticed", self.path.parent
+            )
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another run is writing to {self.path.parent} ({self._owner()}); wait for it or stop it, or choose another "
+                "--output_dir"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            logger.warning(
+                "the file system of %s has no locks (%s): two runs there at once would not be noticed",
+                *(self.path.parent, error.strerror),
+            )
+
+    def _owner(self) -> str:
+        self._file.seek(0)
+        try:
+            owner = json.loads(self._file.read())
+            return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+        except (ValueError, KeyError, TypeError):
+            return "a process that has just started"
+
+    def forget(self) -> None:
+        """Close the file in a forked child: the lock stays with the parent and ends with it."""
+        self._file.close()
+
+
+def lock_folder(folder: Path) -> FolderLock:
+    """The lock of a folder: a new one, or the one that this process already holds.
+
+    Raises:
+        InputError: see `FolderLock`.
+    """
+    key = folder.resolve()
+    lock = _held.get(key)
+    if lock is None:
+        lock = _held[key] = FolderLock(folder)
+    return lock
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _after_fork() -> None:
+    for lock in list(_files):
+        lock.forget()
+    _files.clear()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
