@@ -26,14 +26,14 @@ from monai_wscxr.data.selection import check_overlap
 from monai_wscxr.data.split import count_classes
 from monai_wscxr.data.stream import RadiographStream
 from monai_wscxr.errors import InputError
+from monai_wscxr.files import write_bytes_atomic, write_text_atomic
 from monai_wscxr.localisation import localisation_metrics
 from monai_wscxr.networks import EpochScores, anomaly_score
 from monai_wscxr.predictor import Prediction, in_order, to_map, to_prediction, write_csv
 from monai_wscxr.report.case import Case
 from monai_wscxr.report.html import choose_cases, write_report
-from monai_wscxr.report.overlay import ColourScale, encode_png, overlay, write_bytes_atomic
+from monai_wscxr.report.overlay import ColourScale, encode_png, overlay
 from monai_wscxr.run_folder import epoch_discriminators
-from monai_wscxr.store import write_text_atomic
 from monai_wscxr.transforms import LoadMaskd, radiograph_transforms
 
 logger = logging.getLogger("monai_wscxr")
@@ -302,7 +302,7 @@ class InferenceHandler(ResultHandler):
             values = to_map(self.model, prediction)
             stem = f"{self._number[prediction.file]:06d}"
             _write_tiff(self.folder / "maps" / f"{stem}.tiff", values)
-            picture = encode_png(overlay(radiograph, values, self.scale()))
+            picture = encode_png(overlay(radiograph, values, self.scale()), quick=True)
             write_bytes_atomic(self.folder / "overlays" / f"{stem}.png", picture)
 
     def write(self, engine: Engine) -> None:

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 from monai_wscxr.artefact import TrainedModel
 from monai_wscxr.data.stream import RadiographStream, Rejected
 from monai_wscxr.errors import InputError
+from monai_wscxr.files import write_text_atomic
 from monai_wscxr.networks import anomaly_map, anomaly_score
 from monai_wscxr.parallel import ThreadParallel
-from monai_wscxr.store import write_text_atomic
 from monai_wscxr.transforms import radiograph_transforms
 
 COLUMNS = ("file", "status", "reason", "anomaly_score", "p_value", "abnormal", "model_sha256")

@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.files import replacing, sync, write_text_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class FeatureStore:
         temporary = path.with_suffix(".partial")
         try:
             save_file({"features": features.contiguous()}, temporary, {"digests": json.dumps(list(digests))})
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
             raise InputError(
@@ -147,30 +148,7 @@ class FeatureStore:
             )
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it takes that name when all went well and vanishes otherwise."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def save_torch_atomic(path: Path, value: Any) -> None:
     """`torch.save` with the same promise."""
     with replacing(path) as temporary:
         torch.save(value, temporary)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

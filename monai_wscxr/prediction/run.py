@@ -32,6 +32,7 @@ from monai_wscxr.data.radiograph import MEMORY_LIMIT, RadiographError
 from monai_wscxr.data.radiograph_gates import check_allowed
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import progress_bar
+from monai_wscxr.files import write_text_atomic
 from monai_wscxr.parallel import ThreadParallel
 from monai_wscxr.prediction import tasks
 from monai_wscxr.prediction.inputs import Input, find_inputs
@@ -41,7 +42,6 @@ from monai_wscxr.prediction.tasks import MAP_FORMATS, Loaded, Wanted, Written
 from monai_wscxr.prediction.workers import WorkerLostError, WorkerPool
 from monai_wscxr.predictor import Prediction, to_prediction, write_csv
 from monai_wscxr.report.run import Entry, write_run_report
-from monai_wscxr.store import write_text_atomic
 
 logger = logging.getLogger("monai_wscxr")
 
