@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 import monai_wscxr
+from monai_wscxr.data.radiograph_base import GATES
 from monai_wscxr.errors import InputError
 
 SOME_REJECTED = 3
@@ -178,7 +179,7 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="append",
         default=[],
         metavar="REASON",
-        help="predict in spite of lateral_view, other_body_part, burned_in_annotation or suspicious_polarity; repeatable",
+        help=f"predict in spite of {', '.join(GATES)}; repeatable",
     )
     predict.add_argument(
         "--seconds", type=float, default=10.0, metavar="S", help="longest time to read a file, and 1 s per MiB"
@@ -236,7 +237,7 @@ def _doctor(options: argparse.Namespace) -> None:
     import torch
 
     from monai_wscxr import ops
-    from monai_wscxr.data.radiograph_dicom import installed_decoders
+    from monai_wscxr.data.radiograph_decoders import installed_decoders
     from monai_wscxr.store import cache_root
 
     def line(name: str, value: object) -> None:

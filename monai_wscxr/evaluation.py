@@ -19,7 +19,7 @@ from torch import Tensor
 
 from monai_wscxr import metrics
 from monai_wscxr.artefact import ARTEFACT, TrainedModel
-from monai_wscxr.atomic import write_text_atomic
+from monai_wscxr.atomic import write_bytes_atomic, write_text_atomic
 from monai_wscxr.calibration import p_value_error
 from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.data.radiograph import file_digest
@@ -32,7 +32,7 @@ from monai_wscxr.networks import EpochScores, anomaly_score
 from monai_wscxr.predictor import Prediction, in_order, to_map, to_prediction, write_csv
 from monai_wscxr.report.case import Case
 from monai_wscxr.report.html import choose_cases, write_report
-from monai_wscxr.report.overlay import ColourScale, encode_png, overlay, write_bytes_atomic
+from monai_wscxr.report.overlay import ColourScale, encode_png, overlay
 from monai_wscxr.run_folder import epoch_discriminators
 from monai_wscxr.transforms import LoadMaskd, radiograph_transforms
 
@@ -302,7 +302,7 @@ class InferenceHandler(ResultHandler):
             values = to_map(self.model, prediction)
             stem = f"{self._number[prediction.file]:06d}"
             _write_tiff(self.folder / "maps" / f"{stem}.tiff", values)
-            picture = encode_png(overlay(radiograph, values, self.scale()))
+            picture = encode_png(overlay(radiograph, values, self.scale()), quick=True)
             write_bytes_atomic(self.folder / "overlays" / f"{stem}.png", picture)
 
     def write(self, engine: Engine) -> None:

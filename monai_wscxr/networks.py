@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchFeatures
@@ -164,13 +164,32 @@ def check_score_share(share: float) -> float:
 def anomaly_map(patch_scores: Tensor, size: tuple[int, int], sigma: float = 4.0) -> Tensor:
     """Patch scores [B, 1, h, w] as a map [B, 1, H, W]: bilinear, then a Gaussian with reflected borders.
 
+    Both steps are linear and separable, so together they are one small matrix per axis: A scores B^T, with A [H, h] and
+    B [W, w]. That is exact, and hundreds of times less work than to filter the upsampled map.
+
     Args:
         patch_scores: of the network.
         size: height and width of the map.
-        sigma: of the Gaussian in map pixels, >= 0; the authors use 4 at 256 pixels.
+        sigma: of the Gaussian in map pixels, >= 0; the authors use 4 at 256 pixels. It is cut off at 4 sigma, or at the
+            shorter side.
     """
-    upsampled = F.interpolate(patch_scores, size=list(size), mode="bilinear", align_corners=False)
-    radius = min(math.ceil(4 * sigma), min(size) - 1)
-    if sigma <= 0 or radius < 1:
-        return upsampled
-    return gaussian_blur(upsampled, [2 * radius + 1, 2 * radius + 1], [sigma, sigma])
+    radius = min(math.ceil(4 * sigma), min(size) - 1) if sigma > 0 else 0
+    rows, columns = (
+        _map_axis(patches, pixels, sigma, radius).to(patch_scores)
+        for patches, pixels in zip(patch_scores.shape[-2:], size, strict=True)
+    )
+    return rows @ patch_scores @ columns.T
+
+
+@functools.lru_cache(maxsize=16)
+def _map_axis(patches: int, pixels: int, sigma: float, radius: int) -> Tensor:
+    """What upsampling and smoothing do along one axis, float64 [pixels, patches]: column i is their answer to patch i."""
+    with torch.inference_mode(False), torch.no_grad():  # kept for any later caller
+        answers = F.interpolate(
+            torch.eye(patches, dtype=torch.float64)[:, None], size=pixels, mode="linear", align_corners=False
+        )  # [patches, 1, pixels]
+        if radius > 0:
+            offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+            kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+            answers = F.conv1d(F.pad(answers, (radius, radius), mode="reflect"), (kernel / kernel.sum())[None, None])
+        return answers[:, 0].T.contiguous()

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from monai_wscxr.atomic import (
     save_sealed,
     torch_bytes,
     write_bytes_atomic,
+    write_text_atomic,
     write_together,
 )
 from monai_wscxr.errors import InputError
@@ -44,6 +46,15 @@ def test_file_and_folder_are_synced_before_and_after_the_rename(tmp_path, monkey
     write_bytes_atomic(tmp_path / "file", b"new")
     assert order[0].endswith(".partial")
     assert order[1:] == ["rename", str(tmp_path)]
+
+
+def test_text_is_written_as_it_is_and_others_may_read_it(tmp_path):
+    path = write_text_atomic(tmp_path / "a.txt", "Zwölf\r\nacht\n")
+    assert path.read_bytes() == "Zwölf\r\nacht\n".encode()
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+    assert names(tmp_path) == ["a.txt"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -3,8 +3,10 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from monai_wscxr.backbones import create_backbone
 from monai_wscxr.errors import InputError
@@ -86,6 +88,26 @@ def test_map_is_bilinear_then_gaussian_with_mirrored_borders(name, size, sigma):
     expected = torch.tensor([[naive_map(s[0].tolist(), size, sigma)] for s in scores.double()], dtype=torch.float64)
     assert result.shape == expected.shape
     assert float((result.double() - expected).abs().max()) <= 1e-5 * float(scores.abs().max())
+
+
+def test_map_is_that_of_filtering_the_whole_picture():
+    """The steps as the publication describes them, by scipy in float64, at the size and patches of the default model."""
+    scores = torch.randn(3, 1, 10, 10, generator=torch.Generator().manual_seed(1))
+    result = anomaly_map(scores, (320, 320), 4.0)
+    for given, found in zip(scores[:, 0].double().numpy(), result[:, 0].numpy(), strict=True):
+        centre = np.clip((np.arange(320) + 0.5) * 10 / 320 - 0.5, 0, 9)
+        large = ndimage.map_coordinates(given, np.meshgrid(centre, centre, indexing="ij"), order=1)
+        expected = ndimage.gaussian_filter(large, 4.0, mode="mirror", radius=16)
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_map_takes_gradients_after_inference_mode():
+    """The matrices are kept between calls; tensors of inference mode could not be differentiated through."""
+    with torch.inference_mode():
+        anomaly_map(torch.ones(1, 1, 5, 7), (33, 35), 1.5)
+    scores = torch.randn(1, 1, 5, 7, requires_grad=True)
+    anomaly_map(scores, (33, 35), 1.5).sum().backward()
+    assert float(scores.grad.sum()) == pytest.approx(33 * 35, rel=1e-4)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.5, 4.0, 50.0])

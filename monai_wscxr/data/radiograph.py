@@ -16,8 +16,9 @@ How stored values become grey values in [0, 1]:
 The percentile window sends the 0.5 and 99.5 percentile to 0 and 1 and clips outside; where the two coincide it takes
 the smallest and largest value. Padding pixels do not count.
 
-The top row of a NIfTI picture, polarity, modality and decoders of a DICOM file, and what is refused although it can be
-read: see `radiograph_nifti`, `radiograph_dicom`, `radiograph_gates`.
+The top row of a NIfTI picture: see `radiograph_nifti`. Of a DICOM file polarity and modality: `radiograph_dicom`, decoders:
+`radiograph_decoders`, lookup tables, windows and padding: `radiograph_grey`. What is refused although it can be read:
+`radiograph_gates`.
 
 Reading one file takes at most `MEMORY_LIMIT` bytes beyond what the process holds.
 """
@@ -66,7 +67,7 @@ __all__ = [
     "sniff_format",
 ]
 
-READER_CHAIN = "2"
+READER_CHAIN = "3"
 """Version of everything above and of the `radiograph_*` modules. It changes whenever a file may give other
 numbers, and artefacts record it."""
 

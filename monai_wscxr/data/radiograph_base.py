@@ -24,15 +24,24 @@ REASON_CODES = (
     "not_finite",  # NaN or infinity among the values
     "no_contrast",  # all pixels alike
     "lateral_view",  # the header names a lateral, oblique or decubitus view
+    "not_upright",  # the header says that the patient lies on the side or stands on the head
     "other_body_part",  # the header names a body part that is not the chest
     "burned_in_annotation",  # the header says that text with patient data is part of the picture
+    "for_processing",  # the header says that these are raw values of the detector
     "suspicious_polarity",  # the picture looks like the negative of a chest radiograph
     "too_slow",  # reading took longer than a run allows
     "crashed",  # a decoding library brought its process down
     "outside_folder",  # a DICOMDIR entry that points out of the folder of the DICOMDIR, or to nothing
 )
 
-GATES = ("lateral_view", "other_body_part", "burned_in_annotation", "suspicious_polarity")
+GATES = (
+    "lateral_view",
+    "not_upright",
+    "other_body_part",
+    "burned_in_annotation",
+    "for_processing",
+    "suspicious_polarity",
+)
 """Reason codes of readable pictures that are no frontal chest radiograph; a caller may allow each of them."""
 
 MAX_PIXELS = 2**26

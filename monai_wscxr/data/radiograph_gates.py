@@ -1,8 +1,9 @@
 """Gates: readable pictures that are no frontal chest radiograph are refused with a reason, unless a caller allows them.
 
-Header gates are strict where a standard entry says so in words (PS3.3 C.8.7.1, C.8.11.5, C.7.6.1): a view that is lateral,
-oblique or decubitus, a body part that is not the chest, patient data burned into the picture. A missing or empty entry
-passes, because most files have none.
+Header gates are strict where a standard entry says so (PS3.3 C.8.7.1, C.8.11.1, C.8.11.5, C.7.6.1): a view that is lateral,
+oblique or decubitus, a patient who lies on the side or stands on the head in the picture, a body part that is not the chest,
+patient data burned into the picture, raw detector data. A missing or empty entry passes, because most files have none. A
+mirrored picture (rows run to the patient's right) passes too: mirroring hardly moves a score.
 
 The polarity gate looks at the picture itself and works for every format. In a frontal chest radiograph the mediastinum is
 brighter than the lungs beside it and than the air above the shoulders. The gate correlates the picture, averaged to 32 x
@@ -17,14 +18,33 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydicom.multival import MultiValue
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import DigitalXRayImageStorageForProcessing
 
 from monai_wscxr.data.radiograph_base import GATES, RadiographError
 
-HEADER_TAGS = ("ViewPosition", "ViewCodeSequence", "BodyPartExamined", "AnatomicRegionSequence", "BurnedInAnnotation")
+HEADER_TAGS = (
+    "ViewPosition",
+    "ViewCodeSequence",
+    "PatientOrientation",
+    "BodyPartExamined",
+    "AnatomicRegionSequence",
+    "BurnedInAnnotation",
+    "PresentationIntentType",
+    "SOPClassUID",
+)
 
 POLARITY_LIMIT = -0.2
 """Correlation below which a picture counts as a negative; docs/predict.md has the measurement."""
 
+_NOT_FRONTAL_CODES = tuple(
+    code
+    for name in codes.cid4010.dir()
+    for code in [getattr(codes.cid4010, name)]
+    if any(word in code.meaning.lower() for word in ("lateral", "oblique", "sagittal"))
+)  # views of PS3.16 CID 4010; pydicom knows their older codes as equal
 _NOT_FRONTAL = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO"}
 _CHEST_WORDS = ("CHEST", "THORA", "TORAX", "LUNG", "MEDIASTIN")
 _UNSPECIFIC = {"UNKNOWN", "OTHER", "DEFAULT", "UNDEFINED", "NONE"}
@@ -55,8 +75,14 @@ def check_header(path: Any, header: Any, allow: Collection[str]) -> None:
     """Refuses by explicit entries of a DICOM header.
 
     Raises:
-        RadiographError: ``lateral_view``, ``other_body_part`` or ``burned_in_annotation``.
+        RadiographError: with the gate's name as reason code.
     """
+    if "for_processing" not in allow and _is_raw(header):
+        message = (
+            "the header calls it raw detector data (FOR PROCESSING), whose grey values no reader sees. "
+            "Export the processed image (FOR PRESENTATION), or allow it."
+        )
+        raise RadiographError("for_processing", path, message)
     if "burned_in_annotation" not in allow and _word(header.get("BurnedInAnnotation")) == "YES":
         message = (
             "the header says that patient data is burned into the picture. Remove it from the pixels, or allow it."
@@ -70,6 +96,11 @@ def check_header(path: Any, header: Any, allow: Collection[str]) -> None:
     if "lateral_view" not in allow and not _is_frontal(header):
         message = "the header names a view that is not frontal (lateral, oblique or decubitus). Give PA or AP views."
         raise RadiographError("lateral_view", path, message)
+    if "not_upright" not in allow and not _is_upright(header):
+        message = (
+            "the header says that the patient lies on the side or on the head in the picture. Turn it, or allow it."
+        )
+        raise RadiographError("not_upright", path, message)
 
 
 def check_polarity(path: Any, image: np.ndarray, allow: Collection[str]) -> None:
@@ -126,7 +157,35 @@ def _is_frontal(header: Any) -> bool:
     view, meaning = _word(header.get("ViewPosition")), _meaning(header, "ViewCodeSequence")
     if view in _NOT_FRONTAL or "LAT" in view or "OBL" in view:
         return False
-    return not any(word in meaning for word in ("LATERAL", "OBLIQUE", "DECUBITUS"))
+    if any(direction[:1] in ("A", "P") for direction in _orientation(header)):
+        return False
+    return not any(word in meaning for word in ("LATERAL", "OBLIQUE", "DECUBITUS")) and not _has_side_code(header)
+
+
+def _has_side_code(header: Any) -> bool:
+    sequence = header.get("ViewCodeSequence")
+    if not sequence:
+        return False
+    value, scheme = (str(sequence[0].get(name) or "") for name in ("CodeValue", "CodingSchemeDesignator"))
+    found = Code(value, scheme, "")
+    return any(found == code for code in _NOT_FRONTAL_CODES)  # equal across schemes, so no look-up by hash
+
+
+def _orientation(header: Any) -> list[str]:
+    """Where rows and columns run to, as letters (PS3.3 C.7.6.1.1.1); empty unless both are given."""
+    value = header.get("PatientOrientation")
+    both = [_word(part) for part in value] if isinstance(value, (list, MultiValue)) else []
+    return both if len(both) == 2 else []
+
+
+def _is_upright(header: Any) -> bool:
+    both = _orientation(header)
+    return not both or (both[0][:1] not in ("H", "F") and both[1][:1] != "H")
+
+
+def _is_raw(header: Any) -> bool:
+    raw_class = header.get("SOPClassUID") == DigitalXRayImageStorageForProcessing
+    return raw_class or _word(header.get("PresentationIntentType")) == "FOR PROCESSING"
 
 
 def _is_chest(header: Any) -> bool:

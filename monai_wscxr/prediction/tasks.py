@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_wscxr.artefact import TrainedModel
+from monai_wscxr.atomic import write_bytes_atomic
 from monai_wscxr.data.radiograph import RadiographError, quiet, read_radiograph
 from monai_wscxr.networks import WSCXRNet
 from monai_wscxr.predictor import Prediction, to_map
@@ -30,7 +31,6 @@ from monai_wscxr.report.overlay import (
     heatmap,
     outline,
     overlay,
-    write_bytes_atomic,
 )
 from monai_wscxr.transforms import radiograph_transforms
 
@@ -197,7 +197,7 @@ def write(number: int, path: str, prediction: Prediction, loaded: Loaded) -> Wri
         keep("map", f"maps/{stem}.{_MAP_ENDINGS[wanted.maps]}", encode_map(anomaly_map, wanted.maps))
     coloured = overlay(loaded.radiograph, anomaly_map, scale) if wanted.overlays or wanted.pictures else None
     if wanted.overlays and coloured is not None:
-        keep("overlay", f"overlays/{stem}.png", encode_png(coloured, level=2))
+        keep("overlay", f"overlays/{stem}.png", encode_png(coloured, quick=True))
     if wanted.pictures and coloured is not None:
         above = anomaly_map >= _setup.model.calibration.threshold
         pictures = {

@@ -19,6 +19,8 @@ from string import Template
 
 import numpy as np
 
+from monai_wscxr.atomic import write_text_atomic
+
 from .case import KIND, MISSING, Case, class_text, decision_text, number_text, outcome_text
 from .charts import DOTS_PER_CLASS, roc_chart, strip_chart
 from .overlay import (
@@ -31,7 +33,6 @@ from .overlay import (
     outline,
     overlay,
     shrink,
-    write_bytes_atomic,
 )
 
 DISCLAIMER = "For research use only. Not a medical device; not for diagnosis."
@@ -133,7 +134,7 @@ def write_page(
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_bytes_atomic(path, page.encode("utf-8"))
+    return write_text_atomic(path, page)
 
 
 def choose_cases(cases: Sequence[Case], limit: int, pictured: bool = False) -> list[tuple[str, list[int]]]:

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import secrets
+import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 # Evenly spaced anchors, violet over red to yellow. Luminance rises from each anchor to the next, so the order also
 # survives a grey printer and colour-blind eyes; the top stays saturated, because pale colours vanish over bone.
@@ -32,8 +29,9 @@ _ANCHORS = np.array(
         (255, 196, 20),
         (255, 236, 70),
     ],
-    dtype=np.float64,
+    dtype=np.float32,
 )
+_STEPS = np.diff(_ANCHORS, axis=0)
 _RANGE_TOLERANCE = 1e-4  # float32 resampling may leave [0, 1] by a rounding error
 LESION_COLOUR = (92, 220, 255)
 THRESHOLD_COLOUR = (255, 255, 255)
@@ -128,10 +126,13 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale, alph
     if image.shape != anomaly_map.shape:
         raise ValueError(f"overlay: image {image.shape} and anomaly map {anomaly_map.shape} must have the same shape")
     _require_map(anomaly_map)
-    grey = grey_levels(image)[..., None].astype(np.float64)
+    grey = grey_levels(image)[..., None].astype(np.float32)
     position = scale.position(anomaly_map)
-    opacity = alpha * position[..., None]
-    return np.rint((1.0 - opacity) * grey + opacity * _colours(position)).astype(np.uint8)
+    blended = _colours(position)  # grey + opacity * (colour - grey), in place: pictures of a run are many
+    blended -= grey
+    blended *= (alpha * position[..., None]).astype(np.float32)
+    blended += grey
+    return np.rint(blended, out=blended).astype(np.uint8)
 
 
 def grey_levels(image: np.ndarray) -> np.ndarray:
@@ -161,12 +162,22 @@ def outline(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] 
     if picture.shape[:2] != mask.shape:
         raise ValueError(f"outline: picture {picture.shape} and mask {mask.shape} must have the same height and width")
     drawn = picture.copy() if picture.ndim == 3 else np.repeat(grey_levels(picture)[..., None], 3, axis=2)
-    eight = np.ones((3, 3), dtype=bool)
-    line = ndimage.binary_dilation(mask, eight)
-    halo = ndimage.binary_dilation(line, eight)
+    line = _grown(mask)
+    halo = _grown(line)
     drawn[halo & ~line] = _HALO
     drawn[line & ~mask] = colour
     return drawn
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """A mask ``[H, W]`` with the eight neighbours of its pixels; many times faster than a general dilation."""
+    wide = mask.copy()
+    wide[:, 1:] |= mask[:, :-1]
+    wide[:, :-1] |= mask[:, 1:]
+    grown = wide.copy()
+    grown[1:] |= wide[:-1]
+    grown[:-1] |= wide[1:]
+    return grown
 
 
 def shrink(array: np.ndarray, limit: int) -> np.ndarray:
@@ -207,9 +218,11 @@ def colour_bar_symbol(scale: ColourScale) -> str:
     )
 
 
-def encode_png(array: np.ndarray, level: int = 9) -> bytes:
-    """Encodes uint8 ``[H, W]`` or ``[H, W, 3]`` without loss; ``level`` 1 (quick) to 9 (small, several times slower)."""
-    return _encode(array, format="PNG", compress_level=level)
+def encode_png(array: np.ndarray, quick: bool = False) -> bytes:
+    """Encodes uint8 ``[H, W]`` or ``[H, W, 3]`` without loss: small, or ``quick``: several times faster, a tenth larger."""
+    if quick:  # an overlay has few repeats but runs, so zlib need not search
+        return _encode(array, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    return _encode(array, format="PNG", compress_level=9)
 
 
 def encode_jpeg(array: np.ndarray, quality: int = 85) -> bytes:
@@ -229,29 +242,6 @@ def encode_jpeg(array: np.ndarray, quality: int = 85) -> bytes:
     return _encode(array, format="JPEG", quality=quality, subsampling=0, optimize=True)
 
 
-def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Writes a file so that a reader sees the old content or the new, never a part of it.
-
-    Args:
-        path: the file to write; its folder must exist.
-        data: the whole content.
-
-    Returns:
-        The path written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        # Opened by name rather than through tempfile, whose files only their owner may read.
-        with open(temporary, "xb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
-
-
 def _threshold_mark(scale: ColourScale) -> str:
     if scale.threshold is None:
         return ""
@@ -266,9 +256,14 @@ def _threshold_mark(scale: ColourScale) -> str:
 
 
 def _colours(position: np.ndarray) -> np.ndarray:
-    """Interpolated anchors as float64 in [0, 255], shape of ``position`` plus ``[3]``."""
-    at = np.linspace(0.0, 1.0, len(_ANCHORS))
-    return np.stack([np.interp(position, at, _ANCHORS[:, channel]) for channel in range(3)], axis=-1)
+    """Interpolated anchors as float32 in [0, 255], shape of ``position`` (in [0, 1]) plus ``[3]``."""
+    at = np.asarray(position, dtype=np.float32) * np.float32(len(_ANCHORS) - 1)
+    below = np.minimum(at.astype(np.intp), len(_ANCHORS) - 2)
+    at -= below
+    colours = np.empty((*at.shape, 3), dtype=np.float32)
+    for channel in range(3):
+        colours[..., channel] = _ANCHORS[:, channel].take(below) + at * _STEPS[:, channel].take(below)
+    return colours
 
 
 def _require_unit_range(values: np.ndarray, what: str) -> None:

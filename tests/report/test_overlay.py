@@ -17,7 +17,6 @@ from monai_wscxr.report.overlay import (
     outline,
     overlay,
     shrink,
-    write_bytes_atomic,
 )
 
 SCALE = ColourScale(1.0, 3.0)
@@ -141,28 +140,6 @@ def test_encoders_reject_floats_odd_shapes_and_qualities():
         encode_jpeg(np.zeros((4, 4, 4), dtype=np.uint8))
     with pytest.raises(ValueError, match="quality"):
         encode_jpeg(np.zeros((4, 4), dtype=np.uint8), quality=0)
-
-
-def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path):
-    target = tmp_path / "a.bin"
-    target.write_bytes(b"old")
-    assert write_bytes_atomic(target, b"new") == target
-    assert target.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_failed_write_keeps_the_old_file_and_cleans_up(tmp_path, monkeypatch):
-    target = tmp_path / "a.bin"
-    target.write_bytes(b"old")
-
-    def refuse(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
-        write_bytes_atomic(target, b"new")
-    assert target.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [target]
 
 
 @pytest.mark.parametrize(

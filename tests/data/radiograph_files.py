@@ -1,0 +1,81 @@
+"""What the tests of the loader share: files to read, and the error that reading ends with."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    generate_uid,
+)
+
+from monai_wscxr.data.radiograph import (
+    RadiographError,
+    read_radiograph,
+)
+
+GREY = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)
+SECRET = "Doe^Jane"
+WINDOW = {"WindowCenter": 128, "WindowWidth": 256}  # 8 bit to [0, 1]
+
+
+def rejected(path, **options):
+    """The error that reading ``path`` ends with."""
+    with pytest.raises(RadiographError) as caught:
+        read_radiograph(path, **options)
+    return caught.value
+
+
+def png(path, array_or_image, **options):
+    image = array_or_image if isinstance(array_or_image, Image.Image) else Image.fromarray(array_or_image)
+    image.save(path, format="PNG", **options)
+    return path
+
+
+def dicom(path, pixels, syntax=ExplicitVRLittleEndian, **elements):
+    """Writes a one-frame DICOM file; ``elements`` override or add header elements, None removes them."""
+    pixels = np.asarray(pixels)
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = syntax
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    ds.PatientName, ds.PatientID = SECRET, SECRET
+    ds.Rows, ds.Columns = pixels.shape[-2:]
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.BitsAllocated = ds.BitsStored = 8 * pixels.dtype.itemsize
+    ds.HighBit, ds.PixelRepresentation = ds.BitsAllocated - 1, int(pixels.dtype.kind == "i")
+    ds.PixelData = pixels.tobytes()
+    if ds.BitsAllocated == 8:
+        ds["PixelData"].VR = "OB"
+    for name, value in elements.items():
+        if value is None:
+            delattr(ds, name)
+        else:
+            setattr(ds, name, value)
+    ds.save_as(path)
+    return path
+
+
+def table(entries, first=0, bits=16):
+    """A sequence with one lookup table."""
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [len(entries), first, bits], list(entries)
+    item["LUTDescriptor"].VR = item["LUTData"].VR = "US"
+    return Sequence([item])
+
+
+def codes(value, scheme, meaning):
+    """A code sequence of one item."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return Sequence([item])
+
+
+def sample(name):
+    path = get_testdata_file(name, download=False)
+    return path or pytest.skip(f"{name} is not installed (pydicom-data)")
