@@ -190,7 +190,8 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from monai_wscxr.prediction.run import Options, predict
+    from monai_wscxr.prediction.options import Options
+    from monai_wscxr.prediction.run import predict
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     wanted = Options(
