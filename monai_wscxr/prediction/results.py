@@ -112,9 +112,10 @@ def _report(folder: Path, model: TrainedModel, records: Sequence[Record], device
         "device": device,
     }
     settings.pop("dataset_dir", None)
+    normals = len(calibration.normal_scores)
     notes = [
-        f"The threshold flags at most {calibration.false_positive_rate:.0%} of normal images like the "
-        f"{len(calibration.normal_scores)} held out in training."
+        f"The threshold flags at most {calibration.false_positive_rate:.0%} of normal images like the {normals} held out in "
+        f"training; the smallest p-value that so many can give is {1 / (normals + 1):.2g}."
     ]
     if summary.rejected:
         notes.append(f"{summary.rejected} inputs were rejected and have no score: {summary.listed_reasons()}.")
