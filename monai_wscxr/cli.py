@@ -215,7 +215,8 @@ def _predict(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    print("\n".join([*summary.sentences(), f"results in {options.output}"]))
+    report = "; to look through them, open report/index.html there" if options.report else ""
+    print("\n".join([*summary.sentences(), f"results in {options.output}{report}"]))
     return SOME_REJECTED if summary.rejected else 0
 
 

@@ -55,7 +55,8 @@ def predict(options: Options) -> Summary:
     options.check()
     inputs, left_out = find_inputs(options.paths, without=options.output)
     if left_out:
-        logger.warning("%d other files in the folders were left out: they are no pictures by name or content", left_out)
+        files = "1 other file" if left_out == 1 else f"{left_out} other files"
+        logger.warning("left out of the folders: %s, no pictures by name or content", files)
     if options.workers != 0:
         start_server(_PRELOAD)  # its imports take as long as the model
     model = load_model(options.model, options.torch_device())

@@ -179,5 +179,5 @@ def _viewer(scale: ColourScale) -> str:
         f'<div class="viewer-pictures">{figures}</div>'
         f'<div class="viewer-foot"><p id="viewer-text" role="status"></p>{colour_bar(scale)}</div>'
         '<p class="small">A white line surrounds what reaches the threshold. The decision is about the score, which comes from '
-        "the patches before smoothing, by default from the highest quarter of them, so line and decision need not agree.</p></dialog>"
+        "the patches before smoothing, by default from their highest quarter, so line and decision need not agree.</p></dialog>"
     )

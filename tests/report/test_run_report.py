@@ -69,7 +69,7 @@ def test_every_input_has_its_row_most_abnormal_first(page):
 def test_folder_that_all_share_is_said_once(page, tmp_path):
     text = page.read_text(encoding="utf-8")
     assert "Names are paths below <code>ward/</code>" in text
-    assert not any("ward/" in "".join(words) for _, words in Page(text).rows[:4])
+    assert "ward/" not in text[text.index("<tbody>") : text.index("</tbody>")]
     for names, folder in (
         (["/a/b/c.png", "/a/b/d/e.png"], "/a/b/"),
         (["/a/b/c.png", "/a/bc/c.png"], ""),  # one letter is no help
