@@ -36,12 +36,13 @@ class DamagedError(InputError):
 
 
 @contextlib.contextmanager
-def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
+def replacing(path: Path, size: int | None = None, durable: bool = True) -> Iterator[Path]:
     """A temporary file beside `path` to write to; it takes that name when all went well and vanishes otherwise.
 
     Args:
         path: final name.
         size: bytes that will be written, where that is known: a full disk is then told in numbers.
+        durable: wait until it is on the disk; without, a power cut may leave the file missing or too short.
 
     Raises:
         DiskFullError: when the disk, the quota or the limit of a file's size does not suffice; `path` is as it was.
@@ -50,9 +51,11 @@ def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
     try:
         try:
             yield temporary
-            sync(temporary)
+            if durable:
+                sync(temporary)
             os.replace(temporary, path)
-            sync(path.parent)
+            if durable:
+                sync(path.parent)
         except OSError as error:
             if error.errno in _FULL and not isinstance(error, DiskFullError):
                 raise _disk_full(path, temporary, size, error) from error
@@ -61,9 +64,9 @@ def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes_atomic(path: Path, content: bytes) -> Path:
-    """Write a file so that a reader sees the old one or the new one, never a part; returns `path`."""
-    with replacing(path, len(content)) as temporary:
+def write_bytes_atomic(path: Path, content: bytes, durable: bool = True) -> Path:
+    """Write a file so that a reader sees the old one or the new one, never a part; returns `path`. See `replacing`."""
+    with replacing(path, len(content), durable) as temporary:
         temporary.write_bytes(content)
     return path
 

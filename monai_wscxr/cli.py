@@ -190,7 +190,8 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from monai_wscxr.prediction.run import Options, predict
+    from monai_wscxr.prediction.options import Options
+    from monai_wscxr.prediction.run import predict
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     wanted = Options(
@@ -214,7 +215,8 @@ def _predict(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    print("\n".join([*summary.sentences(), f"results in {options.output}"]))
+    report = "; to look through them, open report/index.html there" if options.report else ""
+    print("\n".join([*summary.sentences(), f"results in {options.output}{report}"]))
     return SOME_REJECTED if summary.rejected else 0
 
 

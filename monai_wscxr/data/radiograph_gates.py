@@ -77,30 +77,39 @@ def check_header(path: Any, header: Any, allow: Collection[str]) -> None:
     Raises:
         RadiographError: with the gate's name as reason code.
     """
-    if "for_processing" not in allow and _is_raw(header):
-        message = (
-            "the header calls it raw detector data (FOR PROCESSING), whose grey values no reader sees. "
-            "Export the processed image (FOR PRESENTATION), or allow it."
-        )
-        raise RadiographError("for_processing", path, message)
-    if "burned_in_annotation" not in allow and _word(header.get("BurnedInAnnotation")) == "YES":
-        message = (
-            "the header says that patient data is burned into the picture. Remove it from the pixels, or allow it."
-        )
-        raise RadiographError("burned_in_annotation", path, message)
-    if "other_body_part" not in allow and not _is_chest(header):
-        part = _word(header.get("BodyPartExamined"))
-        named = f" ({part})" if part in _KNOWN_PARTS else ""
-        message = f"the header names another body part{named} than the chest. Give chest radiographs, or allow it."
-        raise RadiographError("other_body_part", path, message)
-    if "lateral_view" not in allow and not _is_frontal(header):
-        message = "the header names a view that is not frontal (lateral, oblique or decubitus). Give PA or AP views."
-        raise RadiographError("lateral_view", path, message)
-    if "not_upright" not in allow and not _is_upright(header):
-        message = (
-            "the header says that the patient lies on the side or on the head in the picture. Turn it, or allow it."
-        )
-        raise RadiographError("not_upright", path, message)
+    part = _word(header.get("BodyPartExamined"))
+    named = f" ({part})" if part in _KNOWN_PARTS else ""
+    checks = (
+        (
+            "for_processing",
+            _is_raw,
+            "the header calls it raw detector data (FOR PROCESSING), whose grey values no reader sees. Export the processed "
+            "image (FOR PRESENTATION)",
+        ),
+        (
+            "burned_in_annotation",
+            _is_annotated,
+            "the header says that patient data is burned into the picture. Remove it from the pixels",
+        ),
+        (
+            "other_body_part",
+            lambda header: not _is_chest(header),
+            f"the header names another body part{named} than the chest. Give chest radiographs",
+        ),
+        (
+            "lateral_view",
+            lambda header: not _is_frontal(header),
+            "the header names a view that is not frontal (lateral, oblique or decubitus). Give PA or AP views",
+        ),
+        (
+            "not_upright",
+            lambda header: not _is_upright(header),
+            "the header says that the patient lies on the side or on the head in the picture. Turn it",
+        ),
+    )
+    for code, is_wrong, message in checks:
+        if code not in allow and is_wrong(header):
+            raise RadiographError(code, path, f"{message}, or allow {code}.")
 
 
 def check_polarity(path: Any, image: np.ndarray, allow: Collection[str]) -> None:
@@ -117,7 +126,7 @@ def check_polarity(path: Any, image: np.ndarray, allow: Collection[str]) -> None
             "suspicious_polarity",
             path,
             f"bright air and dark mediastinum (likeness to a chest {likeness:.2f}, allowed from {POLARITY_LIMIT}): the "
-            "picture seems to be inverted. Export it with correct polarity, or allow it if it is meant so.",
+            "picture seems to be inverted. Export it with correct polarity, or allow suspicious_polarity.",
         )
 
 
@@ -151,6 +160,10 @@ def _meaning(header: Any, name: str) -> str:
     """Code meaning of the first item of a code sequence, upper case; empty where there is none."""
     sequence = header.get(name)
     return _word(sequence[0].get("CodeMeaning")) if sequence else ""
+
+
+def _is_annotated(header: Any) -> bool:
+    return _word(header.get("BurnedInAnnotation")) == "YES"
 
 
 def _is_frontal(header: Any) -> bool:

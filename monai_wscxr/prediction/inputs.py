@@ -13,6 +13,7 @@ import pydicom
 
 from monai_wscxr.data.radiograph import quiet
 from monai_wscxr.errors import InputError
+from monai_wscxr.prediction.journal import NAME as JOURNAL
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".dcm", ".dicom", ".ima")
 _DIRECTORY_CLASS = re.compile(rb"1\.2\.840\.10008\.1\.3\.10(?![0-9.])")
@@ -34,15 +35,17 @@ class Input:
     problem: tuple[str, str] | None = None
 
 
-def find_inputs(paths: Sequence[str]) -> tuple[list[Input], int]:
+def find_inputs(paths: Sequence[str], without: str | None = None) -> tuple[list[Input], int]:
     """Inputs in a fixed order, and the number of other files that were left out of folders.
 
     A folder is searched with all its subfolders, sorted by name; in it, files count that have the suffix of a picture, no
     suffix, the dotted numbers of a UID as name, or DICOM content. Hidden files and DICOMDIRs do not count: a folder's images
-    are there anyway. A DICOMDIR that is named itself stands for the images it lists.
+    are there anyway. A DICOMDIR that is named itself stands for the images it lists. The results of a prediction run, below a
+    folder that is searched, are no inputs either.
 
     Args:
         paths: files, folders, DICOMDIRs.
+        without: folder of results that is not searched, though it may not hold any yet.
 
     Raises:
         InputError: when no path exists, or nothing is found in any.
@@ -55,7 +58,7 @@ def find_inputs(paths: Sequence[str]) -> tuple[list[Input], int]:
     left_out = 0
     for path in paths:
         if os.path.isdir(path):
-            for file in _files_below(path):
+            for file in _files_below(path, without):
                 if _is_candidate(file):
                     found.append(Input(shown(file), file))
                 else:
@@ -77,8 +80,13 @@ def shown(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _files_below(folder: str) -> Iterator[str]:
+def _files_below(folder: str, without: str | None) -> Iterator[str]:
+    apart = None if without is None else os.path.realpath(without)
     for current, folders, files in os.walk(folder):
+        below = current != folder
+        if (below and JOURNAL in files) or os.path.realpath(current) == apart:  # results of a run
+            folders.clear()
+            continue
         folders.sort()
         yield from (os.path.join(current, name) for name in sorted(files))
 

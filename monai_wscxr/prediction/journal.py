@@ -7,13 +7,14 @@ whose digest is wrong counts for nothing and its input is done again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from monai_wscxr.errors import InputError
 
@@ -25,7 +26,7 @@ except ImportError:  # not on this platform: two runs at once are then not notic
 logger = logging.getLogger(__name__)
 
 NAME = "journal.jsonl"
-_FORMAT = 1
+_FORMAT = 2
 
 Record = dict[str, Any]
 
@@ -53,7 +54,7 @@ class Journal:
         self.extra = dict(extra)
         self._file = open(self.path, "a+b")  # noqa: SIM115 - stays open, and locked, as long as the run
         try:
-            self._lock()
+            _lock(self._file, folder)
             self._file.seek(0)
             self._read(self._file.read())
         except BaseException:
@@ -74,14 +75,6 @@ class Journal:
         """Let go of the file."""
         self._file.close()
 
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another prediction is running in {self.path.parent}; wait for it, or stop it") from None
-
     def _read(self, content: bytes) -> None:
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):  # cut short by a kill
@@ -94,8 +87,10 @@ class Journal:
             return
         lines = [_parse(line) for line in whole.splitlines()]
         head_read = lines[0]
-        if head_read is None or head_read.get("format") != _FORMAT:
+        if head_read is None:
             raise InputError(f"the head of {self.path} is damaged; start again with --overwrite")
+        if head_read.get("format") != _FORMAT:
+            raise InputError(f"{self.path} was written by another version of monai_wscxr; start again with --overwrite")
         self._check_owner(head_read["identity"])
         self.extra = head_read["extra"]
         self.records = {record["number"]: record for record in lines[1:] if record is not None}
@@ -107,16 +102,36 @@ class Journal:
         now = self.identity
         changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
         if changed:
-            listed = "; ".join(f"{k}: {_short(before.get(k))} there, {_short(now.get(k))} now" for k in changed)
+            listed = "; ".join(_difference(k, before.get(k), now.get(k)) for k in changed)
             raise InputError(
                 f"{self.path.parent} holds another prediction run ({listed}); "
                 "choose another --output, or replace that run with --overwrite"
             )
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:12] + "..."
+def check_idle(folder: Path) -> None:
+    """Refuse a folder in which a run is going on.
+
+    Raises:
+        InputError: saying so.
+    """
+    with contextlib.suppress(FileNotFoundError), open(folder / NAME, "rb") as file:
+        _lock(file, folder)
+
+
+def _lock(file: IO[bytes], folder: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise InputError(f"another prediction is running in {folder}; wait for it, or stop it") from None
+
+
+def _difference(name: str, there: Any, now: Any) -> str:
+    if max(len(str(there)), len(str(now))) > 40:  # digests tell a reader nothing
+        return f"other {name}"
+    return f"{name}: {there} there, {now} now"
 
 
 def _line(record: Record) -> bytes:

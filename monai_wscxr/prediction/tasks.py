@@ -89,11 +89,14 @@ class Written:
 
     Attributes:
         files: names relative to the output folder, by what they are.
+        sizes: bytes of each. Files are not synced one by one, which costs more than all the rest; the same command given
+            again after a power failure knows by their size what did not reach the disk.
         note: why something that was wanted could not be written; empty otherwise.
         seconds: spent on it.
     """
 
     files: dict[str, str]
+    sizes: dict[str, int]
     note: str
     seconds: float
 
@@ -188,10 +191,11 @@ def write(number: int, path: str, prediction: Prediction, loaded: Loaded) -> Wri
     if loaded.padding is not None:  # no measurement was made there: the low end of the scale, where nothing is drawn
         anomaly_map = np.where(loaded.padding, np.float32(scale.low), anomaly_map)
     files: dict[str, str] = {}
+    sizes: dict[str, int] = {}
 
     def keep(what: str, name: str, data: bytes) -> None:
-        write_bytes_atomic(folder / name, data)
-        files[what] = name
+        write_bytes_atomic(folder / name, data, durable=False)
+        files[what], sizes[what] = name, len(data)
 
     if wanted.maps != "none":
         keep("map", f"maps/{stem}.{_MAP_ENDINGS[wanted.maps]}", encode_map(anomaly_map, wanted.maps))
@@ -218,7 +222,7 @@ def write(number: int, path: str, prediction: Prediction, loaded: Loaded) -> Wri
             results = {}
         for what, data in results.items():
             keep(f"dicom_{what}", f"dicom/{stem}-{what}.dcm", data)
-    return Written(files, note, time.perf_counter() - began)
+    return Written(files, sizes, note, time.perf_counter() - began)
 
 
 def encode_map(anomaly_map: NDArray[np.float32], kind: str) -> bytes:

@@ -35,6 +35,23 @@ class WorkerLostError(Exception):
         self.too_slow = too_slow
 
 
+def start_server(preload: Sequence[str]) -> None:
+    """Let the server of processes import its modules while this process does something else, where there is one."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        _context(preload)
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+
+def _context(preload: Sequence[str]) -> Any:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    return context
+
+
 class WorkerPool:
     """Worker processes with a queue of tasks.
 
@@ -64,10 +81,7 @@ class WorkerPool:
         if workers == 0:
             initializer(*arguments)
             return
-        methods = multiprocessing.get_all_start_methods()
-        self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            self._context.set_forkserver_preload(list(preload))
+        self._context = _context(preload)
         self._threads = [threading.Thread(target=self._drive, daemon=True) for _ in range(workers)]
         for thread in self._threads:
             thread.start()

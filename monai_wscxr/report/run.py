@@ -109,11 +109,13 @@ def _images(entries: Sequence[Entry], scale: ColourScale) -> str:
     )
     # the most abnormal first, what has no score last
     order = sorted(range(len(entries)), key=lambda i: _rank(entries[i]))
-    rows = "\n".join(_row(entries[i]) for i in order)
+    folder = _common_folder([entry.name for entry in entries])
+    rows = "\n".join(_row(entries[i], entries[i].name[len(folder) :]) for i in order)
+    where = f"<p>Names are paths below <code>{escape(folder)}</code></p>" if folder else ""
     return (
         "<p>Choose an image to see it with its anomaly map; arrow keys go to the next one. All maps share one colour scale, "
         "so equal colours mean equal values. The p-value is the share of normal images like those held out in training "
-        "that score at least as high.</p>"
+        f"that score at least as high.</p>{where}"
         f'<div class="tools" id="case-tools" role="group" aria-label="Show" hidden>{buttons}'
         '<label class="small">Name contains <input type="search" id="case-search"></label>'
         '<span class="small" id="case-count" role="status"></span></div>'
@@ -125,12 +127,22 @@ def _images(entries: Sequence[Entry], scale: ColourScale) -> str:
     )
 
 
+def _common_folder(names: Sequence[str]) -> str:
+    """What all paths begin with, up to a separator: said once, it need not stand in every row. Empty for next to nothing."""
+    if len(names) < 2:
+        return ""
+    first, last = min(names), max(names)  # what these share, all share
+    common = first[: next((i for i, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), None)]
+    common = common[: max(common.rfind("/"), common.rfind(os.sep)) + 1]
+    return common if len(common) > 3 else ""
+
+
 def _rank(entry: Entry) -> float:
     return float("inf") if entry.anomaly_score is None else -entry.anomaly_score
 
 
-def _row(entry: Entry) -> str:
-    name, stem = escape(entry.name), entry.stem
+def _row(entry: Entry, short: str) -> str:
+    name, stem = escape(short), entry.stem
     if stem is not None:
         picture = f"pictures/{stem}-overlay.jpg"
         name = f'<a class="open" href="{picture}"><img src="{picture}" alt="" loading="lazy"><span>{name}</span></a>'
@@ -166,6 +178,6 @@ def _viewer(scale: ColourScale) -> str:
         f'<h2 id="viewer-title"></h2><div class="tools">{buttons}</div></div>'
         f'<div class="viewer-pictures">{figures}</div>'
         f'<div class="viewer-foot"><p id="viewer-text" role="status"></p>{colour_bar(scale)}</div>'
-        '<p class="small">A white line surrounds what reaches the threshold. Scores are taken before the map is smoothed, so a '
-        "flagged image may have none.</p></dialog>"
+        '<p class="small">A white line surrounds what reaches the threshold. The decision is about the score, which comes from '
+        "the patches before smoothing, by default from their highest quarter, so line and decision need not agree.</p></dialog>"
     )

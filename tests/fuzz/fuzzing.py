@@ -121,7 +121,8 @@ def fuzz(count: int, seed: int, workers: int = 2, large_share: float = 0.1, chun
         chunk: files per prediction run.
     """
     from monai_wscxr.data.radiograph import GATES, MEMORY_LIMIT, REASON_CODES
-    from monai_wscxr.prediction.run import Options, predict
+    from monai_wscxr.prediction.options import Options
+    from monai_wscxr.prediction.run import predict
 
     generator = np.random.default_rng(seed)
     small, large = small_seeds(), large_seeds() if large_share else {}

@@ -3,7 +3,7 @@
 import pytest
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.prediction.journal import NAME, Journal
+from monai_wscxr.prediction.journal import NAME, Journal, check_idle
 
 IDENTITY = {"model": "abc", "options": [1, 2]}
 
@@ -55,9 +55,17 @@ def test_damaged_line_costs_itself_alone(begun, caplog):
 def test_damaged_head_and_other_runs_are_refused(begun):
     with pytest.raises(InputError, match=r"another prediction run \(model: abc there, xyz now\)"):
         opened(begun, {**IDENTITY, "model": "xyz"})
+    with pytest.raises(InputError, match=r"another prediction run \(other inputs\)"):
+        opened(begun, {**IDENTITY, "inputs": "ab" * 32})
     content = (begun / NAME).read_bytes()
     (begun / NAME).write_bytes(b"x" + content[1:])
     with pytest.raises(InputError, match=r"head .* is damaged"):
+        opened(begun)
+
+
+def test_journal_of_another_version_is_refused(begun, monkeypatch):
+    monkeypatch.setattr("monai_wscxr.prediction.journal._FORMAT", 99)
+    with pytest.raises(InputError, match="another version of monai_wscxr; start again with --overwrite"):
         opened(begun)
 
 
@@ -65,7 +73,10 @@ def test_one_process_at_a_time(begun):
     journal = Journal(begun, IDENTITY, {})
     with pytest.raises(InputError, match="another prediction is running"):
         opened(begun)
+    with pytest.raises(InputError, match="another prediction is running"):
+        check_idle(begun)
     journal.close()
+    check_idle(begun)
     opened(begun)
 
 

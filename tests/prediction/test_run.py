@@ -1,6 +1,7 @@
 """Prediction runs: a row for every input, the same results whatever interrupts them, nothing of a patient anywhere."""
 
 import csv
+import fcntl
 import json
 import logging
 import os
@@ -22,7 +23,8 @@ from monai_wscxr.data.radiograph import GATES
 from monai_wscxr.errors import InputError
 from monai_wscxr.prediction import tasks
 from monai_wscxr.prediction.journal import NAME as JOURNAL
-from monai_wscxr.prediction.run import Options, predict
+from monai_wscxr.prediction.options import Options
+from monai_wscxr.prediction.run import predict
 from monai_wscxr.predictor import COLUMNS, predict_files, to_map
 
 PATIENT_FILES = ("b/3.dcm", "b/1.2.840.1", "b/lateral.dcm")
@@ -189,7 +191,7 @@ def test_killed_process_goes_on(options, model_folder, inputs, tmp_path):
     package = Path(sys.modules["monai_wscxr"].__file__).parents[1]
     first = subprocess.Popen(command, cwd=package)
     journal = tmp_path / "killed" / JOURNAL
-    for _ in range(3000):
+    while first.poll() is None:  # however long a busy machine takes to start it
         if journal.exists() and journal.read_bytes().count(b"\n") >= 9:
             break
         time.sleep(0.01)
@@ -205,14 +207,14 @@ def test_killed_process_goes_on(options, model_folder, inputs, tmp_path):
 
 
 def test_full_or_forbidden_disk_is_one_sentence(options, monkeypatch, tmp_path):
-    def full(path, data):
+    def full(path, data, durable):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tasks, "write_bytes_atomic", full)
     with pytest.raises(InputError, match=r"out cannot be written \(No space left on device\); make room"):
         predict(options())
     monkeypatch.undo()
-    (tmp_path / "out" / "maps" / ".000001.tiff.abc.tmp").write_bytes(b"half")
+    (tmp_path / "out" / "maps" / ".000001.tiff.abc.partial").write_bytes(b"half")
     predict(options())
     assert not list((tmp_path / "out").rglob(".*"))
 
@@ -231,18 +233,43 @@ def test_changed_and_lost_files_are_done_again(options, inputs, tmp_path):
     assert [r for n, r in enumerate(before) if n != 2] == [r for n, r in enumerate(after) if n != 2]
 
 
+def test_files_that_a_power_failure_cut_short_are_done_again(options, tmp_path):
+    predict(options())
+    before = tree(tmp_path / "out")
+    for name, length in (("maps/000001.tiff", 0), ("report/pictures/000003-map.jpg", 700)):
+        os.truncate(tmp_path / "out" / name, length)
+    assert predict(options()).done_before == 5
+    assert tree(tmp_path / "out", [JOURNAL]) == {name: data for name, data in before.items() if name != JOURNAL}
+
+
+def test_results_below_the_input_folder_are_no_inputs(options, inputs, tmp_path):
+    output = str(inputs / "b" / "results")
+    assert predict(options(output=output)).images == 7
+    assert predict(options(output=output)).done_before == 7
+    assert predict(options(output=str(tmp_path / "elsewhere"))).images == 7
+
+
+def test_a_run_that_is_going_on_is_not_replaced(options, tmp_path):
+    predict(options())
+    with open(tmp_path / "out" / JOURNAL, "rb") as running:
+        fcntl.flock(running, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another prediction is running"):
+            predict(options(overwrite=True))
+    assert len(rows(options().output)) == 7
+
+
 def test_folder_of_another_run_is_refused_and_can_be_replaced(options, make_model, tmp_path):
     predict(options())
     for changes, words in (
         ({"batch_size": 3}, "batch_size: 2 there, 3 now"),
         ({"maps": "npy"}, "maps: tiff there, npy now"),
         ({"allow": ("lateral_view",)}, "allow:"),
-        ({"paths": options().paths * 2}, "inputs:"),
+        ({"paths": options().paths * 2}, "other inputs"),
     ):
         with pytest.raises(InputError, match=words):
             predict(options(**changes))
     make_model(tmp_path / "model", seed=1)
-    with pytest.raises(InputError, match="model:"):
+    with pytest.raises(InputError, match="other model"):
         predict(options())
     predict(options(maps="npy", overwrite=True))
     assert sorted(p.suffix for p in (tmp_path / "out" / "maps").iterdir()) == [".npy"] * 5

@@ -57,13 +57,31 @@ def test_every_input_has_its_row_most_abnormal_first(page):
     groups = [(row["data-groups"], row.get("data-stem")) for row, _ in parsed.rows]
     assert groups == [("flagged", "000001"), ("flagged", "000003"), ("not-flagged", "000000"), ("rejected", None)]
     texts = [" ".join(words) for _, words in parsed.rows]
-    assert "ward/b.dcm" in texts[0]
+    assert "b.dcm" in texts[0]
     assert "3.250" in texts[0]
     assert "< 0.001" in texts[0]
-    assert "ward/<b>a&b</b>.png" in texts[2]
+    assert "<b>a&b</b>.png" in texts[2]
     assert "lateral_view: not <i>frontal</i>." in texts[3]
     assert "n/a" in texts[3]
     assert "2 of 4 images flagged" in page.read_text(encoding="utf-8")
+
+
+def test_folder_that_all_share_is_said_once(page, tmp_path):
+    text = page.read_text(encoding="utf-8")
+    assert "Names are paths below <code>ward/</code>" in text
+    assert "ward/" not in text[text.index("<tbody>") : text.index("</tbody>")]
+    for names, folder in (
+        (["/a/b/c.png", "/a/b/d/e.png"], "/a/b/"),
+        (["/a/b/c.png", "/a/bc/c.png"], ""),  # one letter is no help
+        (["/data/x/b.png", "/data/xy/b.png"], "/data/"),
+        (["c.png", "/a/b/d.png"], ""),
+        (["/a/b/c.png"], ""),
+        (["/a/b/c.png"] * 2, "/a/b/"),
+    ):
+        entries = [Entry(name, None, None, None, None, "empty: x.") for name in names]
+        text = write_run_report(tmp_path / "index.html", entries, SCALE, 1.5, {}).read_text(encoding="utf-8")
+        assert ("Names are paths below" in text) == bool(folder)
+        assert all(f'<th scope="row">{name[len(folder) :]}</th>' in text for name in names)
 
 
 def test_filters_count_what_they_show(page):
@@ -117,7 +135,9 @@ def test_browser_opens_the_viewer_from_a_file(page, tmp_path):
     if not dom:
         pytest.skip("chromium does not run here")
     assert re.search(r'<dialog id="viewer"[^>]* open', dom)
-    assert '<h2 id="viewer-title">ward/d.png</h2>' in dom
-    assert 'alt="Radiograph of ward/d.png"' in dom
+    assert '<h2 id="viewer-title">d.png</h2>' in dom
+    assert 'alt="Radiograph of d.png"' in dom
     assert "Score 2.000, p-value 0.020, flagged. Image 2 of 3 shown." in dom
     assert "4 of 4 images" in dom
+    for button, at_end in (("previous", "false"), ("next", "false")):
+        assert re.search(f'<button[^>]*id="viewer-{button}"[^>]*aria-disabled="{at_end}"', dom)

@@ -1,0 +1,131 @@
+"""What a prediction run is asked for, and what it says when it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from monai_wscxr.data.radiograph_gates import check_allowed
+from monai_wscxr.errors import InputError
+from monai_wscxr.prediction.tasks import MAP_FORMATS
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for.
+
+    Attributes:
+        model: output folder of a training.
+        paths: files, folders, DICOMDIRs.
+        output: folder for the results.
+        maps: format of the maps, one of `MAP_FORMATS`.
+        overlays, report, dicom: whether to write them.
+        workers: processes that decode and write; 0 does everything in one process. None: one per core, at most 8.
+        batch_size: images per pass of the network.
+        device: "cpu", "cuda" or None for a GPU if there is one.
+        allow: gates of the loader that stay open.
+        seconds: longest time that reading a small file may take; a file gets one more per MiB.
+        overwrite: replace another run in `output`.
+        progress: show a progress bar.
+    """
+
+    model: str
+    paths: tuple[str, ...]
+    output: str
+    maps: str = "tiff"
+    overlays: bool = True
+    report: bool = True
+    dicom: bool = False
+    workers: int | None = None
+    batch_size: int = 16
+    device: str | None = None
+    allow: tuple[str, ...] = ()
+    seconds: float = 10.0
+    overwrite: bool = False
+    progress: bool = True
+
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            InputError: with the option and what is allowed.
+        """
+        if self.maps not in MAP_FORMATS:
+            raise InputError(f"--maps {self.maps} is not possible; use {', '.join(MAP_FORMATS)}")
+        if self.batch_size < 1:
+            raise InputError(f"--batch_size must be at least 1, got {self.batch_size}")
+        if self.workers is not None and not 0 <= self.workers <= 256:
+            raise InputError(f"--workers must lie between 0 and 256, got {self.workers}")
+        if not self.seconds > 0:
+            raise InputError(f"--seconds must be greater than 0, got {self.seconds:g}")
+        try:
+            check_allowed(self.allow)
+        except ValueError as error:
+            raise InputError(f"--allow: {error}") from error
+        if self.dicom:
+            try:
+                from monai_wscxr.report import dicom  # noqa: F401
+            except ImportError as error:
+                raise InputError(
+                    f"DICOM results need a package that is not installed ({error.name}); "
+                    "install it with: pip install 'monai-wscxr[dicom]'"
+                ) from error
+
+    def torch_device(self) -> torch.device:
+        """The device to compute on.
+
+        Raises:
+            InputError: when it is not one, or not there.
+        """
+        if self.device is None:
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise InputError(f"--device {self.device} is not a device; use cpu or cuda") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda was asked for, but torch sees no CUDA device here; use --device cpu")
+        return device
+
+
+@dataclass
+class Summary:
+    """What a run did.
+
+    Attributes:
+        images, flagged, rejected: of the whole run, resumed parts included.
+        done_before: inputs that an earlier, interrupted call had finished.
+        seconds: wall time of this call after the model was loaded.
+        decoding, network, writing: seconds of work of this call; decoding and writing summed over workers.
+        reasons: number of rejected inputs by reason code.
+    """
+
+    images: int = 0
+    flagged: int = 0
+    rejected: int = 0
+    done_before: int = 0
+    seconds: float = 0.0
+    decoding: float = 0.0
+    network: float = 0.0
+    writing: float = 0.0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def sentences(self) -> list[str]:
+        """For the person at the console."""
+        new = self.images - self.done_before
+        work = self.decoding + self.network + self.writing or 1.0
+        lines = [f"{self.images} images: {self.flagged} flagged, {self.rejected} rejected"]
+        lines[0] += f" ({self.listed_reasons()})" if self.reasons else ""
+        if self.done_before:
+            lines.append(f"{self.done_before} of them were done before")
+        if new:
+            lines.append(
+                f"{new} images in {self.seconds:.1f} s, {new / self.seconds:.1f} images/s; of the work, decoding took "
+                f"{self.decoding / work:.0%}, the network {self.network / work:.0%}, writing {self.writing / work:.0%}"
+            )
+        return lines
+
+    def listed_reasons(self) -> str:
+        """Reason codes with their numbers."""
+        return ", ".join(f"{count} {code}" for code, count in sorted(self.reasons.items()))

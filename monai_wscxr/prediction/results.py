@@ -1,0 +1,148 @@
+"""What a prediction run leaves when all inputs are done: table, JSON and report, made from the journal's records alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import monai_wscxr
+from monai_wscxr.artefact import TrainedModel
+from monai_wscxr.atomic import write_text_atomic
+from monai_wscxr.data.radiograph import RadiographError
+from monai_wscxr.prediction import tasks
+from monai_wscxr.prediction.folder import stamp
+from monai_wscxr.prediction.inputs import Input
+from monai_wscxr.prediction.journal import Record
+from monai_wscxr.prediction.options import Summary
+from monai_wscxr.prediction.tasks import Loaded, Written
+from monai_wscxr.predictor import Prediction, write_csv
+from monai_wscxr.report.run import Entry, write_run_report
+
+_PRIVATE = ("stamp", "number", "sizes")  # of a record; for resuming only
+
+
+def make_record(number: int, item: Input, prediction: Prediction, result: Loaded | RadiographError) -> Record:
+    """What the journal keeps of one input; its files come with `add_files`."""
+    record: Record = {
+        "number": number,
+        "file": item.file,
+        "stamp": stamp(item.path),
+        "status": prediction.status,
+        "reason": prediction.reason,
+        "files": {},
+        "sizes": {},
+    }
+    if isinstance(result, RadiographError):
+        record["message"] = result.message
+        return record
+    record.update(
+        anomaly_score=prediction.anomaly_score,
+        p_value=prediction.p_value,
+        abnormal=prediction.abnormal,
+        format=result.format,
+        rows=result.rows,
+        columns=result.columns,
+        polarity=result.polarity,
+        intensity=result.intensity,
+    )
+    return record
+
+
+def add_files(record: Record, written: Written) -> None:
+    """Note the files of an input."""
+    record["files"], record["sizes"] = written.files, written.sizes
+    if written.note:
+        record["note"] = written.note
+
+
+def write_results(
+    folder: Path, model: TrainedModel, records: Sequence[Record], device: str, report: bool, summary: Summary
+) -> None:
+    """Write `predictions.csv`, `predictions.json` and the report; count into the summary.
+
+    Args:
+        folder: of the run.
+        model: that predicted.
+        records: of every input, in order.
+        device: on which it ran.
+        report: whether to write the report.
+        summary: flagged and rejected inputs are counted into it.
+    """
+    predictions = [_prediction(record) for record in records]
+    for p in predictions:
+        summary.flagged += p.abnormal
+        if p.status == "rejected":
+            summary.rejected += 1
+            summary.reasons[p.reason] = summary.reasons.get(p.reason, 0) + 1
+    write_csv(folder / "predictions.csv", model, predictions)
+    write_text_atomic(folder / "predictions.json", _json(model, records))
+    if report:
+        _report(folder, model, records, device, summary)
+
+
+def _json(model: TrainedModel, records: Sequence[Record]) -> str:
+    calibration = model.calibration
+    description = {
+        "format": 1,
+        "version": monai_wscxr.__version__,
+        "model": {
+            "sha256": model.sha256,
+            "threshold": calibration.threshold,
+            "false_positive_rate": calibration.false_positive_rate,
+            "colour_low": calibration.colour_low,
+            "colour_high": calibration.colour_high,
+            "image_size": model.preprocessing.image_size,
+            "reader_chain": model.preprocessing.reader_chain,
+        },
+        "predictions": [{k: v for k, v in record.items() if k not in _PRIVATE} for record in records],
+    }
+    return json.dumps(description, indent=1) + "\n"
+
+
+def _report(folder: Path, model: TrainedModel, records: Sequence[Record], device: str, summary: Summary) -> None:
+    calibration = model.calibration
+    settings = {
+        **model.settings,
+        "model_sha256": model.sha256,
+        "false_positive_rate": calibration.false_positive_rate,
+        "reader_chain": model.preprocessing.reader_chain,
+        "device": device,
+    }
+    settings.pop("dataset_dir", None)
+    normals = len(calibration.normal_scores)
+    notes = [
+        f"The threshold flags at most {calibration.false_positive_rate:.0%} of normal images like the {normals} held out in "
+        f"training; the smallest p-value that so many can give is {1 / (normals + 1):.2g}."
+    ]
+    if summary.rejected:
+        notes.append(f"{summary.rejected} inputs were rejected and have no score: {summary.listed_reasons()}.")
+    write_run_report(
+        folder / "report" / "index.html",
+        [_entry(record) for record in records],
+        tasks.colour_scale(model),
+        calibration.threshold,
+        settings,
+        notes,
+    )
+
+
+def _entry(record: Record) -> Entry:
+    good = record["status"] == "ok"
+    return Entry(
+        name=record["file"],
+        stem=f"{record['number']:06d}" if good else None,
+        anomaly_score=record.get("anomaly_score"),
+        p_value=record.get("p_value"),
+        abnormal=record.get("abnormal"),
+        reason="" if good else f"{record['reason']}: {record['message']}",
+    )
+
+
+def _prediction(record: Record) -> Prediction:
+    if record["status"] != "ok":
+        return Prediction.rejected(record["file"], record["reason"])
+    figures = record["anomaly_score"], record["p_value"], record["abnormal"]
+    return Prediction(record["file"], "ok", "", *figures, np.empty((0, 0), np.float32))
