@@ -91,7 +91,51 @@ def blurred(image: Tensor, rng: random.Random) -> Tensor:
     return TF.gaussian_blur(image, [7, 7], [sigma, sigma])
 
 
+def rotated(image: Tensor, rng: random.Random) -> Tensor:
+    """Turned by 3 to 7 degrees either way; the edge repeats."""
+    reach = max(1, round(0.1 * max(image.shape[-2:])))
+    padded = F.pad(image[None], [reach] * 4, mode="replicate")
+    angle = rng.choice((-1, 1)) * rng.uniform(3, 7)
+    turned = TF.rotate(padded, angle, TF.InterpolationMode.BILINEAR)[0]
+    return turned[..., reach:-reach, reach:-reach].clamp(0, 1)
+
+
+def widened(image: Tensor, rng: random.Random) -> Tensor:
+    """A field of view wider by 5 to 12 % on every side, on its own, with air beyond what was seen before."""
+    height, width = image.shape[-2:]
+    top, bottom, left, right = (rng.uniform(0.05, 0.12) for _ in range(4))
+    sides = [round(left * width), round(right * width), round(top * height), round(bottom * height)]
+    return TF.resize(F.pad(image, sides), [height, width], antialias=True)
+
+
+def reframed(image: Tensor, rng: random.Random) -> Tensor:
+    """Up to 12 % cut off on every side, on its own, then back to the old size, which changes the proportions."""
+    height, width = image.shape[-2:]
+    top, bottom, left, right = (rng.uniform(0, 0.12) for _ in range(4))
+    rows = slice(round(top * height), height - round(bottom * height))
+    columns = slice(round(left * width), width - round(right * width))
+    return TF.resize(image[..., rows, columns], [height, width], antialias=True)
+
+
+def processed(image: Tensor, rng: random.Random) -> Tensor:
+    """Another detector and its software: noise, sharpened edges (unsharp mask), another gamma."""
+    sigma = max(0.5, 0.008 * image.shape[-2])
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(rng.randrange(2**31)))
+    noisy = image + 0.02 * noise
+    sharp = noisy + rng.uniform(0.5, 1.5) * (noisy - TF.gaussian_blur(noisy, [9, 9], [sigma, sigma]))
+    return sharp.clamp(0, 1) ** rng.uniform(0.65, 1.5)
+
+
+def reacquired(image: Tensor, rng: random.Random) -> Tensor:
+    """Another framing, another angle and another detector at once."""
+    return processed(reframed(rotated(image, rng), rng), rng)
+
+
 PERTURBATIONS: dict[str, Perturbation] = {
     function.__name__: function
     for function in (flip, brighter, darker, flatter, harder, cropped, collimated, lettered, shifted, blurred)
+}
+# stronger ones and mixtures, which nothing was ever chosen or trained with: the stand-in for images of another hospital
+SHIFTS: dict[str, Perturbation] = {
+    function.__name__: function for function in (rotated, widened, reframed, processed, reacquired)
 }

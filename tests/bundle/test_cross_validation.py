@@ -9,6 +9,8 @@ from bundle_runs import SMALL, run
 
 from monai_wscxr import cross_validation
 from monai_wscxr.cross_validation import Draw, DrawData, make_draw, train
+from monai_wscxr.cross_validation.maps import CHANGES
+from monai_wscxr.cross_validation.training import TRAINING_OPTIONS, bank_of
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.mining import mine
@@ -45,7 +47,7 @@ def test_it_trains_what_the_bundle_trains(phantoms, tmp_path):
     started = run("train", phantoms, tmp_path / "run")
     mining = started.parser.get_parsed_content("train#handlers#0")
     trained = started.parser.get_parsed_content("network").discriminator
-    options = {key: started.parser.get(key) for key in cross_validation.TRAINING_OPTIONS} | SMALL
+    options = {key: started.parser.get(key) for key in TRAINING_OPTIONS} | SMALL
     ours = train(options, mining.normal, mining.whitening(mining.mined.bank.rows))
     torch.testing.assert_close(ours.layers[-1].weight, trained.layers[-1].weight, rtol=1e-4, atol=1e-7)
 
@@ -62,7 +64,7 @@ def test_mined_rows_are_those_of_mine(phantoms, make_features):
     draw = Draw(list(range(6)), [6, 7], {1: [n - 1], 2: [n - 1, n - 2]}, {1: [n - 2], 2: [n - 3]})
     data = DrawData(draw, bank, {}, [], torch.zeros(n).numpy())
     for k, retention in ((1, 0.3), (2, 0.5), (2, 1.0)):
-        few = cross_validation._bank(bank[draw.few_shot[k]])
+        few = bank_of(bank[draw.few_shot[k]])
         expected = mine(data.normal, few, retention).bank.rows
         assert torch.equal(data.mined(k, retention), expected)
 
@@ -84,7 +86,7 @@ def test_the_command_writes_a_table_and_never_opens_the_test_part(phantoms, tmp_
     cross_validation.main(arguments)
     table = (out / "table.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[2:]] == ["default", "maximum", "no distance"]
-    assert len((out / "shifts.md").read_text().splitlines()) == 2 + len(cross_validation.PERTURBATIONS)
+    assert len((out / "shifts.md").read_text().splitlines()) == 2 + len(CHANGES)
     kept = json.loads((out / "default.json").read_text())["result"]
     assert len(kept["maximum"]["1"]["as they are"]) == 2
     monkeypatch.setattr(cross_validation.CrossValidation, "run", None)  # a second call only reads
