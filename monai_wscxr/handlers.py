@@ -21,7 +21,7 @@ from monai_wscxr.copies import nuisance_of, with_copies
 from monai_wscxr.data.split import TrainingSplit, count_classes
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
-from monai_wscxr.mining import Mined, mine
+from monai_wscxr.mining import Mined, check_scope, mine
 from monai_wscxr.mixing import MixingInferer, PatchBatches
 from monai_wscxr.networks import Discriminator, WSCXRNet, anomaly_score, check_score_share, image_scores
 from monai_wscxr.run_folder import RunFolder
@@ -72,6 +72,7 @@ class MiningHandler:
             Copies of abnormal images are mined with them.
         copied_normals: how many normal images of the bank have copies; always the same ones, so that runs share them.
         nuisance: weight of what the alteration does to the normals' features in the covariance, >= 0.
+        scope: of mining, see `mine`.
 
     Attributes:
         mined: result of mining (on features as published), after training has started; its rows are not whitened.
@@ -93,6 +94,7 @@ class MiningHandler:
         copies: int = 0,
         copied_normals: int = 200,
         nuisance: float = 0.0,
+        scope: str = "all",
     ) -> None:
         if not 0 < retention <= 1:
             raise InputError(f"the retention rate r must lie in (0, 1] (published: 0.2), got {retention}")
@@ -106,6 +108,7 @@ class MiningHandler:
         self.device = torch.device(device)
         self.whitening, self.shrinkage = whitening, shrinkage
         self.copies, self.copied_normals, self.nuisance = copies, copied_normals, nuisance
+        self.scope = check_scope(scope)
         self.seconds: dict[str, float] = {}
         self.mined: Mined
         self.normal: FeatureBank
@@ -124,7 +127,7 @@ class MiningHandler:
         self.extractor.digests.update(self.split.digests)
         normal, abnormal, nuisance = self._extract()
         began = time.perf_counter()
-        self.mined = mine(normal.to(self.device), abnormal.to(self.device), self.retention)
+        self.mined = mine(normal.to(self.device), abnormal.to(self.device), self.retention, self.scope)
         self.seconds["mining"] = time.perf_counter() - began
         if self.whitening is not None:
             self.whitening.fit(normal.rows.to(self.device), self.shrinkage, nuisance)

@@ -29,6 +29,8 @@ PUBLISHED_TRAINING = {
     "optimizer_name": "Adam",
     "learning_rate": 2e-4,
     "distance_share": 0.0,
+    "copies": 0,
+    "mining_scope": "all",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -50,6 +52,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "whitened, random start, Adam": {**PUBLISHED_TRAINING, "whiten": True},
     "shrinkage 0.1": {"shrinkage": 0.1},
     "shrinkage 10": {"shrinkage": 10.0},
+    "no copies": {"copies": 0},
+    "1 copy": {"copies": 1},
+    "4 copies": {"copies": 4},
+    "copies, covariance unchanged": {"nuisance": 0.0},
+    "nuisance 1": {"nuisance": 1.0},
+    "nuisance 10": {"nuisance": 10.0},
+    "mined over all images": {"mining_scope": "all"},
     "r = 0.2": {"retention": 0.2},
     "r = 1 (no mining)": {"retention": 1.0},
     "alpha = 1 (no mixing)": {"alpha_min": 1.0},
@@ -67,7 +76,7 @@ class CrossValidation:
 
     Args:
         source: data set; only its training part is used.
-        folder: results and perturbed maps.
+        folder: results.
         ks: abnormal images per class.
         draws: number of draws.
         perturbed_normals: see `Maps`.
@@ -92,6 +101,7 @@ class CrossValidation:
         self.options: dict[str, Any] = parser.get()
         self._check("options", changes or {})
         self.options.update(changes or {})
+        self.most_copies = max(self.options["copies"], *(v.get("copies", 0) for v in VARIANTS.values()))
         self.maps: tuple[tuple, Maps] | None = None
 
     def run(self, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -103,10 +113,11 @@ class CrossValidation:
         maps = self._maps({**first, "layers": layers})
         features = maps.choose(maps.images, layers, first["neighbourhood"])
         perturbed = {n: maps.choose(m, layers, first["neighbourhood"]) for n, m in maps.perturbed.items()}
+        copies = [maps.choose(m, layers, first["neighbourhood"]) for m in maps.copies]
         labels = np.array([item["label"] for item in self.items])
         results: dict[str, Any] = {n: {str(k): {f: [] for f in (*FIGURES, "shift")} for k in self.ks} for n in variants}
         for number, draw in enumerate(self.draws):
-            data = DrawData(draw, features, perturbed, maps.subset, labels)
+            data = DrawData(draw, features, perturbed, copies, maps.subset, labels)
             for name, changes in variants.items():
                 for k in self.ks:
                     figures, shift = data.figures({**self.options, **changes}, k)
@@ -125,7 +136,7 @@ class CrossValidation:
         key = tuple(str(options[k]) for k in ("image_size", "intensity", "backbone", "weights"))
         if self.maps is None or self.maps[0] != key:
             self.maps = None  # free the old ones first
-            self.maps = (key, Maps(self.items, options, self.folder, self.perturbed_normals))
+            self.maps = (key, Maps(self.items, options, self.perturbed_normals, self.most_copies))
         return self.maps[1]
 
     def table(self, results: Mapping[str, Mapping[str, Any]]) -> str:

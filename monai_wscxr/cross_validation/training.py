@@ -19,14 +19,36 @@ from monai_wscxr.data.perturbation import PERTURBATIONS, SHIFTS
 from monai_wscxr.handlers import DistanceHandler
 from monai_wscxr.losses import HingeLoss
 from monai_wscxr.metrics import auroc
+from monai_wscxr.mining import farthest_of_each
 from monai_wscxr.mixing import MixingInferer, PatchBatches, prepare_patch_batch
 from monai_wscxr.networks import Discriminator, image_scores
 from monai_wscxr.ops import min_distance
-from monai_wscxr.whitening import NormalWhitening
+from monai_wscxr.whitening import NormalWhitening, nuisance_covariance
 
 TRAINING_OPTIONS = (
-    *("seed", "retention", "whiten", "shrinkage", "zero_start", "depth", "width", "batch_size", "min_batches"),
-    *("epochs", "alpha_min", "alpha_max", "optimizer_name", "learning_rate", "weight_decay"),
+    *(
+        "seed",
+        "retention",
+        "mining_scope",
+        "whiten",
+        "shrinkage",
+        "zero_start",
+        "depth",
+        "width",
+        "batch_size",
+        "min_batches",
+    ),
+    *(
+        "copies",
+        "copied_normals",
+        "nuisance",
+        "epochs",
+        "alpha_min",
+        "alpha_max",
+        "optimizer_name",
+        "learning_rate",
+        "weight_decay",
+    ),
 )
 FIGURES = ("as they are", "perturbed alike", "perturbed each", "shifted alike")
 
@@ -81,7 +103,8 @@ class DrawData:
         draw: who trains and who validates.
         features: [n, C, h, w] of all training items.
         perturbed: per perturbation, features of the items `subset`.
-        subset: indices of the perturbed items.
+        copies: per altered copy, the same.
+        subset: indices of the perturbed and copied items.
         labels: of all training items.
     """
 
@@ -90,31 +113,49 @@ class DrawData:
         draw: Draw,
         features: Tensor,
         perturbed: Mapping[str, Tensor],
+        copies: Sequence[Tensor],
         subset: Sequence[int],
         labels: NDArray[np.int64],
     ) -> None:
         self.draw, self.features, self.perturbed, self.labels = draw, features, perturbed, labels
+        self.copies = copies
         self.place = {i: n for n, i in enumerate(subset)}
         self.normal = bank_of(features[draw.normal])
         few = draw.few_shot[max(draw.few_shot)]
-        distance, _ = min_distance(bank_of(features[few]).rows, self.normal.rows)
-        self.distance = dict(zip(few, distance.split(features.shape[2] * features.shape[3]), strict=True))
+        every = torch.cat([self.few(few, copy) for copy in range(len(copies) + 1)])
+        distance, _ = min_distance(bank_of(every).rows, self.normal.rows)
+        names = [(i, copy) for copy in range(len(copies) + 1) for i in few]
+        self.distance = dict(zip(names, distance.split(features.shape[2] * features.shape[3]), strict=True))
         self.whitened: dict[tuple, tuple[NormalWhitening, FeatureBank, Tensor, dict[str, Tensor]]] = {}
         self.trained: dict[str, Discriminator] = {}
 
-    def mined(self, k: int, retention: float) -> Tensor:
-        """Rows of the mined bank (Eq. 4 and 5); distances were measured once for all k."""
+    def few(self, items: Sequence[int], copy: int) -> Tensor:
+        """Features of these items: as they are (0), or of their altered copies."""
+        return self.copies[copy - 1][[self.place[i] for i in items]] if copy else self.features[items]
+
+    def mined(self, k: int, retention: float, copies: int = 0, scope: str = "all") -> Tensor:
+        """Rows of the mined bank (Eq. 4 and 5) with copies; distances were measured once for all k."""
         few = self.draw.few_shot[k]
-        distance = torch.cat([self.distance[i] for i in few])
-        order = torch.sort(distance, descending=True, stable=True).indices
-        return bank_of(self.features[few]).rows[order[: max(1, int(retention * len(order) + 1e-9))]]
+        every = torch.cat([self.few(few, copy) for copy in range(copies + 1)])
+        distance = torch.stack([self.distance[i, copy] for copy in range(copies + 1) for i in few])
+        images = distance if scope == "image" else distance.reshape(1, -1)  # all together are one large image
+        return bank_of(every).rows[farthest_of_each(images, retention)]
+
+    def nuisance(self, options: Mapping[str, Any]) -> Tensor | None:
+        """Weighted covariance of what alterations do to normal images of this draw."""
+        if not options["copies"] or not options["nuisance"]:
+            return None
+        copied = [i for i in self.draw.normal if i in self.place][: options["copied_normals"]]
+        before = bank_of(self.features[copied]).rows
+        made = [nuisance_covariance(before, bank_of(self.few(copied, c + 1)).rows) for c in range(options["copies"])]
+        return options["nuisance"] * torch.stack(made).mean(0)
 
     def white(self, options: Mapping[str, Any]) -> tuple[NormalWhitening, FeatureBank, Tensor, dict[str, Tensor]]:
         """Whitening, whitened normal bank, and all images that validate, as they are and perturbed, whitened."""
-        key = (options["whiten"], options["shrinkage"])
+        key = tuple(options[o] for o in ("whiten", "shrinkage", "copies", "copied_normals", "nuisance"))
         if key not in self.whitened:
             whitening = NormalWhitening(self.features.shape[1], options["whiten"])
-            whitening.fit(self.normal.rows, options["shrinkage"])
+            whitening.fit(self.normal.rows, options["shrinkage"], self.nuisance(options))
             bank = replace(self.normal, rows=whitening(self.normal.rows))
             judged = self.judged()
             where = [self.place[i] for i in judged if i in self.place]
@@ -132,7 +173,11 @@ class DrawData:
         whitening, normal, images, perturbed = self.white(options)
         key = json.dumps([k, {o: options[o] for o in TRAINING_OPTIONS}], default=str)
         if key not in self.trained:
-            self.trained[key] = train(options, normal, whitening(self.mined(k, options["retention"])))
+            self.trained[key] = train(
+                options,
+                normal,
+                whitening(self.mined(k, options["retention"], options["copies"], options["mining_scope"])),
+            )
         discriminator = self.trained[key]
         few: Any = _Banks(normal, bank_of(self.features[self.draw.few_shot[k]]))
         handler = DistanceHandler(few, discriminator, options["distance_share"], options["score_share"])
