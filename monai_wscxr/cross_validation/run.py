@@ -56,7 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "1 copy": {"copies": 1},
     "4 copies": {"copies": 4},
     "copies, covariance unchanged": {"nuisance": 0.0},
-    "nuisance 1": {"nuisance": 1.0},
+    "nuisance 4": {"nuisance": 4.0},
     "nuisance 10": {"nuisance": 10.0},
     "mined over all images": {"mining_scope": "all"},
     "r = 0.2": {"retention": 0.2},
