@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from monai_wscxr.bank import FeatureBank
-from monai_wscxr.ops import mine_top_r
+from monai_wscxr.errors import InputError
+from monai_wscxr.ops import min_distance, mine_top_r
+
+SCOPES = ("all", "image")
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,51 @@ class Mined:
     distance: Tensor
 
 
-def mine(normal: FeatureBank, abnormal: FeatureBank, retention: float) -> Mined:
+def mine(normal: FeatureBank, abnormal: FeatureBank, retention: float, scope: str = "all") -> Mined:
     """M'_a = the floor(r |M_a|) patches of `abnormal` with the largest distance to `normal`, at least one.
 
     Args:
         normal: normal bank, at least one row.
-        abnormal: abnormal bank, at least one row, same channels and device.
+        abnormal: abnormal bank, at least one row, same channels and device; of whole images where the scope is "image".
         retention: retention rate r in (0, 1]; 1 keeps all (no mining).
+        scope: "all" takes the farthest patches of all images together, as published. "image" takes that share of every
+            image, so that one unlike the others does not fill the bank alone.
 
     Raises:
         ValueError: on empty banks, NaN or Inf, or r outside (0, 1].
+        InputError: on another scope.
     """
-    index, distance = mine_top_r(abnormal.rows, normal.rows, retention)
-    return Mined(abnormal.select(index), distance)
+    if check_scope(scope) == "all":
+        index, distance = mine_top_r(abnormal.rows, normal.rows, retention)
+        return Mined(abnormal.select(index), distance)
+    if not 0 < retention <= 1:
+        raise ValueError(f"the retention rate r must lie in (0, 1], got {retention}")
+    images = len(abnormal.images)  # refuses a bank of chosen rows
+    distance, _ = min_distance(abnormal.rows, normal.rows)
+    index = farthest_of_each(distance.reshape(images, -1), retention)
+    return Mined(abnormal.select(index), distance[index])
+
+
+def farthest_of_each(distance: Tensor, retention: float) -> Tensor:
+    """Flat indices of the floor(r hw) largest distances of every image, at least one; farthest first, ties in order.
+
+    Args:
+        distance: [n, hw].
+        retention: r.
+    """
+    n, patches = distance.shape
+    count = max(1, int(retention * patches + 1e-9))
+    place = torch.sort(distance, dim=1, descending=True, stable=True).indices[:, :count]
+    index = (place + patches * torch.arange(n, device=place.device)[:, None]).flatten().sort().values
+    return index[torch.sort(distance.flatten()[index], descending=True, stable=True).indices]
+
+
+def check_scope(scope: str) -> str:
+    """The scope of mining.
+
+    Raises:
+        InputError: when there is no such scope.
+    """
+    if scope not in SCOPES:
+        raise InputError(f"mining_scope must be all (as published) or image, got {scope!r}")
+    return scope

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -141,6 +141,7 @@ def radiograph_transforms(
     keep_radiograph: bool = False,
     allow: Collection[str] = (),
     keep_source: bool = False,
+    after_resize: Sequence[Callable[[dict], dict]] = (),
 ) -> Compose:
     """File path to network input, float32 [3, size, size].
 
@@ -150,6 +151,7 @@ def radiograph_transforms(
         keep_radiograph: leave the resized radiograph [1, size, size] in [0, 1] under "radiograph", for pictures.
         allow: gates of the loader that stay open (see `radiograph_gates`).
         keep_source: leave the radiograph as it was read under "source".
+        after_resize: transforms of the resized radiograph [1, size, size] in [0, 1], before its intensity is standardised.
 
     Raises:
         InputError: when the model was trained with another reading chain than this installation has.
@@ -161,6 +163,7 @@ def radiograph_transforms(
             "made the model (see artefact.json)"
         )
     steps: list[Any] = [LoadRadiographd(keys, allow, keep_source), ResizeRadiographd(keys, preprocessing.image_size)]
+    steps += after_resize
     if keep_radiograph:
         steps.append(_KeepRadiograph())
     if preprocessing.intensity == "standardised":

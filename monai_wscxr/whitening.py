@@ -50,7 +50,7 @@ class NormalWhitening(nn.Module):
         return ((features.permute(0, 2, 3, 1) - self.mean) @ self.matrix).permute(0, 3, 1, 2)
 
     @torch.jit.unused
-    def fit(self, rows: Tensor, shrinkage: float, part: int = 8192) -> None:
+    def fit(self, rows: Tensor, shrinkage: float, nuisance: Tensor | None = None, part: int = 8192) -> None:
         """Take mean and covariance from the normal bank; nothing happens when not active.
 
         Sums run over parts of the bank in float64, the root is symmetric, so the result hardly depends on rounding.
@@ -58,6 +58,7 @@ class NormalWhitening(nn.Module):
         Args:
             rows: [N, C] of the normal bank, at least one.
             shrinkage: s > 0.
+            nuisance: [C, C] covariance added to that of the bank, see `nuisance_covariance`; None adds nothing.
             part: rows taken at a time.
 
         Raises:
@@ -74,6 +75,8 @@ class NormalWhitening(nn.Module):
             centred = block - centre
             covariance += (centred.T @ centred).double()
         covariance /= len(rows)
+        if nuisance is not None:
+            covariance += nuisance.to(covariance)
         typical = covariance.diagonal().mean()
         if not float(typical) > 0:
             raise InputError("all patches of the normal bank are equal; are the normal images blank?")
@@ -81,3 +84,26 @@ class NormalWhitening(nn.Module):
         root = (values.clamp(min=0) + shrinkage * typical).rsqrt()
         self.mean.copy_(centre)
         self.matrix.copy_((vectors * root) @ vectors.T)
+
+
+def nuisance_covariance(original: Tensor, altered: Tensor, part: int = 8192) -> Tensor:
+    """Mean outer product of what an alteration does to patch features, [C, C] float64.
+
+    Added to the covariance of the normals it makes directions count less in which features move when another framing,
+    detector or angle shows the same chest (within-class covariance normalisation, Hatch, Kajarekar and Stolcke, 2006).
+
+    Args:
+        original: [N, C] rows of images.
+        altered: [N, C] rows of altered copies of the same images, in the same order.
+        part: rows taken at a time.
+
+    Raises:
+        ValueError: when the two do not have the same shape, or no rows.
+    """
+    if original.shape != altered.shape or not len(original):
+        raise ValueError(f"rows {tuple(original.shape)} and of their altered copies {tuple(altered.shape)} do not fit")
+    total = torch.zeros(original.shape[1], original.shape[1], dtype=torch.float64, device=original.device)
+    for before, after in zip(original.split(part), altered.split(part), strict=True):
+        moved = after - before
+        total += (moved.T @ moved).double()
+    return total / len(original)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from monai_wscxr.bank import FeatureBank
+from monai_wscxr.errors import InputError
 from monai_wscxr.mining import mine
 
 
@@ -81,3 +82,31 @@ def test_empty_and_damaged_banks_are_refused():
     abnormal.rows[5, 2] = math.nan
     with pytest.raises(ValueError, match="NaN or Inf in 1 of 24 rows"):
         mine(normal, abnormal, 0.2)
+
+
+@pytest.mark.parametrize(("retention", "each"), [(0.2, 2), (0.01, 1), (0.5, 6), (1.0, 12)])
+@pytest.mark.parametrize("name", cases())
+def test_mining_within_every_image(name, retention, each):
+    normal, abnormal = cases()[name]
+    source = bank_of(abnormal, (3, 4))
+    mined = mine(bank_of(normal, (3, 4)), source, retention, "image")
+    expected = []
+    for image in range(2):
+        distance, order = naive_mining(normal, abnormal[12 * image : 12 * image + 12], each)
+        expected += [(-d, 12 * image + index) for d, index in zip(distance, order, strict=True)]
+    expected.sort()
+    assert mined.distance.tolist() == pytest.approx([-d for d, _ in expected], rel=1e-6, abs=0)
+    found = [mined.bank.origin(row) for row in range(len(mined.bank))]
+    assert sorted(found) == sorted(source.origin(index) for _, index in expected)
+    assert torch.equal(mined.bank.rows.sort(0).values, abnormal[[index for _, index in expected]].sort(0).values)
+    assert (mined.distance.diff() <= 0).all()
+
+
+def test_scopes_that_do_not_exist_and_banks_without_whole_images():
+    normal, abnormal = (bank_of(rows, (3, 4)) for rows in cases()["random"])
+    with pytest.raises(InputError, match="mining_scope must be all"):
+        mine(normal, abnormal, 0.2, "class")
+    with pytest.raises(ValueError, match="not all 12 patches"):
+        mine(normal, abnormal.select(torch.arange(5)), 0.2, "image")
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
+        mine(normal, abnormal, math.nan, "image")

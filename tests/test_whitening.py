@@ -10,7 +10,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.losses import HingeLoss
 from monai_wscxr.mixing import MixingInferer, PatchBatches, prepare_patch_batch
 from monai_wscxr.networks import Discriminator
-from monai_wscxr.whitening import NormalWhitening
+from monai_wscxr.whitening import NormalWhitening, nuisance_covariance
 
 
 def rows(n=500, channels=6, seed=0):
@@ -23,7 +23,7 @@ def rows(n=500, channels=6, seed=0):
 def test_matrix_is_the_inverse_root_of_the_shrunken_covariance(shrinkage, part):
     x = rows()
     whitening = NormalWhitening(6)
-    whitening.fit(x, shrinkage, part)
+    whitening.fit(x, shrinkage, part=part)
     y = x.double().numpy()
     covariance = (y - y.mean(0)).T @ (y - y.mean(0)) / len(y)
     shrunken = covariance + shrinkage * np.trace(covariance) / 6 * np.eye(6)
@@ -88,3 +88,24 @@ def test_first_steps_from_zero_follow_fishers_direction():
     fisher = np.linalg.solve(covariance + 0.3 * np.trace(covariance) / 6 * np.eye(6), y.mean(0) - x.mean(0))
     cosine = learned.numpy() @ fisher / np.linalg.norm(learned) / np.linalg.norm(fisher)
     assert cosine > 0.98
+
+
+def test_nuisance_directions_count_less():
+    x = rows()
+    moved = torch.tensor([0.0, 0, 5, 0, 0, 0]) * torch.randn(500, 1, generator=torch.Generator().manual_seed(1))
+    nuisance = nuisance_covariance(x, x + moved, part=7)
+    y = moved.double().numpy()
+    np.testing.assert_allclose(nuisance.numpy(), y.T @ y / len(y), atol=1e-4)
+    whitening = NormalWhitening(6)
+    whitening.fit(x, 0.1, 4 * nuisance)
+    z = x.double().numpy()
+    total = np.cov(z.T, bias=True) + 4 * nuisance.numpy()
+    total += 0.1 * np.trace(total) / 6 * np.eye(6)
+    w = whitening.matrix.double().numpy()
+    np.testing.assert_allclose(w @ total @ w, np.eye(6), atol=2e-4)
+    plain = NormalWhitening(6)
+    plain.fit(x, 0.1)
+    movement, before = ((f(x + moved) - f(x)).square().sum(1).mean() for f in (whitening, plain))
+    assert movement < 0.3 * before
+    with pytest.raises(ValueError, match="do not fit"):
+        nuisance_covariance(x, x[:-1])

@@ -8,10 +8,8 @@ its pooled features is trained. The density therefore describes the head's last 
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,14 +19,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
 from monai_wscxr.bank import FeatureBank
-from monai_wscxr.data.stream import RadiographStream
+from monai_wscxr.copies import Alteration, copy_features
 from monai_wscxr.errors import InputError
-from monai_wscxr.extraction import PatchExtractor, progress_bar
-from monai_wscxr.store import FeatureStore
-from monai_wscxr.transforms import radiograph_transforms
-
-KINDS = ("cutpaste", "scar")
-_VERSION = 1  # of the augmentations; part of the cache's fingerprint
+from monai_wscxr.extraction import PatchExtractor
 
 
 def cutpaste(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -77,6 +70,13 @@ def scar(image: Tensor, generator: torch.Generator) -> Tensor:
     return out
 
 
+def _seeded(function: Callable[[Tensor, torch.Generator], Tensor]) -> Callable[[Tensor, int], Tensor]:
+    return lambda image, seed: function(image, torch.Generator().manual_seed(seed))
+
+
+KINDS = (Alteration("cutpaste", 2, _seeded(cutpaste)), Alteration("scar", 2, _seeded(scar)))
+
+
 class CutPaste:
     """A head that tells untouched images from pasted ones; the score is the Mahalanobis distance of its hidden layer.
 
@@ -115,7 +115,7 @@ class CutPaste:
     def fit(self, normal: FeatureBank, extractor: PatchExtractor) -> None:
         """Make pasted copies of the normal images, train the head, fit the density."""
         untouched = pooled(normal)
-        pasted = [pasted_features(list(normal.files), kind, self.copies, extractor) for kind in KINDS]
+        pasted = [copy_features(extractor, normal.files, kind, self.copies, pooled=True)[:, 0] for kind in KINDS]
         self.mean, self.scale = untouched.mean(dim=0), untouched.std(dim=0).clamp_min(1e-6)
         groups = [self._standard(group) for group in (untouched, *pasted)]
         self._train(groups)
@@ -164,78 +164,6 @@ def build_head(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
 def pooled(images: FeatureBank) -> Tensor:
     """Mean patch feature of every image, [n, C]."""
     return images.rows.reshape(len(images.files), -1, images.rows.shape[1]).mean(dim=1)
-
-
-def pasted_features(files: list[str], kind: str, copies: int, extractor: PatchExtractor) -> Tensor:
-    """Pooled features [copies * n, C] of pasted images, through the cache.
-
-    Copy c of an image depends on the image's bytes, the kind and c alone, so every run and seed shares it.
-
-    Args:
-        files: normal images that `extractor` has seen.
-        kind: one of `KINDS`.
-        copies: per image.
-        extractor: its network, preprocessing and cache are used.
-    """
-    store = None
-    if extractor.store is not None:
-        settings = {**extractor.settings(), "augmentation": kind, "version": _VERSION, "pooled": True}
-        store = FeatureStore(settings, extractor.store.folder.parents[1])
-    wanted = [(file, f"{extractor.digests[file]}:{copy}", copy) for file in files for copy in range(copies)]
-    found: dict[str, Tensor] = {}
-    missing = [entry for entry in wanted if store is None or entry[1] not in store]
-    with progress_bar(len(missing), f"{kind} copies", extractor.progress and bool(missing)) as bar:
-        keys: list[str] = []
-        features: list[Tensor] = []
-        for key, feature in _extract(missing, kind, extractor):
-            keys.append(key)
-            features.append(feature)
-            bar.update()
-            if store is not None and (len(keys) == 1024 or len(keys) == len(missing)):
-                store.write(keys, torch.stack(features))
-                missing = missing[len(keys) :]
-                keys, features = [], []
-        found.update(zip(keys, features, strict=True))
-    if store is None:
-        return torch.stack([found[key][0] for _, key, _ in wanted])
-    return store.read([key for _, key, _ in wanted])[:, 0]
-
-
-def _extract(wanted: list[tuple[str, str, int]], kind: str, extractor: PatchExtractor) -> Iterator[tuple[str, Tensor]]:
-    """Key and pooled feature [1, C] of every wanted copy."""
-    radiographs = radiograph_transforms(extractor.preprocessing, keep_radiograph=True)
-    mean, std = (torch.tensor(v)[:, None, None] for v in (extractor.preprocessing.mean, extractor.preprocessing.std))
-    paste = {"cutpaste": cutpaste, "scar": scar}[kind]
-
-    def load(item: dict[str, Any]) -> dict[str, Any]:
-        radiograph = radiographs(item)["radiograph"]
-        generator = torch.Generator().manual_seed(_seed(f"{kind}:{item['key']}"))
-        return {**item, "image": (paste(radiograph, generator).expand(3, -1, -1) - mean) / std}
-
-    items = [{"image": file, "key": key} for file, key, _ in wanted]
-    stream = RadiographStream(items, load, extractor.read_threads, 2 * extractor.batch_size)
-    batch: list[dict[str, Any]] = []
-
-    def run() -> Iterator[tuple[str, Tensor]]:
-        with torch.inference_mode():
-            phi = extractor.network(torch.stack([item["image"] for item in batch]).to(extractor.device))
-        yield from zip(
-            [item["key"] for item in batch], phi.float().mean(dim=(2, 3)).cpu().clone()[:, None], strict=True
-        )
-
-    for item in stream:
-        batch.append(item)
-        if len(batch) == extractor.batch_size:
-            yield from run()
-            batch = []
-    if batch:
-        yield from run()
-    if stream.rejected:
-        raise InputError(f"{stream.rejected[0][0]} could be read before and cannot be read now; check the disk")
-
-
-def _seed(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Iterator
 
@@ -14,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from monai_wscxr.bank import FeatureBank
+from monai_wscxr.copies import nuisance_of, with_copies
 from monai_wscxr.data.split import TrainingSplit
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
-from monai_wscxr.mining import Mined, mine
+from monai_wscxr.mining import Mined, check_scope, mine
 from monai_wscxr.mixing import MixingInferer, PatchBatches
 from monai_wscxr.store import fingerprint
 from monai_wscxr.whitening import NormalWhitening
@@ -63,6 +65,11 @@ class MiningHandler:
         device: where the banks live while training.
         whitening: fitted to the normal bank; everything handed over is whitened. None leaves features as they are.
         shrinkage: of its covariance, > 0.
+        copies: altered copies made of every few-shot abnormal image and of some normal ones; 0 makes none, as published.
+            Copies of abnormal images are mined with them.
+        copied_normals: how many normal images of the bank have copies; always the same ones, so that runs share them.
+        nuisance: weight of what the alteration does to the normals' features in the covariance, >= 0.
+        scope: of mining, see `mine`.
 
     Attributes:
         mined: result of mining (on features as published), after training has started; its rows are not whitened.
@@ -81,13 +88,24 @@ class MiningHandler:
         device: str | torch.device = "cpu",
         whitening: NormalWhitening | None = None,
         shrinkage: float = 1.0,
+        copies: int = 0,
+        copied_normals: int = 200,
+        nuisance: float = 0.0,
+        scope: str = "all",
     ) -> None:
         if not 0 < retention <= 1:
             raise InputError(f"the retention rate r must lie in (0, 1] (published: 0.2), got {retention}")
+        if copies < 0 or copied_normals < 1 or not (math.isfinite(nuisance) and nuisance >= 0):
+            raise InputError(
+                "copies must be 0 (none, as published) or more, copied_normals at least 1 and nuisance at least 0, got "
+                f"{copies}, {copied_normals} and {nuisance}"
+            )
         self.extractor, self.split, self.dataset = extractor, split, dataset
         self.inferer, self.validation, self.retention = inferer, validation, retention
         self.device = torch.device(device)
         self.whitening, self.shrinkage = whitening, shrinkage
+        self.copies, self.copied_normals, self.nuisance = copies, copied_normals, nuisance
+        self.scope = check_scope(scope)
         self.seconds: dict[str, float] = {}
         self.mined: Mined
         self.normal: FeatureBank
@@ -104,12 +122,12 @@ class MiningHandler:
         for finding in self.split.findings:
             logger.warning("allowed overlap between training and test: %s", finding)
         self.extractor.digests.update(self.split.digests)
-        normal = self._extract()
+        normal, abnormal, nuisance = self._extract()
         began = time.perf_counter()
-        self.mined = mine(normal.to(self.device), self.abnormal.to(self.device), self.retention)
+        self.mined = mine(normal.to(self.device), abnormal.to(self.device), self.retention, self.scope)
         self.seconds["mining"] = time.perf_counter() - began
         if self.whitening is not None:
-            self.whitening.fit(normal.rows.to(self.device), self.shrinkage)
+            self.whitening.fit(normal.rows.to(self.device), self.shrinkage, nuisance)
         self.normal, self.held_out, self.abnormal = map(self._whitened, (normal, self.held_out, self.abnormal))
         self.dataset.fill(self.normal.rows)
         self.inferer.fill(self._whitened(self.mined.bank).rows)
@@ -124,7 +142,7 @@ class MiningHandler:
             logger.warning("rejected (%s): %s", code, message or file)
         logger.info(
             "mining: %d of %d abnormal patches against %d normal ones, %.2f s",
-            *(len(self.mined.bank), len(self.abnormal), len(normal), self.seconds["mining"]),
+            *(len(self.mined.bank), len(abnormal), len(normal), self.seconds["mining"]),
         )
 
     @property
@@ -138,7 +156,8 @@ class MiningHandler:
         bank = bank.to(self.device)
         return bank if self.whitening is None else dataclasses.replace(bank, rows=self.whitening(bank.rows))
 
-    def _extract(self) -> FeatureBank:
+    def _extract(self) -> tuple[FeatureBank, FeatureBank, Tensor | None]:
+        """Normal bank, abnormal bank with its copies, and the nuisance covariance."""
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if several and self.extractor.store is None:
             raise InputError("training with several processes needs the feature cache; leave --cache on")
@@ -150,7 +169,12 @@ class MiningHandler:
         normal = self.extractor.bank(self.split.normal, "normal images")
         self.held_out = self.extractor.bank(self.split.held_out, "held-out normal images")
         self.abnormal = self.extractor.bank(self.split.abnormal, "abnormal images")
+        abnormal, nuisance = self.abnormal, None
+        if self.copies:
+            abnormal = with_copies(self.extractor, abnormal, self.copies)
+            if self.whitening is not None and self.nuisance:
+                nuisance = self.nuisance * nuisance_of(self.extractor, normal, self.copied_normals, self.copies)
         self.seconds["extraction"] = time.perf_counter() - began
         if several and dist.get_rank() == 0:
             dist.barrier()
-        return normal
+        return normal, abnormal, nuisance

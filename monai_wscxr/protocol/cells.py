@@ -132,7 +132,9 @@ class Laboratory:
         )
         # as in `epoch_network`: every state, and the one that counts once more at the end
         epochs = [*scored.epochs, scored.epochs[-1]] if len(scored.epochs) > 1 else scored.epochs
-        figures = cell_figures(self.labels, epochs, scored.held_out, scored.calibration.threshold)
+        figures = cell_figures(
+            self.labels, epochs, scored.held_out, scored.calibration.threshold, self.false_positive_rate
+        )
         return {**figures, "scores": scored.epochs[-1]}
 
     # ---- WSCXR, through the bundle's own training
@@ -155,5 +157,5 @@ class Laboratory:
         # one row per epoch, the trained model's last: the figures of `evaluate.yaml` without passing the images again
         epochs = image_scores(epoch_network(model).patch_scores, images, model.score_share).T.tolist()
         held_out = list(model.calibration.normal_scores)
-        figures = cell_figures(self.labels, epochs, held_out, model.calibration.threshold)
+        figures = cell_figures(self.labels, epochs, held_out, model.calibration.threshold, self.false_positive_rate)
         return {**figures, "scores": epochs[-1]}

@@ -6,10 +6,10 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from monai_wscxr.atomic import write_text_atomic
 from monai_wscxr.protocol.figures import HONEST, PAPER, Bootstrap, interval, summarise
@@ -25,6 +25,7 @@ _TITLES = {
     "sensitivity_90": "sensitivity at 90 %",
     "sensitivity_95": "sensitivity at 95 %",
 }
+T = TypeVar("T")
 Key = tuple[str, int | None]  # method or variant, k
 
 
@@ -131,6 +132,7 @@ def markdown(
         cells = [f"{s['paper'][n]:.3f}" for n in PAPER]
         lines.append(f"| {title(name)} | {'-' if k is None else k} | " + " | ".join(cells) + " |")
     lines += ["", "## Differences in honest AUROC", "", *_differences(table, summary), ""]
+    lines += _false_positives(results)
     lines += [
         "![AUROC over k](results.svg)",
         "",
@@ -155,6 +157,27 @@ def markdown(
     return "\n".join(lines)
 
 
+def _false_positives(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Whether the operating point keeps its rate, by method and k."""
+    first = results[0]["false_positives"]
+    lines = [
+        "## False-positive rate",
+        "",
+        f"Wanted: {first['wanted']:.1%}. Held-out and normal test images mixed, {first['splits']} random splits into "
+        "calibrating and counted ones; mean over seeds, in brackets the standard deviation of a single split.",
+        "",
+        "| method | k | mean rate |",
+        "|---|---|---|",
+    ]
+    grouped: dict[Key, list[dict[str, float]]] = {}
+    for result in results:
+        grouped.setdefault((result["variant"] or result["method"], result["k"]), []).append(result["false_positives"])
+    for (name, k), found in _ordered(grouped):
+        mean, sd = (sum(f[part] for f in found) / len(found) for part in ("mean", "sd"))
+        lines.append(f"| {title(name)} | {'-' if k is None else k} | {mean:.1%} ({sd:.1%}) |")
+    return [*lines, ""]
+
+
 def _differences(table: str, summary: dict[Key, dict[str, Any]]) -> list[str]:
     """Paired differences on the same resamples, each with a sentence that says which way it falls."""
     lines = []
@@ -177,7 +200,7 @@ def _differences(table: str, summary: dict[Key, dict[str, Any]]) -> list[str]:
     return lines or ["Nothing to compare."]
 
 
-def _ordered(summary: dict[Key, dict[str, Any]]) -> list[tuple[Key, dict[str, Any]]]:
+def _ordered(summary: Mapping[Key, T]) -> list[tuple[Key, T]]:
     order = list(dict.fromkeys(name for name, _ in summary))
     return sorted(summary.items(), key=lambda entry: (order.index(entry[0][0]), entry[0][1] or 0))
 

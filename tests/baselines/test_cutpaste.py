@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from monai_wscxr.bank import FeatureBank
-from monai_wscxr.baselines import cutpaste as module
-from monai_wscxr.baselines.cutpaste import CutPaste, cutpaste, pasted_features, scar
+from monai_wscxr.baselines.cutpaste import CutPaste, cutpaste, pooled, scar
+from monai_wscxr.copies import Alteration, copy_features
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.transforms import Preprocessing
@@ -54,31 +54,21 @@ def test_what_is_pasted_comes_from_the_image():
         assert torch.equal(image[:, :, 32:], torch.full((1, 64, 32), 0.5))  # the input is left alone
 
 
-def test_a_copy_depends_on_the_image_and_its_number_alone(extractor, normal_items):
-    files = [item["image"] for item in normal_items[:4]]
-    extractor.bank(normal_items[:4])
-    both = pasted_features(files, "scar", 2, extractor)
-    again = pasted_features(files[::-1], "scar", 2, extractor)
-    assert both.shape == (8, extractor.features.channels)
-    assert torch.equal(both.reshape(4, 2, -1), again.reshape(4, 2, -1).flip(0))
-    assert not torch.equal(both[0], both[1])
-    extractor.store = None  # without a cache the same, computed anew
-    torch.testing.assert_close(pasted_features(files, "scar", 2, extractor), both, rtol=0, atol=1e-5)
-
-
-def test_cached_copies_are_not_made_again(extractor, normal_items, monkeypatch):
-    extractor.bank(normal_items[:3])
-    files = [item["image"] for item in normal_items[:3]]
-    first = pasted_features(files, "cutpaste", 1, extractor)
-    monkeypatch.setattr(module, "_extract", lambda wanted, *_: iter([("x", None)] * len(wanted)))
-    assert torch.equal(pasted_features(files, "cutpaste", 1, extractor), first)
+def test_untouched_and_pasted_images_are_prepared_alike(make_features, normal_items):
+    """Nothing but the paste tells them apart: intensities are standardised after pasting."""
+    features = make_features()
+    preprocessing = Preprocessing(64, features.backbone.mean, features.backbone.std, intensity="standardised")
+    extractor = PatchExtractor(features, preprocessing, cache=False, progress=False)
+    normal = extractor.bank(normal_items[:4])
+    untouched = Alteration("untouched", 1, lambda image, seed: image)
+    torch.testing.assert_close(copy_features(extractor, normal.files, untouched, 1, pooled=True)[:, 0], pooled(normal))
 
 
 def test_the_score_is_the_mahalanobis_distance_of_the_hidden_layer(extractor, normal_items):
     method = CutPaste(steps=20, widths=(16, 6))
     normal = extractor.bank(normal_items)
     method.fit(normal, extractor)
-    hidden = method.head[:-1](method._standard(module.pooled(normal))).detach().double().numpy()
+    hidden = method.head[:-1](method._standard(pooled(normal))).detach().double().numpy()
     centre, precision = method.density.location_, np.linalg.inv(method.density.covariance_)
     expected = [float(np.sqrt((row - centre) @ precision @ (row - centre))) for row in hidden]
     assert method.scores(normal)[0].tolist() == pytest.approx(expected, rel=1e-3)

@@ -8,7 +8,10 @@ import torch
 from bundle_runs import SMALL, run
 
 from monai_wscxr import cross_validation
+from monai_wscxr.copies import nuisance_of, with_copies
 from monai_wscxr.cross_validation import Draw, DrawData, make_draw, train
+from monai_wscxr.cross_validation.maps import CHANGES
+from monai_wscxr.cross_validation.training import TRAINING_OPTIONS, bank_of
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.mining import mine
@@ -45,7 +48,7 @@ def test_it_trains_what_the_bundle_trains(phantoms, tmp_path):
     started = run("train", phantoms, tmp_path / "run")
     mining = started.parser.get_parsed_content("train#handlers#0")
     trained = started.parser.get_parsed_content("network").discriminator
-    options = {key: started.parser.get(key) for key in cross_validation.TRAINING_OPTIONS} | SMALL
+    options = {key: started.parser.get(key) for key in TRAINING_OPTIONS} | SMALL
     ours = train(options, mining.normal, mining.whitening(mining.mined.bank.rows))
     torch.testing.assert_close(ours.layers[-1].weight, trained.layers[-1].weight, rtol=1e-4, atol=1e-7)
 
@@ -57,14 +60,21 @@ def test_mined_rows_are_those_of_mine(phantoms, make_features):
     preprocessing = Preprocessing(64, features.backbone.mean, features.backbone.std)
     extractor = PatchExtractor(features, preprocessing, cache=False, progress=False)
     files = sorted(phantoms.glob("train/*/*.png"))[:8] + sorted(phantoms.glob("train/abnormal/*/*.png"))
-    bank = extractor.bank([{"image": str(f)} for f in files]).images
+    own = extractor.bank([{"image": str(f)} for f in files])
+    bank = own.images
+    made = with_copies(extractor, own, 2).images[len(files) :]
     n = len(files)
     draw = Draw(list(range(6)), [6, 7], {1: [n - 1], 2: [n - 1, n - 2]}, {1: [n - 2], 2: [n - 3]})
-    data = DrawData(draw, bank, {}, [], torch.zeros(n).numpy())
-    for k, retention in ((1, 0.3), (2, 0.5), (2, 1.0)):
-        few = cross_validation._bank(bank[draw.few_shot[k]])
-        expected = mine(data.normal, few, retention).bank.rows
-        assert torch.equal(data.mined(k, retention), expected)
+    data = DrawData(draw, bank, {}, [made[0::2], made[1::2]], range(n), torch.zeros(n).numpy())
+    for k, retention, copies in ((1, 0.3, 0), (2, 0.5, 1), (2, 1.0, 2), (1, 0.4, 2)):
+        few = draw.few_shot[k]
+        every = torch.cat([bank[few], *([made[0::2][few], made[1::2][few]][:copies])])
+        for scope in ("all", "image"):
+            expected = mine(data.normal, bank_of(every), retention, scope).bank.rows
+            assert torch.equal(data.mined(k, retention, copies, scope), expected)
+    options = {"copies": 2, "nuisance": 3.0, "copied_normals": 6}
+    normal = extractor.bank([{"image": str(f)} for f in files[:6]])
+    torch.testing.assert_close(data.nuisance(options), 3 * nuisance_of(extractor, normal, 6, 2), rtol=1e-5, atol=1e-9)
 
 
 def test_the_command_writes_a_table_and_never_opens_the_test_part(phantoms, tmp_path, monkeypatch):
@@ -84,7 +94,7 @@ def test_the_command_writes_a_table_and_never_opens_the_test_part(phantoms, tmp_
     cross_validation.main(arguments)
     table = (out / "table.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[2:]] == ["default", "maximum", "no distance"]
-    assert len((out / "shifts.md").read_text().splitlines()) == 2 + len(cross_validation.PERTURBATIONS)
+    assert len((out / "shifts.md").read_text().splitlines()) == 2 + len(CHANGES)
     kept = json.loads((out / "default.json").read_text())["result"]
     assert len(kept["maximum"]["1"]["as they are"]) == 2
     monkeypatch.setattr(cross_validation.CrossValidation, "run", None)  # a second call only reads

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-from monai_wscxr.protocol.figures import Bootstrap, cell_figures, interval, sensitivity_at, summarise
+from monai_wscxr.protocol.figures import Bootstrap, cell_figures, interval, random_splits, sensitivity_at, summarise
 
 RANDOM = np.random.default_rng(3)
 LABELS = [0] * 40 + [1] * 60
@@ -74,6 +74,16 @@ def test_summary_over_seeds():
     assert auroc["low"] < auroc["mean"] < auroc["high"]
     assert 0.03 < auroc["high"] - auroc["low"] < 0.3
     assert summarise(cells[:1], Bootstrap(LABELS))["honest"]["auroc"]["sd"] == 0
+
+
+def test_random_splits_keep_the_rate_where_images_are_alike_and_show_where_not():
+    draws = [random_splits(RANDOM.normal(0, 1, 171).tolist(), RANDOM.normal(0, 1, 200), 0.05, 50, n) for n in range(40)]
+    mean = np.mean([d["mean"] for d in draws])
+    assert 0.04 < mean < 0.055  # conformal: at most 5 % on average, and close to it
+    assert 0.01 < draws[0]["sd"] < 0.04
+    again = random_splits(HELD_OUT, np.array(SCORES[:40]), 0.05)
+    assert again == random_splits(HELD_OUT, np.array(SCORES[:40]), 0.05)
+    assert random_splits([0.0] * 30, np.ones(10), 0.5, 100)["mean"] < 0.3  # a tie is no false positive
 
 
 def test_interval():

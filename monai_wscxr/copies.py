@@ -1,0 +1,144 @@
+"""Patch features of altered copies of images, through the cache: what training and CutPaste make of whole radiographs."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_wscxr.bank import FeatureBank
+from monai_wscxr.data.perturbation import altered
+from monai_wscxr.data.stream import RadiographStream
+from monai_wscxr.errors import InputError
+from monai_wscxr.extraction import PatchExtractor, progress_bar
+from monai_wscxr.store import FeatureStore
+from monai_wscxr.transforms import radiograph_transforms
+from monai_wscxr.whitening import nuisance_covariance
+
+
+@dataclass(frozen=True)
+class Alteration:
+    """A random change of radiographs.
+
+    Attributes:
+        name: part of the cache's fingerprint and of every seed.
+        version: to be raised when `change` changes; part of the cache's fingerprint.
+        change: radiograph [1, S, S] in [0, 1] and a seed to the same shape and range.
+    """
+
+    name: str
+    version: int
+    change: Callable[[Tensor, int], Tensor]
+
+
+ALTERED = Alteration("altered", 1, lambda image, seed: altered(image, random.Random(seed)))
+
+
+def copy_features(
+    extractor: PatchExtractor, files: Sequence[str], alteration: Alteration, copies: int, pooled: bool = False
+) -> Tensor:
+    """Features of altered copies [len(files) * copies, h*w, C], the copies of a file one after another.
+
+    Copy c of an image depends on the image's bytes, the alteration and c alone, so every run and seed shares it.
+
+    Args:
+        extractor: has seen the files; its network, preprocessing and cache are used.
+        files: images.
+        alteration: of the resized radiograph, before its intensity is standardised.
+        copies: per image, >= 1.
+        pooled: keep the mean over the patches only, [len(files) * copies, 1, C].
+
+    Raises:
+        InputError: when a file that could be read before cannot be read now, or the network gives NaN.
+    """
+    store = None
+    if extractor.store is not None:
+        settings = {**extractor.settings(), "alteration": [alteration.name, alteration.version], "pooled": pooled}
+        store = FeatureStore(settings, extractor.store.folder.parents[1])
+    wanted = [(file, f"{extractor.digests[file]}:{copy}") for file in files for copy in range(copies)]
+    missing = [(file, key) for file, key in wanted if store is None or key not in store]
+    if missing and store is not None:
+        patches = 1 if pooled else extractor.grid[0] * extractor.grid[1]
+        store.check_space(len(missing), 4 * patches * extractor.features.channels)
+    found: dict[str, Tensor] = {}
+    with progress_bar(len(missing), f"{alteration.name} copies", extractor.progress and bool(missing)) as bar:
+        size = extractor.shard_images
+        for start in range(0, len(missing), size):
+            part = missing[start : start + size]
+            features = _extract(part, alteration, extractor, pooled, bar.update)
+            keys = [key for _, key in part]
+            if store is None:
+                found.update(zip(keys, features, strict=True))
+            else:
+                store.write(keys, features)
+    keys = [key for _, key in wanted]
+    return torch.stack([found[key] for key in keys]) if store is None else store.read(keys)
+
+
+def with_copies(extractor: PatchExtractor, images: FeatureBank, copies: int) -> FeatureBank:
+    """A bank of whole images, and behind them `copies` altered copies of each."""
+    own = images.rows.reshape(len(images.files), -1, images.rows.shape[1])
+    files = [file for file in images.files for _ in range(copies)]
+    made = copy_features(extractor, images.files, ALTERED, copies)
+    return FeatureBank.from_images(torch.cat([own, made]), [*images.files, *files], images.grid)
+
+
+def nuisance_of(extractor: PatchExtractor, normal: FeatureBank, count: int, copies: int) -> Tensor:
+    """What `ALTERED` does to the patch features of normal images, see `nuisance_covariance`.
+
+    Args:
+        extractor: made the bank.
+        normal: bank of whole images.
+        count: how many of them are copied: those with the smallest digests, so that runs with other splits share most.
+        copies: of each.
+    """
+    chosen = sorted(range(len(normal.files)), key=lambda n: extractor.digests[normal.files[n]])[:count]
+    made = copy_features(extractor, [normal.files[n] for n in chosen], ALTERED, copies)
+    own = normal.rows.reshape(len(normal.files), -1, normal.rows.shape[1])[chosen]
+    return nuisance_covariance(own.repeat_interleave(copies, dim=0).flatten(0, 1), made.flatten(0, 1))
+
+
+def _extract(
+    wanted: Sequence[tuple[str, str]],
+    alteration: Alteration,
+    extractor: PatchExtractor,
+    pooled: bool,
+    advance: Callable[[int], Any],
+) -> Tensor:
+    def alter(item: dict[str, Any]) -> dict[str, Any]:
+        return {**item, "image": alteration.change(item["image"], _seed(f"{alteration.name}:{item['key']}"))}
+
+    load = radiograph_transforms(extractor.preprocessing, allow=extractor.allow, after_resize=[alter])
+    items = [{"image": file, "key": key} for file, key in wanted]
+    stream = RadiographStream(items, load, extractor.read_threads, 2 * extractor.batch_size)
+    features: list[Tensor] = []
+    batch: list[dict[str, Any]] = []
+
+    def run() -> None:
+        with torch.inference_mode():
+            phi = extractor.network(torch.stack([item["image"] for item in batch]).to(extractor.device)).float()
+        rows = phi.mean(dim=(2, 3))[:, None] if pooled else phi.permute(0, 2, 3, 1).flatten(1, 2)
+        if not bool(torch.isfinite(rows).all()):
+            raise InputError(f"{extractor.features.backbone.name} gives NaN or Inf for a copy of {batch[0]['file']}")
+        features.append(rows.cpu().clone())
+        advance(len(batch))
+        batch.clear()
+
+    for item in stream:
+        batch.append(item)
+        if len(batch) == extractor.batch_size:
+            run()
+    if batch:
+        run()
+    if stream.rejected:
+        raise InputError(f"{stream.rejected[0][0]} could be read before and cannot be read now; check the disk")
+    return torch.cat(features)
+
+
+def _seed(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
