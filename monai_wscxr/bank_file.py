@@ -27,9 +27,10 @@ from monai_wscxr.store import replacing
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FORMAT = "monai_wscxr packed bank 1"
-# What a search holds beside tensors, see csrc/cpu/search.h: per bank row of a block its codes' sizes, hash, place in the
-# table of rows and panel numbers; per query its statistics, running minimum and candidates.
-_BYTES_PER_ROW = 16 + 8 + 8 + 24 + 8
+# What a search holds beside its blocks, see csrc/cpu/search.h. Per bank row of a block: hash and place among the rows that
+# are kept; and then either the table in which equal rows are found, or codes, sizes and panel number. Per query: statistics,
+# running minimum and candidates.
+_HASHED, _TABLE, _CODED = 8 + 8, 32, 16 + 8
 _BYTES_PER_QUERY = 48 + 56 + 512
 _QUERIES_AT_ONCE = 1 << 15
 
@@ -138,7 +139,7 @@ def plan_search(n_query: int, source: BankFile | Tensor, budget_bytes: int) -> S
     rows, channels = source.shape
     coded = -(-channels // 4) * 4
     fixed = n_query * 64 + min(n_query, _QUERIES_AT_ONCE) * (coded + _BYTES_PER_QUERY)
-    per_row = 2 * channels * source.dtype.itemsize + coded + _BYTES_PER_ROW
+    per_row = 2 * channels * source.dtype.itemsize + _HASHED + max(_TABLE, _CODED + coded)
     block = min(rows, (budget_bytes - fixed) // per_row)
     if block < min(rows, 32):
         need = fixed + 32 * per_row

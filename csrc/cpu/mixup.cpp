@@ -13,13 +13,11 @@
 #include <type_traits>
 
 #include "../common.h"
+#include "pages.h"
 #include "philox.h"
 
 #ifdef WSCXR_X86
 #include <immintrin.h>
-#endif
-#ifdef __linux__
-#include <sys/mman.h>
 #endif
 
 namespace {
@@ -130,28 +128,14 @@ MixRow<T, Compute> row_kernel() {
   return mix_row<T, Compute>;
 }
 
-// Fresh memory is cleared page by page as it is written; large pages make that several times cheaper.
-void ask_for_large_pages(void* data, std::int64_t bytes) {
-#ifdef __linux__
-  constexpr std::uintptr_t kPage = 2 << 20;
-  const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const std::uintptr_t end =
-      (reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes)) / kPage * kPage;
-  if (end > begin)
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: failure changes nothing
-#else
-  (void)data;
-  (void)bytes;
-#endif
-}
-
 template <typename T, typename Compute>
 void mix_rows(const T* normal, const T* abnormal, T* mixed, std::int64_t* source, float* alpha, std::int64_t rows,
               std::int64_t channels, std::uint64_t abnormal_rows, std::uint64_t seed, std::uint64_t offset, float low,
               float high) {
   const MixRow<T, Compute> mix = row_kernel<T, Compute>();
-  const bool past_caches = rows * channels * static_cast<std::int64_t>(sizeof(T)) >= kLargeOutput;
-  if (past_caches) ask_for_large_pages(mixed, rows * channels * static_cast<std::int64_t>(sizeof(T)));
+  const std::int64_t bytes = rows * channels * static_cast<std::int64_t>(sizeof(T));
+  const bool past_caches = bytes >= kLargeOutput;
+  if (past_caches) wscxr::ask_for_large_pages(mixed, static_cast<std::size_t>(bytes));
   const std::int64_t grain = std::max<std::int64_t>(1, kElementsPerThread / std::max<std::int64_t>(channels, 1));
   torch::stable::parallel_for(0, rows, grain, [&](std::int64_t begin, std::int64_t end) {
     const auto draw = [&](std::int64_t row) { return wscxr::philox(offset + static_cast<std::uint64_t>(row), seed); };

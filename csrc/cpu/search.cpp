@@ -74,10 +74,10 @@ int centre_and_exponent(const Kernels& kernels, const Rows& bank, double* centre
 }
 
 // First occurrences of the rows, in order. Later copies can never be nearest: ties go to the lowest row.
-std::vector<std::int64_t> first_of_equals(const Rows& bank, const std::vector<std::uint64_t>& hashes) {
+Array<std::int64_t> first_of_equals(const Rows& bank, const Array<std::uint64_t>& hashes) {
   std::size_t slots = 16;
   while (slots < 2 * hashes.size()) slots *= 2;
-  std::vector<std::int64_t> table(slots, -1), kept;
+  Array<std::int64_t> table(slots, -1), kept;
   kept.reserve(hashes.size());
   const std::size_t bytes = static_cast<std::size_t>(bank.channels * bytes_of(bank.type));
   for (std::size_t i = 0; i < hashes.size(); ++i) {
@@ -145,7 +145,7 @@ std::int64_t count_not_finite(const Kernels& kernels, const Rows& rows) {
 }
 
 void pack(const Kernels& kernels, const Rows& bank, PackedOut& out) {
-  std::vector<std::uint64_t> hashes(static_cast<std::size_t>(bank.count));
+  Array<std::uint64_t> hashes(static_cast<std::size_t>(bank.count));
   std::atomic<std::int64_t> bad{0};
   for_each(bank.count, 64, [&](std::int64_t i) {
     bool finite = true;
@@ -154,7 +154,7 @@ void pack(const Kernels& kernels, const Rows& bank, PackedOut& out) {
   });
   out.not_finite = bad.load();
   if (out.not_finite) return;
-  const std::vector<std::int64_t> kept = first_of_equals(bank, hashes);
+  const Array<std::int64_t> kept = first_of_equals(bank, hashes);
   out.unique = static_cast<std::int64_t>(kept.size());
   out.exponent = centre_and_exponent(kernels, bank, out.centre);
   const double unit = std::ldexp(1.0, -out.exponent);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../common.h"
+#include "pages.h"
 
 namespace wscxr::search {
 
@@ -103,13 +104,13 @@ inline std::int64_t panels_of(std::int64_t rows) { return (rows + kColumns - 1) 
 std::int64_t count_not_finite(const Kernels& kernels, const Rows& rows);
 
 struct PackedOut {
-  std::uint8_t* codes;
-  float* columns;
-  double* centre;
-  std::int64_t* row;
-  int exponent;             // set by pack
-  std::int64_t unique;      // set by pack: columns in use; of equal rows only the first is kept
-  std::int64_t not_finite;  // set by pack; when not 0, nothing else is
+  std::uint8_t* codes = nullptr;
+  float* columns = nullptr;
+  double* centre = nullptr;
+  std::int64_t* row = nullptr;
+  int exponent = 0;             // set by pack
+  std::int64_t unique = 0;      // set by pack: columns in use; of equal rows only the first is kept
+  std::int64_t not_finite = 0;  // set by pack; when not 0, nothing else is
 };
 void pack(const Kernels& kernels, const Rows& bank, PackedOut& out);
 
@@ -164,7 +165,7 @@ class Search {
   const Kernels& kernels_;
   Packed packed_;
   Rows bank_, query_;
-  std::vector<std::int8_t> codes_;  // [queries][depth * 4]
+  Array<std::int8_t> codes_;  // [queries][depth * 4]
   std::vector<Query> stats_;
   std::vector<Nearest> nearest_;
   std::vector<std::int64_t> order_;
