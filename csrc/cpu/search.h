@@ -78,7 +78,8 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512Vnni;
 #endif
 
-// The best of them for this CPU, or the one that `use_kernels` or the environment variable MONAI_WSCXR_CPU names.
+// The best of them for this CPU, or the one that `use_kernels` or the environment variable MONAI_WSCXR_CPU names;
+// throws std::runtime_error where that variable names none.
 const Kernels& kernels();
 std::vector<const Kernels*> kernels_of_this_cpu();  // the best first
 bool use_kernels(const char* name);                 // false when this CPU has none of that name
@@ -102,6 +103,10 @@ inline std::int64_t panels_of(std::int64_t rows) { return (rows + kColumns - 1) 
 
 // Rows that are not finite; 0 when all are.
 std::int64_t count_not_finite(const Kernels& kernels, const Rows& rows);
+
+inline std::vector<float> as_float(const double* numbers, std::int64_t count) {
+  return std::vector<float>(numbers, numbers + count);
+}
 
 struct PackedOut {
   std::uint8_t* codes = nullptr;
