@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <memory>
 #include <new>
 #include <utility>
@@ -16,20 +15,6 @@
 #endif
 
 namespace wscxr {
-
-// Fresh memory is cleared page by page as it is written; large pages make that several times cheaper. A hint: failure
-// changes nothing.
-inline void ask_for_large_pages(void* data, std::size_t bytes) {
-#ifdef __linux__
-  constexpr std::uintptr_t kPage = 2 << 20;
-  const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const std::uintptr_t end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / kPage * kPage;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data;
-  (void)bytes;
-#endif
-}
 
 template <typename T>
 struct PageAllocator {
@@ -45,7 +30,6 @@ struct PageAllocator {
     if (count * sizeof(T) >= kOwnPages) {
       void* data = mmap(nullptr, count * sizeof(T), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (data == MAP_FAILED) throw std::bad_alloc();
-      ask_for_large_pages(data, count * sizeof(T));
       return static_cast<T*>(data);
     }
 #endif
