@@ -138,6 +138,7 @@ Quantised quantise_in(const char* row, Type type, const double* centre, const fl
   const bool used = step > 1e-30f;
   const Scalar scale = used ? static_cast<Scalar>(step) : 0, inverse = used ? 1 / static_cast<Scalar>(step) : 0;
   const Scalar bound = static_cast<Scalar>(levels);
+  if (coded % 4) std::memset(codes + coded / 4 * 4, 0, 4);  // narrow vectors do not reach the end of the last word
   typename P::I sum = {}, squares = {};
   V error = {};
   for (std::int64_t i = 0; i < coded; i += P::kLanes) {
