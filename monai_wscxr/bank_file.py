@@ -157,7 +157,8 @@ def min_distance_streamed(
     Args:
         query: [Nq, C], on the CPU or a GPU; the search runs there.
         source: the bank: a `BankFile`, or a tensor [Nb, C] on the CPU.
-        budget_bytes: memory for the search on the device of the queries, see `plan_search`.
+        budget_bytes: memory for the search, see `plan_search`. On a GPU it is that of the block buffers; what its kernels
+            work with comes on top (a quarter of the free memory and at most 3 GiB, or WSCXR_CUDA_BLOCK_BYTES).
         progress: show a bar.
 
     Returns:
