@@ -101,9 +101,7 @@ class MixingInferer(Inferer):
             scores but for rounding, in less time.
     """
 
-    def __init__(
-        self, seed: int = 0, alpha_min: float = 0.1, alpha_max: float = 1.0, mix_hidden: bool = False
-    ) -> None:
+    def __init__(self, seed: int = 0, alpha_min: float = 0.1, alpha_max: float = 1.0, mix_hidden: bool = False) -> None:
         if not 0 < alpha_min <= alpha_max <= 1:
             raise InputError(f"the mixing factor needs 0 < alpha_min <= alpha_max <= 1, got {alpha_min}, {alpha_max}")
         self.seed, self.alpha_min, self.alpha_max, self.mix_hidden = seed, alpha_min, alpha_max, mix_hidden

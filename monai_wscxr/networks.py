@@ -57,14 +57,18 @@ class Discriminator(nn.Module):
         self.register_buffer("distance_weight", torch.zeros(()))
 
     def forward(
-        self, features: Tensor, abnormal: Tensor | None = None, source: Tensor | None = None, alpha: Tensor | None = None
+        self,
+        features: Tensor,
+        abnormal: Tensor | None = None,
+        source: Tensor | None = None,
+        alpha: Tensor | None = None,
     ) -> Tensor:
         """Rows [N, C] to scores [N], or maps [B, C, h, w] to patch scores [B, 1, h, w].
 
         With abnormal rows [M, C], their numbers `source` [N] and factors `alpha` [N], as `mixup` draws them: scores [2N] of
         the rows and of their mixtures, see `mixed_scores`.
         """
-        if not torch.jit.is_scripting():  # for training: a network that is scripted does without
+        if not torch.jit.is_scripting():  # noqa: SIM102 - alone, so that scripting leaves the training path out
             if abnormal is not None and source is not None and alpha is not None:
                 return self.mixed_scores(features, abnormal, source, alpha)
         if features.dim() == 2:

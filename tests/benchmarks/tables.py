@@ -253,7 +253,9 @@ def mining_table(query: torch.Tensor, bank: torch.Tensor, rounds: int) -> list[d
 
     methods = [
         Method("min_distance + stable sort", lambda: sorted_distances(min_distance(query, packed))),
-        Method("torch.cdist, blocks, + sort", lambda: sorted_distances(cdist_min(query[:part], bank)), part / len(query)),
+        Method(
+            "torch.cdist, blocks, + sort", lambda: sorted_distances(cdist_min(query[:part], bank)), part / len(query)
+        ),
     ]
     for r in (0.02, 0.05, 0.1, 0.2, 0.5):
         methods.append(Method(f"mine_top_r, r = {r}", lambda r=r: mine_top_r(query, packed, r)))
