@@ -8,14 +8,26 @@ DEMO ?= demo
 export OMP_WAIT_POLICY := PASSIVE
 READY := $(VENV)/.ready
 
-.PHONY: help setup test lint format demo bench gpu-check sanitize clean
+# INSTALLED=1: use $(PYTHON) as it is, with all that it needs on PYTHONPATH; nothing is downloaded (docs/performance.md)
+INSTALLED ?=
+ifneq ($(INSTALLED),)
+RUN := $(PYTHON)
+READY := installed
+endif
+DATASET ?=
+
+.PHONY: help installed setup test lint format demo bench gpu-check sanitize clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
 
+installed:
+	@WSCXR_BUILD=$(if $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null),cuda,cpu) $(RUN) setup.py -q build_ext --inplace
+	@$(RUN) -m monai_wscxr doctor
+
 setup: $(READY)  ## .venv with pinned, tested versions and the extension built
 
-$(READY): pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch (about 1 minute)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision setuptools wheel pybind11 ninja
@@ -46,13 +58,14 @@ demo: setup  ## phantoms -> training -> evaluation -> report, offline
 	$(RUN) -m monai.bundle run evaluating --config_file $(CONFIGS)/evaluate.yaml --dataset_dir $(DEMO)/phantoms --output_dir $(DEMO)/run
 	@echo; echo "The report is $(abspath $(DEMO))/run/report/index.html: open it in a browser."
 
-bench: setup  ## kernel checks with pytest-benchmark, then a table per operator beside its peers (saved in benchmarks/)
+bench: setup  ## a table per operator beside its peers, saved in benchmarks/; with DATASET=DIR on real features too
 	$(RUN) -m pytest tests/benchmarks/bench_*.py --benchmark-enable --benchmark-only
-	$(RUN) tests/benchmarks/tables.py min_distance mine_top_r mixup streamed --threads 1,2
+	$(RUN) tests/benchmarks/tables.py min_distance mine_top_r mixup streamed --threads 1,2 $(if $(DATASET),--dataset_dir $(DATASET))
 
-gpu-check: setup  ## tests marked gpu and kernel benchmarks, on this machine's GPU
-	$(RUN) -m pytest -m gpu
-	$(RUN) -m pytest tests/benchmarks/bench_*.py --benchmark-enable --benchmark-only --benchmark-json=benchmark_gpu.json
+gpu-check: setup  ## tests marked gpu and kernel benchmarks, on this machine's GPU (results in benchmark_gpu.json)
+	@$(RUN) -c "import torch; raise SystemExit(None if torch.cuda.is_available() else 'gpu-check needs a CUDA GPU, and torch sees none')"
+	$(RUN) -m pytest -m gpu tests/ops tests/test_bank_file.py tests/test_extension.py
+	$(RUN) -m pytest tests/benchmarks/bench_gpu.py --benchmark-enable --benchmark-only --benchmark-json=benchmark_gpu.json
 
 SANITIZED := build/sanitize
 sanitize: setup  ## operator tests on a CPU module with address and undefined-behaviour checks

@@ -27,9 +27,10 @@ from monai_wscxr.ops.min_distance import nothing_found, search_block
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FORMAT = "monai_wscxr packed bank 1"
-# What a search holds beside tensors, see csrc/cpu/search.h: per bank row of a block its codes' sizes, hash, place in the
-# table of rows and panel numbers; per query its statistics, running minimum and candidates.
-_BYTES_PER_ROW = 16 + 8 + 8 + 24 + 8
+# What a search holds beside its blocks, see csrc/cpu/search.h. Per bank row of a block: hash and place among the rows that
+# are kept; and then either the table in which equal rows are found, or codes, sizes and panel number. Per query: statistics,
+# running minimum and candidates.
+_HASHED, _TABLE, _CODED = 8 + 8, 32, 16 + 8
 _BYTES_PER_QUERY = 48 + 56 + 512
 _QUERIES_AT_ONCE = 1 << 15
 
@@ -138,7 +139,7 @@ def plan_search(n_query: int, source: BankFile | Tensor, budget_bytes: int) -> S
     rows, channels = source.shape
     coded = -(-channels // 4) * 4
     fixed = n_query * 64 + min(n_query, _QUERIES_AT_ONCE) * (coded + _BYTES_PER_QUERY)
-    per_row = 2 * channels * source.dtype.itemsize + coded + _BYTES_PER_ROW
+    per_row = 2 * channels * source.dtype.itemsize + _HASHED + max(_TABLE, _CODED + coded)
     block = min(rows, (budget_bytes - fixed) // per_row)
     if block < min(rows, 32):
         need = fixed + 32 * per_row
@@ -156,7 +157,8 @@ def min_distance_streamed(
     Args:
         query: [Nq, C], on the CPU or a GPU; the search runs there.
         source: the bank: a `BankFile`, or a tensor [Nb, C] on the CPU.
-        budget_bytes: memory for the search on the device of the queries, see `plan_search`.
+        budget_bytes: memory for the search, see `plan_search`. On a GPU it is that of the block buffers; what its kernels
+            work with comes on top (a quarter of the free memory and at most 3 GiB, or WSCXR_CUDA_BLOCK_BYTES).
         progress: show a bar.
 
     Returns:

@@ -57,13 +57,39 @@ class Discriminator(nn.Module):
         self.distance_weight: Tensor
         self.register_buffer("distance_weight", torch.zeros(()))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Rows [N, C] to scores [N], or maps [B, C, h, w] to patch scores [B, 1, h, w]."""
+    def forward(
+        self,
+        features: Tensor,
+        abnormal: Tensor | None = None,
+        source: Tensor | None = None,
+        alpha: Tensor | None = None,
+    ) -> Tensor:
+        """Rows [N, C] to scores [N], or maps [B, C, h, w] to patch scores [B, 1, h, w].
+
+        With abnormal rows [M, C], their numbers `source` [N] and factors `alpha` [N], as `mixup` draws them: scores [2N] of
+        the rows and of their mixtures, see `mixed_scores`.
+        """
+        if not torch.jit.is_scripting():  # noqa: SIM102 - alone, so that scripting leaves the training path out
+            if abnormal is not None and source is not None and alpha is not None:
+                return self.mixed_scores(features, abnormal, source, alpha)
         if features.dim() == 2:
             return self.score(features)
         rows = features.permute(0, 2, 3, 1)  # [B, h, w, C]
         scores = self.score(rows.flatten(0, 2))
         return scores.reshape(features.shape[0], 1, features.shape[2], features.shape[3])
+
+    def mixed_scores(self, normal: Tensor, abnormal: Tensor, source: Tensor, alpha: Tensor) -> Tensor:
+        """Scores [2N] in training of normal rows [N, C], then of alpha * abnormal[source] + (1 - alpha) * normal (Eq. 6).
+
+        Mixing commutes with a linear layer, W (a m + (1 - a) n) = a W m + (1 - a) W n, and nothing comes before the first:
+        both sides pass it unmixed and are mixed in its few outputs, the same but for rounding. No mixed row is made.
+        """
+        first, rest = self.layers[0], self.layers[1:]
+        hidden = first(normal)  # [N, H]
+        # whichever is fewer rows: the abnormal ones that were drawn, or all there are
+        drawn = first(abnormal)[source] if len(abnormal) <= len(source) else first(abnormal[source])
+        weight = alpha[:, None].to(hidden.dtype)
+        return rest(torch.cat([hidden, torch.lerp(hidden, drawn, weight)])).squeeze(1)
 
     def score(self, rows: Tensor) -> Tensor:
         """Scores [N] of rows [N, C]."""

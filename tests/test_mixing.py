@@ -1,14 +1,22 @@
 """Eq. 6 in training: what an epoch covers, what its order depends on, ranks, remainders and resuming."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
 from torch import nn
 from torch.utils.data import DataLoader
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.losses import HingeLoss
 from monai_wscxr.mixing import MixingInferer, PatchBatches, prepare_patch_batch
+from monai_wscxr.networks import Discriminator
 from monai_wscxr.ops import mixup
+
+CONFIG = Path(__file__).parents[1] / "bundles" / "wscxr_chest_xray" / "configs" / "train.yaml"
 
 ROWS = torch.arange(50.0)[:, None] * torch.tensor([1.0, -1.0, 0.5])  # row i is recognised by its first value
 MINED = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
@@ -269,3 +277,31 @@ def test_resumed_run_ends_at_the_weights_of_an_uninterrupted_one(min_batches, pe
     for key, value in whole.items():
         assert torch.equal(resumed[key], value)
         assert not torch.equal(half[key], value)
+
+
+@pytest.mark.parametrize("m", [5, 64, 400])
+@pytest.mark.parametrize(("depth", "bias"), [(1, True), (1, False), (2, True), (3, False)])
+def test_mixing_behind_the_first_layer_gives_the_same_loss_and_gradients(depth, bias, m):
+    # float32 beside the plain path in float64: no more than rounding apart, for scores, loss and every gradient
+    g = torch.Generator().manual_seed(m)
+    normal, mined = torch.randn(64, 40, generator=g), torch.randn(m, 40, generator=g) + 0.5
+    torch.manual_seed(depth)
+    network = Discriminator(40, depth, 16, bias)
+    found = []
+    for hidden, dtype in ((True, torch.float32), (False, torch.float64)):
+        inferer = MixingInferer(seed=3, alpha_min=0.2, mix_hidden=hidden)
+        inferer.fill(mined.to(dtype))
+        twin = copy.deepcopy(network).to(dtype)
+        scores = inferer(normal.to(dtype), twin, offset=2**33)
+        loss = HingeLoss()(scores, torch.arange(128) // 64)
+        gradients = torch.autograd.grad(loss, list(twin.parameters()))
+        found.append([scores.detach().double(), loss.detach().double(), *(x.double() for x in gradients)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_mix_hidden_is_an_option_of_the_bundle(tmp_path):
+    for asked in (False, True):
+        options = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out"), "mix_hidden": asked}
+        workflow = ConfigWorkflow(config_file=str(CONFIG), workflow_type="train", logging_file=False, **options)
+        assert workflow.parser.get_parsed_content("train#inferer").mix_hidden is asked

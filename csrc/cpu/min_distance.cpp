@@ -22,17 +22,17 @@ using namespace wscxr::search;
 
 constexpr std::int64_t kQueriesAtOnce = 1 << 15;  // their codes are held together
 
-std::tuple<Tensor, Tensor> nearest(const Rows& query, const Rows& bank, const PackedTensors& packed,
-                                   const Tensor& squared, const Tensor& index, std::int64_t first_row) {
+std::tuple<Tensor, Tensor> nearest(const Rows& query, const Rows& bank, const Packed& packed, const Tensor& squared,
+                                   const Tensor& index, std::int64_t first_row) {
   double* least = static_cast<double*>(squared.data_ptr());
   std::int64_t* at = static_cast<std::int64_t*>(index.data_ptr());
   for (std::int64_t begin = 0; begin < query.count; begin += kQueriesAtOnce) {
     const Rows part{query.at(begin), std::min(kQueriesAtOnce, query.count - begin), query.channels, query.type};
-    Search search(kernels(), packed.view(), bank, part, first_row);
+    Search search(kernels(), packed, bank, part, first_row);
     search.carry(least + begin, at + begin);
     std::vector<std::int64_t> all(static_cast<std::size_t>(part.count));
     std::iota(all.begin(), all.end(), 0);
-    search.scan(all, 0, packed.view().panels);
+    search.scan(all, 0, packed.panels);
     search.finish(all);
     for (std::int64_t i = 0; i < part.count; ++i) {
       least[begin + i] = search[i].squared;
@@ -47,12 +47,12 @@ std::tuple<Tensor, Tensor> min_distance(Tensor query, Tensor bank) {
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   const Rows queries = rows_of(q), rows = rows_of(b);
   check_finite(queries, "query");
-  const PackedTensors packed = pack_rows(rows, b);
+  const PackedArrays packed(rows);
   Tensor squared = torch::stable::new_empty(q, {queries.count}, ScalarType::Double);
   Tensor index = torch::stable::new_empty(q, {queries.count}, ScalarType::Long);
   Tensor distance = torch::stable::new_empty(q, {queries.count}, ScalarType::Float);
   std::fill_n(static_cast<std::int64_t*>(index.data_ptr()), queries.count, std::numeric_limits<std::int64_t>::max());
-  nearest(queries, rows, packed, squared, index, 0);
+  nearest(queries, rows, packed.view(), squared, index, 0);
   const double* least = static_cast<const double*>(squared.data_ptr());
   float* out = static_cast<float*>(distance.data_ptr());
   for (std::int64_t i = 0; i < queries.count; ++i) out[i] = static_cast<float>(std::sqrt(least[i]));
@@ -71,9 +71,9 @@ std::tuple<Tensor, Tensor> search_packed(Tensor query, Tensor bank, Tensor codes
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   const Rows queries = rows_of(q), rows = rows_of(b);
   check_finite(queries, "query");
-  PackedTensors packed{codes, columns, centre, row, layout};
-  if (!packed.usable(rows)) packed = pack_rows(rows, b);
-  return nearest(queries, rows, packed, torch::stable::clone(squared), torch::stable::clone(index), first_row);
+  return with_packed({codes, columns, centre, row, layout}, rows, [&](const Packed& packed) {
+    return nearest(queries, rows, packed, torch::stable::clone(squared), torch::stable::clone(index), first_row);
+  });
 }
 
 std::tuple<Tensor, Tensor> search_block(Tensor query, Tensor bank, Tensor squared, Tensor index,
@@ -81,8 +81,8 @@ std::tuple<Tensor, Tensor> search_block(Tensor query, Tensor bank, Tensor square
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   const Rows queries = rows_of(q), rows = rows_of(b);
   check_finite(queries, "query");
-  return nearest(queries, rows, pack_rows(rows, b), torch::stable::clone(squared), torch::stable::clone(index),
-                 first_row);
+  const PackedArrays packed(rows);
+  return nearest(queries, rows, packed.view(), torch::stable::clone(squared), torch::stable::clone(index), first_row);
 }
 
 }  // namespace

@@ -109,10 +109,10 @@ class Mining {
   std::vector<std::int64_t> active_, finished_;
 };
 
-std::tuple<Tensor, Tensor> mine(const Tensor& query, const Tensor& bank, const PackedTensors& packed, std::int64_t k) {
+std::tuple<Tensor, Tensor> mine(const Tensor& query, const Tensor& bank, const Packed& packed, std::int64_t k) {
   const Rows queries = rows_of(query), rows = rows_of(bank);
-  Search search(kernels(), packed.view(), rows, queries);
-  Mining mining(search, queries.count, k, packed.view().panels);
+  Search search(kernels(), packed, rows, queries);
+  Mining mining(search, queries.count, k, packed.panels);
   mining.run();
   count_search(queries.count, search.evaluated());
   Tensor index = torch::stable::new_empty(query, {k}, ScalarType::Long);
@@ -128,16 +128,15 @@ std::tuple<Tensor, Tensor> mine(const Tensor& query, const Tensor& bank, const P
 std::tuple<Tensor, Tensor> mine_top_r(Tensor query, Tensor bank, std::int64_t k) {
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   check_finite(rows_of(q), "query");
-  return mine(q, b, pack_rows(rows_of(b), b), k);
+  return mine(q, b, PackedArrays(rows_of(b)).view(), k);
 }
 
 std::tuple<Tensor, Tensor> mine_packed(Tensor query, Tensor bank, Tensor codes, Tensor columns, Tensor centre,
                                        Tensor row, Tensor layout, std::int64_t k) {
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   check_finite(rows_of(q), "query");
-  PackedTensors packed{codes, columns, centre, row, layout};
-  if (!packed.usable(rows_of(b))) packed = pack_rows(rows_of(b), b);
-  return mine(q, b, packed, k);
+  return with_packed({codes, columns, centre, row, layout}, rows_of(b),
+                     [&](const Packed& packed) { return mine(q, b, packed, k); });
 }
 
 }  // namespace

@@ -18,9 +18,6 @@
 #ifdef WSCXR_X86
 #include <immintrin.h>
 #endif
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 namespace {
 
@@ -32,8 +29,9 @@ using torch::headeronly::Half;
 
 // Numbers below which a share of the rows is not worth a thread.
 constexpr std::int64_t kElementsPerThread = 1 << 15;
-// Bytes of an output from which it goes past the caches, and asks the system for large pages.
-constexpr std::int64_t kLargeOutput = 32 << 20;
+// Bytes of an output from which it goes past the caches, unless it is fresh memory: the system has just cleared that
+// page by page, so it is in the caches anyway.
+constexpr std::int64_t kLargeOutput = 16 << 20;
 
 template <typename T, typename Compute>
 void mix_row(const T* normal, const T* abnormal, T* mixed, std::int64_t channels, Compute a, Compute b, bool) {
@@ -43,72 +41,106 @@ void mix_row(const T* normal, const T* abnormal, T* mixed, std::int64_t channels
 }
 
 #ifdef WSCXR_X86
-__attribute__((target("avx"))) void mix_row_avx(const float* normal, const float* abnormal, float* mixed,
-                                                std::int64_t channels, float a, float b, bool past_caches) {
-  const __m256 factor = _mm256_set1_ps(a), rest = _mm256_set1_ps(b);
-  std::int64_t c = 0;
-  const bool aligned = reinterpret_cast<std::uintptr_t>(mixed) % 32 == 0;
-  for (; c + 8 <= channels; c += 8) {
-    const __m256 sum = _mm256_add_ps(_mm256_mul_ps(factor, _mm256_loadu_ps(abnormal + c)),
-                                     _mm256_mul_ps(rest, _mm256_loadu_ps(normal + c)));
-    if (past_caches && aligned) {
-      _mm256_stream_ps(mixed + c, sum);
-    } else {
-      _mm256_storeu_ps(mixed + c, sum);
-    }
-  }
-  mix_row<float, float>(normal + c, abnormal + c, mixed + c, channels - c, a, b, false);
-}
+#define WSCXR_AVX2 __attribute__((target("avx2,f16c")))
+#define WSCXR_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
 
-__attribute__((target("avx2,f16c"))) void mix_row_f16c(const Half* normal, const Half* abnormal, Half* mixed,
-                                                       std::int64_t channels, float a, float b, bool past_caches) {
-  const __m256 factor = _mm256_set1_ps(a), rest = _mm256_set1_ps(b);
-  std::int64_t c = 0;
-  const bool aligned = reinterpret_cast<std::uintptr_t>(mixed) % 16 == 0;
-  for (; c + 8 <= channels; c += 8) {
-    const __m256 from = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(abnormal + c)));
-    const __m256 into = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(normal + c)));
-    const __m256 sum = _mm256_add_ps(_mm256_mul_ps(factor, from), _mm256_mul_ps(rest, into));
-    const __m128i narrow = _mm256_cvtps_ph(sum, _MM_FROUND_TO_NEAREST_INT);
-    __m128i* to = reinterpret_cast<__m128i*>(mixed + c);
-    if (past_caches && aligned) {
-      _mm_stream_si128(to, narrow);
-    } else {
-      _mm_storeu_si128(to, narrow);
-    }
-  }
-  mix_row<Half, float>(normal + c, abnormal + c, mixed + c, channels - c, a, b, false);
+// Eight and sixteen numbers as float32, and back: rounded to nearest even, NaN stays NaN.
+WSCXR_AVX2 inline void load(const float* from, __m256& x) { x = _mm256_loadu_ps(from); }
+WSCXR_AVX2 inline void load(const Half* from, __m256& x) {
+  x = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
-
-// Eight float32 as bfloat16 in the low halves of 32-bit words, rounded to nearest even; NaN stays NaN.
-__attribute__((target("avx2"))) inline __m256i rounded_bfloat16(__m256 x) {
+WSCXR_AVX2 inline void load(const BFloat16* from, __m256& x) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  x = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+WSCXR_AVX2 inline void store(float* to, __m256 x, bool past_caches) {
+  if (past_caches) {
+    _mm256_stream_ps(to, x);
+  } else {
+    _mm256_storeu_ps(to, x);
+  }
+}
+WSCXR_AVX2 inline void store_words(void* to, __m128i x, bool past_caches) {
+  if (past_caches) {
+    _mm_stream_si128(static_cast<__m128i*>(to), x);
+  } else {
+    _mm_storeu_si128(static_cast<__m128i*>(to), x);
+  }
+}
+WSCXR_AVX2 inline void store(Half* to, __m256 x, bool past_caches) {
+  store_words(to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT), past_caches);
+}
+WSCXR_AVX2 inline void store(BFloat16* to, __m256 x, bool past_caches) {
   const __m256i bits = _mm256_castps_si256(x), shifted = _mm256_srli_epi32(bits, 16);
   const __m256i odd = _mm256_and_si256(shifted, _mm256_set1_epi32(1));
   const __m256i sum = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-  return _mm256_blendv_epi8(_mm256_srli_epi32(sum, 16), _mm256_set1_epi32(0x7fc0), nan);
+  const __m256i words = _mm256_blendv_epi8(_mm256_srli_epi32(sum, 16), _mm256_set1_epi32(0x7fc0), nan);
+  store_words(to, _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)), past_caches);
 }
 
-__attribute__((target("avx2"))) void mix_row_avx2(const BFloat16* normal, const BFloat16* abnormal, BFloat16* mixed,
-                                                  std::int64_t channels, float a, float b, bool past_caches) {
-  const __m256 factor = _mm256_set1_ps(a), rest = _mm256_set1_ps(b);
-  std::int64_t c = 0;
-  const bool aligned = reinterpret_cast<std::uintptr_t>(mixed) % 16 == 0;
-  for (; c + 8 <= channels; c += 8) {
-    const __m128i from = _mm_loadu_si128(reinterpret_cast<const __m128i*>(abnormal + c));
-    const __m128i into = _mm_loadu_si128(reinterpret_cast<const __m128i*>(normal + c));
-    const __m256 x = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(from), 16));
-    const __m256 y = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(into), 16));
-    const __m256i sum = rounded_bfloat16(_mm256_add_ps(_mm256_mul_ps(factor, x), _mm256_mul_ps(rest, y)));
-    const __m128i narrow = _mm_packus_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-    __m128i* to = reinterpret_cast<__m128i*>(mixed + c);
-    if (past_caches && aligned) {
-      _mm_stream_si128(to, narrow);
-    } else {
-      _mm_storeu_si128(to, narrow);
-    }
+WSCXR_AVX512 inline void load(const float* from, __m512& x) { x = _mm512_loadu_ps(from); }
+WSCXR_AVX512 inline void load(const Half* from, __m512& x) {
+  x = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+WSCXR_AVX512 inline void load(const BFloat16* from, __m512& x) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  x = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+WSCXR_AVX512 inline void store(float* to, __m512 x, bool past_caches) {
+  if (past_caches) {
+    _mm512_stream_ps(to, x);
+  } else {
+    _mm512_storeu_ps(to, x);
   }
-  mix_row<BFloat16, float>(normal + c, abnormal + c, mixed + c, channels - c, a, b, false);
+}
+WSCXR_AVX512 inline void store_words(void* to, __m256i x, bool past_caches) {
+  if (past_caches) {
+    _mm256_stream_si256(static_cast<__m256i*>(to), x);
+  } else {
+    _mm256_storeu_si256(static_cast<__m256i*>(to), x);
+  }
+}
+WSCXR_AVX512 inline void store(Half* to, __m512 x, bool past_caches) {
+  store_words(to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT), past_caches);
+}
+WSCXR_AVX512 inline void store(BFloat16* to, __m512 x, bool past_caches) {
+  const __m512i bits = _mm512_castps_si512(x), shifted = _mm512_srli_epi32(bits, 16);
+  const __m512i odd = _mm512_and_si512(shifted, _mm512_set1_epi32(1));
+  const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  const __m512i words = _mm512_mask_mov_epi32(_mm512_srli_epi32(sum, 16), nan, _mm512_set1_epi32(0x7fc0));
+  store_words(to, _mm512_cvtepi32_epi16(words), past_caches);
+}
+
+template <typename T>
+WSCXR_AVX2 void mix_row_avx2(const T* normal, const T* abnormal, T* mixed, std::int64_t channels, float a, float b,
+                             bool past_caches) {
+  const __m256 factor = _mm256_set1_ps(a), rest = _mm256_set1_ps(b);
+  const bool past = past_caches && reinterpret_cast<std::uintptr_t>(mixed) % 32 == 0;
+  std::int64_t c = 0;
+  for (; c + 8 <= channels; c += 8) {
+    __m256 from, into;
+    load(abnormal + c, from);
+    load(normal + c, into);
+    store(mixed + c, _mm256_add_ps(_mm256_mul_ps(factor, from), _mm256_mul_ps(rest, into)), past);
+  }
+  mix_row<T, float>(normal + c, abnormal + c, mixed + c, channels - c, a, b, false);
+}
+
+template <typename T>
+WSCXR_AVX512 void mix_row_avx512(const T* normal, const T* abnormal, T* mixed, std::int64_t channels, float a, float b,
+                                 bool past_caches) {
+  const __m512 factor = _mm512_set1_ps(a), rest = _mm512_set1_ps(b);
+  const bool past = past_caches && reinterpret_cast<std::uintptr_t>(mixed) % 64 == 0;
+  std::int64_t c = 0;
+  for (; c + 16 <= channels; c += 16) {
+    __m512 from, into;
+    load(abnormal + c, from);
+    load(normal + c, into);
+    store(mixed + c, _mm512_add_ps(_mm512_mul_ps(factor, from), _mm512_mul_ps(rest, into)), past);
+  }
+  mix_row<T, float>(normal + c, abnormal + c, mixed + c, channels - c, a, b, false);
 }
 #endif
 
@@ -118,40 +150,21 @@ using MixRow = void (*)(const T*, const T*, T*, std::int64_t, Compute, Compute, 
 template <typename T, typename Compute>
 MixRow<T, Compute> row_kernel() {
 #ifdef WSCXR_X86
-  const wscxr::CpuFeatures cpu = wscxr::cpu_features();
-  if constexpr (std::is_same_v<T, float>) {
-    if (cpu.avx2) return mix_row_avx;
-  } else if constexpr (std::is_same_v<T, Half>) {
-    if (cpu.avx2 && cpu.f16c) return mix_row_f16c;
-  } else if constexpr (std::is_same_v<T, BFloat16>) {
-    if (cpu.avx2) return mix_row_avx2;
+  if constexpr (!std::is_same_v<T, double>) {
+    const wscxr::CpuFeatures cpu = wscxr::cpu_features();
+    if (cpu.avx512f && cpu.avx512bw && cpu.avx512vl) return mix_row_avx512<T>;
+    if (cpu.avx2 && cpu.f16c) return mix_row_avx2<T>;
   }
 #endif
   return mix_row<T, Compute>;
 }
 
-// Fresh memory is cleared page by page as it is written; large pages make that several times cheaper.
-void ask_for_large_pages(void* data, std::int64_t bytes) {
-#ifdef __linux__
-  constexpr std::uintptr_t kPage = 2 << 20;
-  const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const std::uintptr_t end =
-      (reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes)) / kPage * kPage;
-  if (end > begin)
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: failure changes nothing
-#else
-  (void)data;
-  (void)bytes;
-#endif
-}
-
 template <typename T, typename Compute>
 void mix_rows(const T* normal, const T* abnormal, T* mixed, std::int64_t* source, float* alpha, std::int64_t rows,
               std::int64_t channels, std::uint64_t abnormal_rows, std::uint64_t seed, std::uint64_t offset, float low,
-              float high) {
+              float high, bool fresh) {
   const MixRow<T, Compute> mix = row_kernel<T, Compute>();
-  const bool past_caches = rows * channels * static_cast<std::int64_t>(sizeof(T)) >= kLargeOutput;
-  if (past_caches) ask_for_large_pages(mixed, rows * channels * static_cast<std::int64_t>(sizeof(T)));
+  const bool past_caches = !fresh && rows * channels * static_cast<std::int64_t>(sizeof(T)) >= kLargeOutput;
   const std::int64_t grain = std::max<std::int64_t>(1, kElementsPerThread / std::max<std::int64_t>(channels, 1));
   torch::stable::parallel_for(0, rows, grain, [&](std::int64_t begin, std::int64_t end) {
     const auto draw = [&](std::int64_t row) { return wscxr::philox(offset + static_cast<std::uint64_t>(row), seed); };
@@ -185,11 +198,10 @@ void mix_rows(const T* normal, const T* abnormal, T* mixed, std::int64_t* source
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> mixup(Tensor normal, Tensor abnormal, std::int64_t seed, std::int64_t offset,
-                                         double alpha_min, double alpha_max) {
+std::tuple<Tensor, Tensor> mix(const Tensor& normal, const Tensor& abnormal, std::int64_t seed, std::int64_t offset,
+                               double alpha_min, double alpha_max, const Tensor& mixed, bool fresh) {
   const Tensor n = torch::stable::contiguous(normal), a = torch::stable::contiguous(abnormal);
   const std::int64_t rows = n.size(0), channels = n.size(1);
-  Tensor mixed = torch::stable::new_empty(n, {rows, channels});
   Tensor source = torch::stable::new_empty(n, {rows}, ScalarType::Long);
   Tensor alpha = torch::stable::new_empty(n, {rows}, ScalarType::Float);
   const auto run = [&](auto type, auto compute) {
@@ -198,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor> mixup(Tensor normal, Tensor abnormal, std::in
         static_cast<const T*>(n.data_ptr()), static_cast<const T*>(a.data_ptr()), static_cast<T*>(mixed.data_ptr()),
         static_cast<std::int64_t*>(source.data_ptr()), static_cast<float*>(alpha.data_ptr()), rows, channels,
         static_cast<std::uint64_t>(a.size(0)), static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(offset),
-        static_cast<float>(alpha_min), static_cast<float>(alpha_max));
+        static_cast<float>(alpha_min), static_cast<float>(alpha_max), fresh);
   };
   switch (n.scalar_type()) {
     case ScalarType::Double:
@@ -216,9 +228,27 @@ std::tuple<Tensor, Tensor, Tensor> mixup(Tensor normal, Tensor abnormal, std::in
     default:
       STD_TORCH_CHECK(false, "mixup: rows must be float64, float32, float16 or bfloat16");
   }
+  return {source, alpha};
+}
+
+std::tuple<Tensor, Tensor, Tensor> mixup(Tensor normal, Tensor abnormal, std::int64_t seed, std::int64_t offset,
+                                         double alpha_min, double alpha_max) {
+  Tensor mixed = torch::stable::new_empty(normal, {normal.size(0), normal.size(1)});
+  const auto [source, alpha] = mix(normal, abnormal, seed, offset, alpha_min, alpha_max, mixed, true);
   return {mixed, source, alpha};
+}
+
+std::tuple<Tensor, Tensor> mixup_into(Tensor normal, Tensor abnormal, std::int64_t seed, std::int64_t offset,
+                                      double alpha_min, double alpha_max, Tensor mixed) {
+  STD_TORCH_CHECK(mixed.is_contiguous() && mixed.dim() == 2 && mixed.size(0) == normal.size(0) &&
+                      mixed.size(1) == normal.size(1) && mixed.scalar_type() == normal.scalar_type(),
+                  "mixup: out must be contiguous, of the shape and type of the normal rows");
+  return mix(normal, abnormal, seed, offset, alpha_min, alpha_max, mixed, false);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(monai_wscxr, CPU, m) { m.impl("mixup", TORCH_BOX(&mixup)); }
+STABLE_TORCH_LIBRARY_IMPL(monai_wscxr, CPU, m) {
+  m.impl("mixup", TORCH_BOX(&mixup));
+  m.impl("mixup_into", TORCH_BOX(&mixup_into));
+}

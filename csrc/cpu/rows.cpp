@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <string>
 
 namespace wscxr::search {
@@ -51,39 +52,72 @@ void check_finite(const Rows& rows, const char* name) {
   if (bad) fail_not_finite(name, bad, rows.count);
 }
 
-PackedTensors pack_rows(const Rows& rows, const Tensor& like) {
-  const std::int64_t panels = panels_of(rows.count), depth = depth_of(rows.channels);
+namespace {
+
+void pack_or_fail(const Rows& bank, PackedOut& out) {
+  pack(kernels(), bank, out);
+  if (out.not_finite) fail_not_finite("bank", out.not_finite, bank.count);
+}
+
+Packed view_of(const PackedOut& out, std::int64_t channels) {
+  Packed packed;
+  packed.codes = out.codes;
+  packed.columns = out.columns;
+  packed.centre = out.centre;
+  packed.row = out.row;
+  packed.panels = panels_of(out.unique);  // columns beyond those in use are left out
+  packed.depth = depth_of(channels);
+  packed.exponent = out.exponent;
+  return packed;
+}
+
+PackedOut pointers(const PackedTensors& tensors) {
+  PackedOut out;
+  out.codes = static_cast<std::uint8_t*>(tensors.codes.data_ptr());
+  out.columns = static_cast<float*>(tensors.columns.data_ptr());
+  out.centre = static_cast<double*>(tensors.centre.data_ptr());
+  out.row = static_cast<std::int64_t*>(tensors.row.data_ptr());
+  return out;
+}
+
+}  // namespace
+
+PackedArrays::PackedArrays(const Rows& bank) {
+  const std::size_t panels = static_cast<std::size_t>(panels_of(bank.count));
+  codes_.resize(panels * static_cast<std::size_t>(depth_of(bank.channels) * 4 * kColumns));
+  columns_.resize(panels * 4 * kColumns);
+  centre_.resize(static_cast<std::size_t>(bank.channels));
+  row_.resize(panels * kColumns);
+  PackedOut out;
+  out.codes = codes_.data();
+  out.columns = columns_.data();
+  out.centre = centre_.data();
+  out.row = row_.data();
+  pack_or_fail(bank, out);
+  view_ = view_of(out, bank.channels);
+}
+
+PackedTensors pack_rows(const Rows& bank, const Tensor& like) {
+  const std::int64_t panels = panels_of(bank.count), depth = depth_of(bank.channels);
   PackedTensors packed{torch::stable::new_empty(like, {panels, depth, 4 * kColumns}, ScalarType::Byte),
                        torch::stable::new_empty(like, {panels, 4, kColumns}, ScalarType::Float),
-                       torch::stable::new_empty(like, {rows.channels}, ScalarType::Double),
+                       torch::stable::new_empty(like, {bank.channels}, ScalarType::Double),
                        torch::stable::new_empty(like, {panels * kColumns}, ScalarType::Long),
                        torch::stable::new_empty(like, {6}, ScalarType::Long)};
-  PackedOut out{static_cast<std::uint8_t*>(packed.codes.data_ptr()),
-                static_cast<float*>(packed.columns.data_ptr()),
-                static_cast<double*>(packed.centre.data_ptr()),
-                static_cast<std::int64_t*>(packed.row.data_ptr()),
-                0,
-                0,
-                0};
-  pack(kernels(), rows, out);
-  if (out.not_finite) fail_not_finite("bank", out.not_finite, rows.count);
+  PackedOut out = pointers(packed);
+  pack_or_fail(bank, out);
   std::int64_t* layout = static_cast<std::int64_t*>(packed.layout.data_ptr());
-  const std::int64_t values[6] = {kVersion, kernels().levels, out.exponent, out.unique, rows.count, rows.channels};
-  for (int i = 0; i < 6; ++i) layout[i] = values[i];
+  const std::int64_t values[6] = {kVersion, kernels().levels, out.exponent, out.unique, bank.count, bank.channels};
+  std::copy_n(values, 6, layout);
   return packed;
 }
 
 Packed PackedTensors::view() const {
   const std::int64_t* values = static_cast<const std::int64_t*>(layout.data_ptr());
-  Packed packed;
-  packed.codes = static_cast<const std::uint8_t*>(codes.data_ptr());
-  packed.columns = static_cast<const float*>(columns.data_ptr());
-  packed.centre = static_cast<const double*>(centre.data_ptr());
-  packed.row = static_cast<const std::int64_t*>(row.data_ptr());
-  packed.panels = panels_of(values[3]);  // columns beyond those in use are left out
-  packed.depth = depth_of(values[5]);
-  packed.exponent = static_cast<int>(values[2]);
-  return packed;
+  PackedOut out = pointers(*this);
+  out.exponent = static_cast<int>(values[2]);
+  out.unique = values[3];
+  return view_of(out, values[5]);
 }
 
 bool PackedTensors::usable(const Rows& bank) const {

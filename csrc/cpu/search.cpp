@@ -8,19 +8,17 @@
 // wrong.
 #include "search.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <limits>
-#include <numeric>
+#include <stdexcept>
 #include <string>
 
 #include "../common.h"
+#include "parallel.h"
 
 namespace wscxr::search {
 
@@ -29,72 +27,10 @@ namespace {
 std::atomic<std::int64_t> total_queries{0}, total_evaluated{0};
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr std::int64_t kBlock = 192;    // queries whose codes stay in the second-level cache
-constexpr std::size_t kPile = 96;       // candidates of one query before they are tidied up
-constexpr std::size_t kPileKept = 48;   // as many may remain unevaluated
-constexpr std::int64_t kStride = 16;    // panels are visited with this stride: all parts of the bank early
-constexpr std::int64_t kSample = 4096;  // rows from which centre and scale are taken
-
-void for_each(std::int64_t count, std::int64_t grain, const std::function<void(std::int64_t)>& body) {
-  torch::stable::parallel_for(0, count, grain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) body(i);
-  });
-}
-
-float float_above(double x) { return std::nextafter(static_cast<float>(x), std::numeric_limits<float>::infinity()); }
-
-std::vector<float> as_float(const double* numbers, std::int64_t count) {
-  return std::vector<float>(numbers, numbers + count);
-}
-
-// The mean of evenly spaced rows: any centre is right, a good one makes numbers small. Then the power of two that
-// brings the largest centred number of the sample to about one.
-int centre_and_exponent(const Kernels& kernels, const Rows& bank, double* centre) {
-  const std::int64_t channels = bank.channels, taken = std::min(bank.count, kSample);
-  std::vector<double> wide(static_cast<std::size_t>(channels)), total(static_cast<std::size_t>(channels), 0.0);
-  const auto row = [&](std::int64_t i) {
-    return bank.at(static_cast<std::int64_t>(static_cast<double>(i) * static_cast<double>(bank.count) /
-                                             static_cast<double>(taken)));
-  };
-  for (std::int64_t i = 0; i < taken; ++i) {
-    kernels.widen(row(i), bank.type, channels, wide.data());
-    for (std::int64_t c = 0; c < channels; ++c) total[c] += wide[c] / static_cast<double>(taken);
-  }
-  for (std::int64_t c = 0; c < channels; ++c) {
-    centre[c] = bank.type == Type::kDouble ? total[c] : static_cast<double>(static_cast<float>(total[c]));
-  }
-  double most = 0;
-  for (std::int64_t i = 0; i < taken; ++i) {
-    kernels.widen(row(i), bank.type, channels, wide.data());
-    for (std::int64_t c = 0; c < channels; ++c) most = std::max(most, std::abs(wide[c] - centre[c]));
-  }
-  if (!(most > 0)) return 0;
-  const int limit = bank.type == Type::kDouble ? 1000 : 100;
-  return std::isfinite(most) ? std::clamp(std::ilogb(most), -limit, limit) : limit;
-}
-
-// First occurrences of the rows, in order. Later copies can never be nearest: ties go to the lowest row.
-std::vector<std::int64_t> first_of_equals(const Rows& bank, const std::vector<std::uint64_t>& hashes) {
-  std::size_t slots = 16;
-  while (slots < 2 * hashes.size()) slots *= 2;
-  std::vector<std::int64_t> table(slots, -1), kept;
-  kept.reserve(hashes.size());
-  const std::size_t bytes = static_cast<std::size_t>(bank.channels * bytes_of(bank.type));
-  for (std::size_t i = 0; i < hashes.size(); ++i) {
-    std::size_t slot = static_cast<std::size_t>(hashes[i]) & (slots - 1);
-    bool copy = false;
-    while (table[slot] >= 0 && !copy) {
-      const std::int64_t other = table[slot];
-      copy = hashes[static_cast<std::size_t>(other)] == hashes[i] &&
-             std::memcmp(bank.at(other), bank.at(static_cast<std::int64_t>(i)), bytes) == 0;
-      slot = (slot + 1) & (slots - 1);
-    }
-    if (copy) continue;
-    table[slot] = static_cast<std::int64_t>(i);
-    kept.push_back(static_cast<std::int64_t>(i));
-  }
-  return kept;
-}
+constexpr std::int64_t kBlock = 192;   // queries whose codes stay in the second-level cache
+constexpr std::size_t kPile = 96;      // candidates of one query before they are tidied up
+constexpr std::size_t kPileKept = 48;  // as many may remain unevaluated
+constexpr std::int64_t kStride = 16;   // panels are visited with this stride: all parts of the bank early
 
 }  // namespace
 
@@ -119,8 +55,13 @@ const Kernels* named(const char* name) {
 
 std::atomic<const Kernels*>& chosen() {
   static std::atomic<const Kernels*> kernels = [] {
-    const Kernels* asked = named(std::getenv("MONAI_WSCXR_CPU"));
-    return asked ? asked : kernels_of_this_cpu().front();
+    const char* name = std::getenv("MONAI_WSCXR_CPU");
+    if (!name || !*name) return kernels_of_this_cpu().front();
+    if (const Kernels* asked = named(name)) return asked;
+    std::string known;
+    for (const Kernels* k : kernels_of_this_cpu()) known += (known.empty() ? "" : ", ") + std::string(k->name);
+    throw std::runtime_error("MONAI_WSCXR_CPU names the search kernels '" + std::string(name) + "', but this CPU has " +
+                             known + "; set one of these, or unset it for the best");
   }();
   return kernels;
 }
@@ -132,61 +73,6 @@ bool use_kernels(const char* name) {
   const Kernels* asked = named(name);
   if (asked) chosen().store(asked);
   return asked != nullptr;
-}
-
-std::int64_t count_not_finite(const Kernels& kernels, const Rows& rows) {
-  std::atomic<std::int64_t> bad{0};
-  for_each(rows.count, 64, [&](std::int64_t i) {
-    bool finite = true;
-    kernels.hash(rows.at(i), rows.type, rows.channels, &finite);
-    if (!finite) bad.fetch_add(1, std::memory_order_relaxed);
-  });
-  return bad.load();
-}
-
-void pack(const Kernels& kernels, const Rows& bank, PackedOut& out) {
-  std::vector<std::uint64_t> hashes(static_cast<std::size_t>(bank.count));
-  std::atomic<std::int64_t> bad{0};
-  for_each(bank.count, 64, [&](std::int64_t i) {
-    bool finite = true;
-    hashes[static_cast<std::size_t>(i)] = kernels.hash(bank.at(i), bank.type, bank.channels, &finite);
-    if (!finite) bad.fetch_add(1, std::memory_order_relaxed);
-  });
-  out.not_finite = bad.load();
-  if (out.not_finite) return;
-  const std::vector<std::int64_t> kept = first_of_equals(bank, hashes);
-  out.unique = static_cast<std::int64_t>(kept.size());
-  out.exponent = centre_and_exponent(kernels, bank, out.centre);
-  const double unit = std::ldexp(1.0, -out.exponent);
-  const std::vector<float> centre = as_float(out.centre, bank.channels);
-  const std::int64_t depth = depth_of(bank.channels), coded = coded_channels(bank.channels);
-  for_each(panels_of(bank.count), 1, [&](std::int64_t panel) {
-    std::vector<std::int8_t> codes(static_cast<std::size_t>(kColumns * depth * 4), 0);
-    float* columns = out.columns + panel * 4 * kColumns;
-    for (int j = 0; j < kColumns; ++j) {
-      const std::int64_t column = panel * kColumns + j;
-      const bool there = column < out.unique;
-      const std::int64_t row = there ? kept[static_cast<std::size_t>(column)] : -1;
-      Quantised q;
-      if (there) {
-        q = kernels.quantise(bank.at(row), bank.type, out.centre, centre.data(), bank.channels, unit,
-                             codes.data() + j * depth * 4, coded);
-      }
-      out.row[column] = row;
-      columns[j] = there ? static_cast<float>(q.norm) : std::numeric_limits<float>::infinity();
-      columns[kColumns + j] = static_cast<float>(2 * q.scale);
-      columns[2 * kColumns + j] = float_above(q.residual);
-      columns[3 * kColumns + j] = float_above(std::sqrt(q.norm));
-    }
-    std::uint8_t* to = out.codes + panel * depth * 4 * kColumns;
-    for (std::int64_t d = 0; d < depth; ++d) {
-      for (int j = 0; j < kColumns; ++j) {
-        for (int c = 0; c < 4; ++c) {
-          *to++ = static_cast<std::uint8_t>(codes[static_cast<std::size_t>((j * depth + d) * 4 + c)] + kernels.offset);
-        }
-      }
-    }
-  });
 }
 
 Search::Search(const Kernels& kernels, const Packed& packed, const Rows& bank, const Rows& query,

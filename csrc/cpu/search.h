@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../common.h"
+#include "pages.h"
 
 namespace wscxr::search {
 
@@ -77,7 +78,8 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512Vnni;
 #endif
 
-// The best of them for this CPU, or the one that `use_kernels` or the environment variable MONAI_WSCXR_CPU names.
+// The best of them for this CPU, or the one that `use_kernels` or the environment variable MONAI_WSCXR_CPU names;
+// throws std::runtime_error where that variable names none.
 const Kernels& kernels();
 std::vector<const Kernels*> kernels_of_this_cpu();  // the best first
 bool use_kernels(const char* name);                 // false when this CPU has none of that name
@@ -102,14 +104,18 @@ inline std::int64_t panels_of(std::int64_t rows) { return (rows + kColumns - 1) 
 // Rows that are not finite; 0 when all are.
 std::int64_t count_not_finite(const Kernels& kernels, const Rows& rows);
 
+inline std::vector<float> as_float(const double* numbers, std::int64_t count) {
+  return std::vector<float>(numbers, numbers + count);
+}
+
 struct PackedOut {
-  std::uint8_t* codes;
-  float* columns;
-  double* centre;
-  std::int64_t* row;
-  int exponent;             // set by pack
-  std::int64_t unique;      // set by pack: columns in use; of equal rows only the first is kept
-  std::int64_t not_finite;  // set by pack; when not 0, nothing else is
+  std::uint8_t* codes = nullptr;
+  float* columns = nullptr;
+  double* centre = nullptr;
+  std::int64_t* row = nullptr;
+  int exponent = 0;             // set by pack
+  std::int64_t unique = 0;      // set by pack: columns in use; of equal rows only the first is kept
+  std::int64_t not_finite = 0;  // set by pack; when not 0, nothing else is
 };
 void pack(const Kernels& kernels, const Rows& bank, PackedOut& out);
 
@@ -164,7 +170,7 @@ class Search {
   const Kernels& kernels_;
   Packed packed_;
   Rows bank_, query_;
-  std::vector<std::int8_t> codes_;  // [queries][depth * 4]
+  Array<std::int8_t> codes_;  // [queries][depth * 4]
   std::vector<Query> stats_;
   std::vector<Nearest> nearest_;
   std::vector<std::int64_t> order_;

@@ -55,12 +55,13 @@ void sift(const std::int32_t* products, const float* columns, float longest, con
     const float sum = queries.root[r] + longest;
     const __m512 limit = _mm512_set1_ps(kRounding * (sum * sum) + kTiny - queries.norm[r]);
     const __m512 factor = _mm512_set1_ps(queries.scale[r]), reach = _mm512_set1_ps(queries.reach[r]);
+    // fused operations round less often than the bound allows for
     std::uint32_t bits = 0;
     for (int half = 0; half < 2; ++half) {
       const __m512 product = _mm512_cvtepi32_ps(_mm512_loadu_si512(products + r * kColumns + 16 * half));
-      const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(factor, scale[half]), product);
+      const __m512 difference = _mm512_fnmadd_ps(factor, _mm512_mul_ps(scale[half], product), norm[half]);
       const __m512 radius = _mm512_add_ps(reach, residual[half]);
-      const __m512 left = _mm512_sub_ps(_mm512_sub_ps(norm[half], scaled), _mm512_mul_ps(radius, radius));
+      const __m512 left = _mm512_fnmadd_ps(radius, radius, difference);
       bits |= static_cast<std::uint32_t>(_mm512_cmp_ps_mask(left, limit, _CMP_LE_OQ)) << (16 * half);
     }
     passed[r] = bits;

@@ -74,6 +74,7 @@ struct Single {
   using I = Integers;
   using Scalar = float;
   static constexpr int kLanes = kFloats;
+  using Bytes = std::int8_t __attribute__((vector_size(kLanes)));
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to an integer
   static constexpr double kUnit = 0x1p-24, kTiny = 0x1p-125;
   static void centred(const char* row, Type type, const double*, const float* centre, std::int64_t first,
@@ -96,6 +97,7 @@ struct Double {
   using I = HalfIntegers;
   using Scalar = double;
   static constexpr int kLanes = kDoubles;
+  using Bytes = std::int8_t __attribute__((vector_size(kLanes)));
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kUnit = 0x1p-53, kTiny = 0x1p-1021;
   static void centred(const char* row, Type, const double* centre, const float*, std::int64_t first,
@@ -136,6 +138,7 @@ Quantised quantise_in(const char* row, Type type, const double* centre, const fl
   const bool used = step > 1e-30f;
   const Scalar scale = used ? static_cast<Scalar>(step) : 0, inverse = used ? 1 / static_cast<Scalar>(step) : 0;
   const Scalar bound = static_cast<Scalar>(levels);
+  if (coded % 4) std::memset(codes + coded / 4 * 4, 0, 4);  // narrow vectors do not reach the end of the last word
   typename P::I sum = {}, squares = {};
   V error = {};
   for (std::int64_t i = 0; i < coded; i += P::kLanes) {
@@ -148,12 +151,13 @@ Quantised quantise_in(const char* row, Type type, const double* centre, const fl
     const typename P::I whole = __builtin_convertvector(code, typename P::I);
     sum = sum + whole;
     squares = squares + whole * whole;
-    alignas(64) std::int32_t wide[P::kLanes];
-    std::memcpy(wide, &whole, sizeof whole);
-    std::int8_t narrow[P::kLanes];
-    for (int lane = 0; lane < P::kLanes; ++lane) narrow[lane] = static_cast<std::int8_t>(wide[lane]);
+    const typename P::Bytes narrow = __builtin_convertvector(whole, typename P::Bytes);
     const std::int64_t room = (coded + 3) / 4 * 4 - i;
-    std::memcpy(codes + i, narrow, static_cast<std::size_t>(room < P::kLanes ? room : P::kLanes));
+    if (room >= P::kLanes) {
+      std::memcpy(codes + i, &narrow, P::kLanes);
+    } else {
+      std::memcpy(codes + i, &narrow, static_cast<std::size_t>(room));
+    }
   }
   // channels that are not coded; `coded` is a multiple of the lanes where it is less than `channels`
   for (std::int64_t i = coded; i < channels; i += P::kLanes) {

@@ -10,14 +10,19 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-std::tuple<Tensor, Tensor, Tensor> mixup(Tensor normal, Tensor abnormal, std::int64_t seed, std::int64_t offset,
-                                         double alpha_min, double alpha_max) {
+std::tuple<Tensor, Tensor> mixup_into(Tensor normal, Tensor abnormal, std::int64_t seed, std::int64_t offset,
+                                      double alpha_min, double alpha_max, Tensor mixed) {
+  STD_TORCH_CHECK(mixed.is_contiguous() && mixed.dim() == 2 && mixed.size(0) == normal.size(0) &&
+                      mixed.size(1) == normal.size(1) && mixed.scalar_type() == normal.scalar_type(),
+                  "mixup: out must be contiguous, of the shape and type of the normal rows");
+  STD_TORCH_CHECK(mixed.is_cuda() && mixed.get_device_index() == normal.get_device_index() && abnormal.is_cuda() &&
+                      abnormal.get_device_index() == normal.get_device_index(),
+                  "mixup: all rows must be on one device");
   const Tensor n = torch::stable::contiguous(normal), a = torch::stable::contiguous(abnormal);
   const std::int64_t rows = n.size(0), channels = n.size(1);
-  Tensor mixed = torch::stable::new_empty(n, {rows, channels});
   Tensor source = torch::stable::new_empty(n, {rows}, ScalarType::Long);
   Tensor alpha = torch::stable::new_empty(n, {rows}, ScalarType::Float);
-  if (rows == 0) return {mixed, source, alpha};
+  if (rows == 0) return {source, alpha};
   const torch::stable::accelerator::DeviceGuard guard(n.get_device_index());
   const cudaStream_t stream = wscxr::current_stream(n);
   int processors = 0;
@@ -44,9 +49,19 @@ std::tuple<Tensor, Tensor, Tensor> mixup(Tensor normal, Tensor abnormal, std::in
     wscxr::mixup_kernel<T><<<static_cast<unsigned>(blocks), wscxr::kMixThreads, 0, stream>>>(p);
   });
   wscxr::check_cuda(cudaGetLastError(), "launch of mixup");
+  return {source, alpha};
+}
+
+std::tuple<Tensor, Tensor, Tensor> mixup(Tensor normal, Tensor abnormal, std::int64_t seed, std::int64_t offset,
+                                         double alpha_min, double alpha_max) {
+  Tensor mixed = torch::stable::new_empty(normal, {normal.size(0), normal.size(1)});
+  const auto [source, alpha] = mixup_into(normal, abnormal, seed, offset, alpha_min, alpha_max, mixed);
   return {mixed, source, alpha};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(monai_wscxr, CUDA, m) { m.impl("mixup", TORCH_BOX(&mixup)); }
+STABLE_TORCH_LIBRARY_IMPL(monai_wscxr, CUDA, m) {
+  m.impl("mixup", TORCH_BOX(&mixup));
+  m.impl("mixup_into", TORCH_BOX(&mixup_into));
+}

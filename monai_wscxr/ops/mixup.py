@@ -23,6 +23,7 @@ def mixup(
     offset: int = 0,
     alpha_min: float = 0.1,
     alpha_max: float = 1.0,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mix each normal row with a random abnormal row: alpha * m_a + (1 - alpha) * m_n (Eq. 6).
 
@@ -35,12 +36,15 @@ def mixup(
         offset: number of the first row in the stream, 0 <= offset < 2^63; row i uses offset + i.
         alpha_min: least mixing factor, 0 <= alpha_min <= alpha_max.
         alpha_max: largest mixing factor, <= 1.
+        out: contiguous [N, C] for the mixed rows, sharing no memory with the inputs; has no gradient. Large results take
+            most of their time to get fresh memory from the system, so a loop over large ones keeps one.
 
     Returns:
         mixed [N, C] in the inputs' type, source [N] int64 into `abnormal`, alpha [N] float32 in [alpha_min, alpha_max].
 
     Raises:
-        ValueError: on wrong shapes, types or devices, no abnormal row, or numbers outside their range.
+        ValueError: on wrong shapes, types or devices, no abnormal row, numbers outside their range, or an `out` where a
+            gradient is asked for.
     """
     for name, rows in (("normal", normal), ("abnormal", abnormal)):
         if rows.ndim != 2 or rows.dtype not in _DTYPES:
@@ -56,7 +60,17 @@ def mixup(
         raise ValueError(f"mixup: need 0 <= alpha_min <= alpha_max <= 1, got {alpha_min} and {alpha_max}")
     if not 0 <= seed < 2**63 or not 0 <= offset < 2**63:
         raise ValueError(f"mixup: seed and offset must lie in [0, 2^63), got {seed} and {offset}")
-    return torch.ops.monai_wscxr.mixup(normal, abnormal, seed, offset, alpha_min, alpha_max)
+    if out is None:
+        return torch.ops.monai_wscxr.mixup(normal, abnormal, seed, offset, alpha_min, alpha_max)
+    if out.shape != normal.shape or out.dtype != normal.dtype or out.device != normal.device or not out.is_contiguous():
+        raise ValueError(
+            f"mixup: out must be contiguous, {tuple(normal.shape)} {normal.dtype} on {normal.device} as the normal rows, "
+            f"got {tuple(out.shape)} {out.dtype} on {out.device}"
+        )
+    if torch.is_grad_enabled() and (normal.requires_grad or abnormal.requires_grad or out.requires_grad):
+        raise ValueError("mixup: out has no gradient; detach the rows, or leave out away")
+    source, alpha = torch.ops.monai_wscxr.mixup_into(normal, abnormal, seed, offset, alpha_min, alpha_max, out)
+    return out, source, alpha
 
 
 def philox(counter: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -116,6 +130,18 @@ def _reference(
     return mixed.to(normal.dtype), source, alpha
 
 
+def _into_reference(
+    normal: Tensor, abnormal: Tensor, seed: int, offset: int, alpha_min: float, alpha_max: float, mixed: Tensor
+) -> tuple[Tensor, Tensor]:
+    rows, source, alpha = _reference(normal, abnormal, seed, offset, alpha_min, alpha_max)
+    mixed.copy_(rows)
+    return source, alpha
+
+
+def _into_fake(normal, abnormal, seed, offset, alpha_min, alpha_max, mixed):
+    return _fake(normal, abnormal, seed, offset, alpha_min, alpha_max)[1:]
+
+
 def _fake(normal, abnormal, seed, offset, alpha_min, alpha_max):
     n = normal.shape[0]
     return (
@@ -150,3 +176,10 @@ _library.define(
     _fake,
 )
 torch.library.register_autograd("monai_wscxr::mixup", _backward, setup_context=_setup_context, lib=_library._LIBRARY)
+_library.define(
+    "mixup_into",
+    "(Tensor normal, Tensor abnormal, int seed, int offset, float alpha_min, float alpha_max, Tensor(a!) mixed)"
+    " -> (Tensor, Tensor)",
+    _into_reference,
+    _into_fake,
+)

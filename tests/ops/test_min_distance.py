@@ -116,6 +116,26 @@ def test_plain_float32_expansion_and_cdist_fail_where_this_does_not(search, samp
     assert np.array_equal(index.cpu().numpy(), truth.argmin(1))
 
 
+def test_faiss_and_the_expansion_fail_where_this_does_not(search, generator):
+    faiss = pytest.importorskip("faiss", reason="a peer, no dependency: pip install faiss-cpu")
+    # sixteen copies of each of 64 rows, and queries, all 1e-3 beside the row; large enough for the products of faiss
+    rows = torch.randn(64, 1024, generator=generator)
+    bank, query = (rows.repeat_interleave(n, 0) for n in (16, 4))
+    bank, query = (x * (1 + 1e-3 * torch.randn(x.shape, generator=generator)) for x in (bank, query))
+    truth = naive_squared(query, bank)
+    flat = faiss.IndexFlatL2(bank.shape[1])
+    flat.add(bank.numpy())
+    squared, row = flat.search(query.numpy(), 1)
+    expansion = (query.square().sum(1)[:, None] - 2 * query @ bank.T + bank.square().sum(1)).numpy()
+    least = np.sqrt(truth.min(1))
+    for there, at in ((squared[:, 0], row[:, 0]), (expansion.min(1), expansion.argmin(1))):
+        assert (at != truth.argmin(1)).mean() > 0.3
+        assert np.abs(np.sqrt(there.clip(0)) / least - 1).max() > 1e-3
+    distance, index = search(query, bank)
+    assert np.array_equal(index.numpy(), truth.argmin(1))
+    np.testing.assert_allclose(distance.double().numpy(), least, rtol=1e-6)
+
+
 def test_a_copy_of_a_bank_row_is_at_distance_zero_exactly(search, sample):
     query, bank = sample("duplicates")
     distance, index = search(query, bank)

@@ -333,3 +333,50 @@ def test_the_compiled_kernel_gives_the_bits_of_the_reference(dtype, rows, channe
     arguments = (normal, abnormal, 2**62 + 5, 2**33 + 1, 0.1, 0.9)
     compiled, reference = torch.ops.monai_wscxr.mixup(*arguments), MODULE._reference(*arguments)
     assert all(map(torch.equal, compiled, reference))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "channels"), [(0, 3), (37, 5), (300, 328), (9000, 1000)])
+def test_out_takes_the_same_bits(device, dtype, rows, channels, generator):
+    # 9000 x 1000 numbers are written past the caches; of 1000 channels some rows begin where that is possible
+    normal, abnormal = patches(generator, rows, 19, channels, dtype, device)
+    out = torch.full_like(normal, torch.nan)
+    arguments = (normal, abnormal, 5, 2**33 + 1, 0.1, 0.9)
+    got, expected = mixup(*arguments, out=out), MODULE._reference(*arguments)
+    assert got[0] is out
+    assert all(map(torch.equal, got, expected))
+
+
+def test_out_compiles_as_one_graph(device, generator, compile_counted):
+    normal, abnormal = patches(generator, 20, 6, device=device)
+
+    def mix(normal, abnormal, out):
+        return mixup(normal, abnormal, 3, out=out)[1:]
+
+    compiled, counter = compile_counted(mix)
+    out = torch.empty_like(normal)
+    assert all(map(torch.equal, compiled(normal, abnormal, out), mixup(normal, abnormal, 3)[1:]))
+    assert torch.equal(out, mixup(normal, abnormal, 3)[0])
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_opcheck_of_out(device, generator, dtype):
+    normal, abnormal = patches(generator, 6, 5, 4, dtype, device)
+    arguments = (normal, abnormal, 1, 0, 0.1, 1.0, torch.empty_like(normal))
+    torch.library.opcheck(torch.ops.monai_wscxr.mixup_into.default, arguments)
+
+
+OUTS = {
+    "shape": (lambda n: torch.empty(4, 2), r"out must be contiguous, \(3, 2\) torch.float32 on cpu .* got \(4, 2\)"),
+    "type": (lambda n: n.double(), "got .* torch.float64"),
+    "layout": (lambda n: torch.empty(2, 3).T, "out must be contiguous"),
+    "gradient": (lambda n: torch.empty(3, 2, requires_grad=True), "out has no gradient; detach the rows"),
+}
+
+
+@pytest.mark.parametrize("case", OUTS)
+def test_an_out_that_does_not_fit_is_refused(case):
+    make, message = OUTS[case]
+    with pytest.raises(ValueError, match="mixup: .*" + message):
+        mixup(ROWS, ROWS, 0, out=make(ROWS))
