@@ -15,7 +15,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.ops import mixup
 from monai_wscxr.row_source import RowSource
 
-_LOT_BYTES = 64 << 20  # rows that are gathered from a bank on disk at a time; two lots are held
+LOT_BYTES = 64 << 20  # rows that are gathered from a bank on disk at a time; two lots are held
 
 
 class PatchBatches(IterableDataset):
@@ -92,7 +92,7 @@ class PatchBatches(IterableDataset):
                 yield rows[index.to(rows.device)]
             return
         # many batches at a time, so that rows which lie near each other are read together; the next lot is read meanwhile
-        lot = max(1, _LOT_BYTES // (self.batch_size * rows.shape[1] * rows.dtype.itemsize))
+        lot = max(1, LOT_BYTES // (self.batch_size * rows.shape[1] * rows.dtype.itemsize))
         lots = [indices[i : i + lot] for i in range(0, len(indices), lot)]
         for some, found in zip(lots, ahead(lambda some: rows.gather(torch.cat(some)), lots, 1, 2), strict=True):
             yield from found.split([len(index) for index in some])
