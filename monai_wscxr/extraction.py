@@ -67,8 +67,8 @@ class PatchExtractor:
         max_bad_share: largest share of unusable images with which the run goes on, in [0, 1].
         progress: show a progress bar.
         read_threads: threads that decode ahead of the network.
-        read_workers: processes that decode in place of threads; 0 for none. They pay off where decoding holds Python's
-            lock for long (DICOM) and there are cores to spare.
+        read_workers: processes that decode in place of threads; 0 for none. For decoders that hold Python's lock for long,
+            on machines with cores to spare.
         shard_images: images per shard in the store.
         allow: gates of the loader that stay open (see `radiograph_gates`).
         precision: "float32", or "bfloat16" for backbones that bear it (see `Inference`).

@@ -269,7 +269,7 @@ def _check_precision(options: argparse.Namespace) -> int:
         source = options.folder
         if source is None:
             source = f"{folder}/phantoms"
-            write_phantoms(source, n_train_normal=60, n_train_abnormal=4, n_test_normal=30, n_test_abnormal=8, size=256)
+            write_phantoms(source, n_train_normal=60, n_train_abnormal=4, n_test_normal=1, n_test_abnormal=1, size=256)
         result = check_precision(
             lambda precision: extractor_of(options, precision=precision),
             source,
