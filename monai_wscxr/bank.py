@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from monai_wscxr.machine import give_back_large_blocks
 from monai_wscxr.row_source import RowSource, row_blocks, scratch_rows
 
 
@@ -108,6 +109,7 @@ class BankOnDisk:
     grid: tuple[int, int]
 
     def __post_init__(self) -> None:
+        give_back_large_blocks()  # of whoever works on it block by block
         h, w = self.grid
         if self.rows.shape[0] != len(self.files) * h * w:
             raise ValueError(f"{self.rows.shape[0]} rows do not fit {len(self.files)} images of {h} x {w} patches")

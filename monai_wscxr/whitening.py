@@ -69,8 +69,10 @@ class NormalWhitening(nn.Module):
         if not (math.isfinite(shrinkage) and shrinkage > 0):
             raise InputError(f"the shrinkage must be greater than 0, got {shrinkage}")
         device, count = self.mean.device, rows.shape[0]
-        sums = torch.stack([block.to(device).double().sum(0) for block in row_blocks(rows, part)])
-        centre = (sums.sum(0) / count).to(self.mean.dtype)
+        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
+        for block in row_blocks(rows, part):
+            total += block.to(device).double().sum(0)
+        centre = (total / count).to(self.mean.dtype)
         covariance = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=device)
         for block in row_blocks(rows, part):
             centred = block.to(device) - centre

@@ -133,6 +133,30 @@ def test_full_disk_is_told_with_the_bytes_that_are_missing(tmp_path):
     assert os.listdir(tmp_path) == ["rows.bin"]
 
 
+HELD = """
+import sys, torch
+from pathlib import Path
+from monai_wscxr.bank import BankOnDisk
+from monai_wscxr.machine import peak_memory, reset_peak_memory, resident_memory
+from monai_wscxr.row_source import FileRows, RowsOnDisk, row_blocks
+torch.set_num_threads(1)
+rows = FileRows([RowsOnDisk(Path(sys.argv[1]), 0, 400_000)], torch.tensor([[0, 0, 400_000]]), 256, torch.float32)
+bank = BankOnDisk(rows, tuple(map(str, range(4000))), (10, 10))
+reset_peak_memory()
+before = resident_memory()
+kept = [block.double().sum(1) for block in row_blocks(bank.rows)]
+print(peak_memory() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_a_pass_with_small_results_does_not_come_to_hold_the_bank(tmp_path):
+    path = tmp_path / "rows.bin"
+    path.write_bytes(bytes(400_000 * 1024))
+    run = subprocess.run([sys.executable, "-c", HELD, str(path)], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 100e6, f"{int(run.stdout) / 1e6:.0f} MB of a file of 410 MB, in blocks of 8 MB"
+
+
 RESIDENT = """
 import sys, torch
 from pathlib import Path
