@@ -85,16 +85,22 @@ def main() -> None:
             wall, cpu = time.perf_counter(), time.process_time()
             function()
             found[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+        report(found, len(items), options, threads)
+
+
+def report(found, images, options, threads) -> None:
+    """Medians so far."""
     print(
-        f"{len(items)} images of {Path(options.folder).name}, {options.size} pixels, {options.backbone}, {threads} threads"
+        f"{images} images of {Path(options.folder).name}, {options.size} pixels, {options.backbone}, {threads} threads"
     )
     base = [statistics.median(column) for column in zip(*found["bare"], strict=True)]
     for name, times in found.items():
         wall, cpu = (statistics.median(column) for column in zip(*times, strict=True))
         print(
-            f"{name:<22}{1000 * wall / len(items):>8.1f} ms wall{1000 * cpu / len(items):>8.1f} ms processor per image"
+            f"{name:<22}{1000 * wall / images:>8.1f} ms wall{1000 * cpu / images:>8.1f} ms processor per image"
             f"{wall / base[0]:>8.2f}{cpu / base[1]:>8.2f} of bare"
         )
+    print(flush=True)
 
 
 if __name__ == "__main__":
