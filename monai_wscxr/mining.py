@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from monai_wscxr.bank import FeatureBank
+from monai_wscxr.bank import BankOnDisk, FeatureBank
+from monai_wscxr.bank_file import mine_streamed
 from monai_wscxr.ops import mine_top_r
 
 
@@ -23,16 +24,22 @@ class Mined:
     distance: Tensor
 
 
-def mine(normal: FeatureBank, abnormal: FeatureBank, retention: float) -> Mined:
+def mine(
+    normal: FeatureBank | BankOnDisk, abnormal: FeatureBank, retention: float, budget_bytes: int = 1 << 30
+) -> Mined:
     """M'_a = the floor(r |M_a|) patches of `abnormal` with the largest distance to `normal`, at least one.
 
     Args:
-        normal: normal bank, at least one row.
-        abnormal: abnormal bank, at least one row, same channels and device.
+        normal: normal bank, at least one row; one on disk is streamed, with the same result.
+        abnormal: abnormal bank, at least one row, same channels; on the same device, where the normal bank has one.
         retention: retention rate r in (0, 1]; 1 keeps all (no mining).
+        budget_bytes: memory for streaming.
 
     Raises:
         ValueError: on empty banks, NaN or Inf, or r outside (0, 1].
     """
-    index, distance = mine_top_r(abnormal.rows, normal.rows, retention)
+    if isinstance(normal, BankOnDisk):
+        index, distance = mine_streamed(abnormal.rows, normal.rows, retention, budget_bytes)
+    else:
+        index, distance = mine_top_r(abnormal.rows, normal.rows, retention)
     return Mined(abnormal.select(index), distance)

@@ -17,11 +17,12 @@ class ThreadParallel(nn.Module):
 
     Args:
         network: image [B, ...] to a tensor [B, ...]; used for inference only.
-        part: images per part; 4 keeps the activations of a 256-pixel batch in memory that is reused.
+        part: images per part; 1 keeps most activations in the processor's cache, and makes a result independent of the
+            other images of its batch.
         threads: parts at a time; None takes torch's number of threads.
     """
 
-    def __init__(self, network: nn.Module, part: int = 4, threads: int | None = None) -> None:
+    def __init__(self, network: nn.Module, part: int = 1, threads: int | None = None) -> None:
         super().__init__()
         if part < 1 or (threads is not None and threads < 1):
             raise ValueError(f"part and threads must be at least 1, got {part} and {threads}")

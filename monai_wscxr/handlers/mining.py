@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from monai_wscxr.bank import FeatureBank
+from monai_wscxr.bank import BankOnDisk, FeatureBank
 from monai_wscxr.data.split import TrainingSplit
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
@@ -63,6 +62,8 @@ class MiningHandler:
         device: where the banks live while training.
         whitening: fitted to the normal bank; everything handed over is whitened. None leaves features as they are.
         shrinkage: of its covariance, > 0.
+        bank_memory: bytes for the normal bank; a bank that needs more stays on disk, with the same result. None takes
+            half of the memory that is free.
 
     Attributes:
         mined: result of mining (on features as published), after training has started; its rows are not whitened.
@@ -81,16 +82,17 @@ class MiningHandler:
         device: str | torch.device = "cpu",
         whitening: NormalWhitening | None = None,
         shrinkage: float = 1.0,
+        bank_memory: int | None = None,
     ) -> None:
         if not 0 < retention <= 1:
             raise InputError(f"the retention rate r must lie in (0, 1] (published: 0.2), got {retention}")
         self.extractor, self.split, self.dataset = extractor, split, dataset
         self.inferer, self.validation, self.retention = inferer, validation, retention
         self.device = torch.device(device)
-        self.whitening, self.shrinkage = whitening, shrinkage
+        self.whitening, self.shrinkage, self.bank_memory = whitening, shrinkage, bank_memory
         self.seconds: dict[str, float] = {}
         self.mined: Mined
-        self.normal: FeatureBank
+        self.normal: FeatureBank | BankOnDisk
         self.held_out: FeatureBank
         self.abnormal: FeatureBank
 
@@ -109,8 +111,10 @@ class MiningHandler:
         self.mined = mine(normal.to(self.device), self.abnormal.to(self.device), self.retention)
         self.seconds["mining"] = time.perf_counter() - began
         if self.whitening is not None:
-            self.whitening.fit(normal.rows.to(self.device), self.shrinkage)
-        self.normal, self.held_out, self.abnormal = map(self._whitened, (normal, self.held_out, self.abnormal))
+            self.whitening.fit(normal.to(self.device).rows, self.shrinkage)
+        store = self.extractor.store
+        self.normal = normal.to(self.device).changed(self._whiten, None if store is None else store.folder)
+        self.held_out, self.abnormal = self._whitened(self.held_out), self._whitened(self.abnormal)
         self.dataset.fill(self.normal.rows)
         self.inferer.fill(self._whitened(self.mined.bank).rows)
         self.validation.fill(self.held_out, self.abnormal)
@@ -134,11 +138,13 @@ class MiningHandler:
         digests = [[self.extractor.digests.get(str(item["image"])) for item in part] for part in parts]
         return fingerprint({"features": self.extractor.settings(), "images": digests})
 
-    def _whitened(self, bank: FeatureBank) -> FeatureBank:
-        bank = bank.to(self.device)
-        return bank if self.whitening is None else dataclasses.replace(bank, rows=self.whitening(bank.rows))
+    def _whiten(self, rows: Tensor) -> Tensor:
+        return rows if self.whitening is None else self.whitening(rows.to(self.device))
 
-    def _extract(self) -> FeatureBank:
+    def _whitened(self, bank: FeatureBank) -> FeatureBank:
+        return bank.to(self.device).changed(self._whiten)
+
+    def _extract(self) -> FeatureBank | BankOnDisk:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if several and self.extractor.store is None:
             raise InputError("training with several processes needs the feature cache; leave --cache on")
@@ -147,7 +153,7 @@ class MiningHandler:
             assert self.extractor.store is not None
             self.extractor.store.refresh()
         began = time.perf_counter()
-        normal = self.extractor.bank(self.split.normal, "normal images")
+        normal = self.extractor.bank_within(self.split.normal, "normal images", self.bank_memory)
         self.held_out = self.extractor.bank(self.split.held_out, "held-out normal images")
         self.abnormal = self.extractor.bank(self.split.abnormal, "abnormal images")
         self.seconds["extraction"] = time.perf_counter() - began
