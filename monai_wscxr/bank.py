@@ -1,12 +1,17 @@
-"""FeatureBank: patch features as rows, each of which knows the image and the position it came from."""
+"""Banks: patch features as rows, each of which knows the image and the position it came from; in memory or on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from monai_wscxr.machine import give_back_large_blocks
+from monai_wscxr.row_source import RowSource, row_blocks, scratch_rows
 
 
 @dataclass(frozen=True)
@@ -79,3 +84,51 @@ class FeatureBank:
     def to(self, device: str | torch.device) -> FeatureBank:
         """The same bank with its rows on `device`."""
         return FeatureBank(self.rows.to(device), self.files, self.file_index, self.position, self.grid)
+
+    def maps(self, images: int) -> Iterator[Tensor]:
+        """Maps [images, C, h, w] of consecutive images (fewer in the last part); only for a bank of whole images."""
+        yield from self.images.split(images)
+
+    def changed(self, function: Callable[[Tensor], Tensor], folder: Path | None = None) -> FeatureBank:
+        """The bank with `function` applied to its rows, block by block; `folder` is for banks on disk."""
+        return dataclasses.replace(self, rows=torch.cat([function(block) for block in row_blocks(self.rows)]))
+
+
+@dataclass(frozen=True)
+class BankOnDisk:
+    """A bank of whole images whose rows are read when they are needed; what trains on it gives the bits of a `FeatureBank`.
+
+    Attributes:
+        rows: [N, C], images in the order of `files`, patches in the order y, x.
+        files: image paths.
+        grid: patch rows and columns (h, w) of one image.
+    """
+
+    rows: RowSource
+    files: tuple[str, ...]
+    grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        give_back_large_blocks()  # of whoever works on it block by block
+        h, w = self.grid
+        if self.rows.shape[0] != len(self.files) * h * w:
+            raise ValueError(f"{self.rows.shape[0]} rows do not fit {len(self.files)} images of {h} x {w} patches")
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    def to(self, device: str | torch.device) -> BankOnDisk:
+        """The same bank: its rows stay where they are, blocks of them move when they are used."""
+        return self
+
+    def maps(self, images: int) -> Iterator[Tensor]:
+        """Maps [images, C, h, w] of consecutive images (fewer in the last part), on the CPU."""
+        h, w = self.grid
+        for rows in row_blocks(self.rows, images * h * w):
+            yield rows.reshape(-1, h, w, rows.shape[1]).permute(0, 3, 1, 2)
+
+    def changed(self, function: Callable[[Tensor], Tensor], folder: Path | None = None) -> BankOnDisk:
+        """The bank with `function` applied to its rows, block by block, in a nameless file of `folder`."""
+        if folder is None:
+            raise ValueError("a bank on disk needs a folder for the rows that change")
+        return dataclasses.replace(self, rows=scratch_rows(self.rows, function, folder))

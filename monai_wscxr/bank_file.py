@@ -24,6 +24,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.ops import PackedBank, mined_count
 from monai_wscxr.ops.checks import check_rows
 from monai_wscxr.ops.min_distance import nothing_found, search_block
+from monai_wscxr.row_source import FileRows, RowsOnDisk, RowSource
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FORMAT = "monai_wscxr packed bank 1"
@@ -65,7 +66,7 @@ def load_packed(path: str | Path) -> PackedBank:
         raise InputError(f"{path} cannot be read as a packed bank: {error}") from None
 
 
-class BankFile:
+class BankFile(FileRows):
     """Rows [N, C] in a safetensors file, read in blocks and never as a whole.
 
     Args:
@@ -85,34 +86,17 @@ class BankFile:
                     raise ValueError("its header is damaged")
                 entry = json.loads(file.read(length))[name]
             begin, end = entry["data_offsets"]
-            self.dtype = _TYPES[entry["dtype"]]
-            rows, channels = entry["shape"]
-            self.shape = (int(rows), int(channels))
-            self.offset = 8 + length + begin
-            whole = self.shape[0] * self.row_bytes
-            if min(self.shape) < 1 or end - begin != whole or self.path.stat().st_size < self.offset + whole:
+            dtype = _TYPES[entry["dtype"]]
+            rows, channels = (int(size) for size in entry["shape"])
+            whole = rows * channels * dtype.itemsize
+            if min(rows, channels) < 1 or end - begin != whole or self.path.stat().st_size < 8 + length + end:
                 raise ValueError("it is shorter than its header says")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path}: no bank of rows [N, C] named {name!r} can be read from it ({error}); write one with save_rows"
             ) from None
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self.shape[1] * self.dtype.itemsize
-
-    def read(self, first: int, out: Tensor) -> Tensor:
-        """Read rows [first, first + len(out)) into the contiguous `out` [n, C] of this type; returns it."""
-        into = memoryview(out.view(torch.uint8).numpy().data).cast("B")
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(self.offset + first * self.row_bytes)
-            while into:
-                got = file.readinto(into)
-                if not got:
-                    raise InputError(f"{self.path} ends early; it was changed while it was being read")
-                into = into[got:]
-        return out
+        matrix = RowsOnDisk(self.path, 8 + length + begin, rows)
+        super().__init__([matrix], torch.tensor([[0, 0, rows]]), channels, dtype)
 
 
 @dataclass(frozen=True)
@@ -130,7 +114,7 @@ class SearchPlan:
     peak_bytes: int
 
 
-def plan_search(n_query: int, source: BankFile | Tensor, budget_bytes: int) -> SearchPlan:
+def plan_search(n_query: int, source: RowSource | Tensor, budget_bytes: int) -> SearchPlan:
     """Choose the block size for a search of `n_query` rows that holds at most `budget_bytes`.
 
     Raises:
@@ -150,13 +134,13 @@ def plan_search(n_query: int, source: BankFile | Tensor, budget_bytes: int) -> S
 
 
 def min_distance_streamed(
-    query: Tensor, source: BankFile | Tensor, budget_bytes: int = 1 << 30, progress: bool = False
+    query: Tensor, source: RowSource | Tensor, budget_bytes: int = 1 << 30, progress: bool = False
 ) -> tuple[Tensor, Tensor]:
     """`min_distance` in a bank that lies in a file or in host memory, block by block; the same result.
 
     Args:
         query: [Nq, C], on the CPU or a GPU; the search runs there.
-        source: the bank: a `BankFile`, or a tensor [Nb, C] on the CPU.
+        source: the bank: rows in files (`BankFile`, `FileRows`), or a tensor [Nb, C] on the CPU.
         budget_bytes: memory for the search, see `plan_search`. On a GPU it is that of the block buffers; what its kernels
             work with comes on top (a quarter of the free memory and at most 3 GiB, or WSCXR_CUDA_BLOCK_BYTES).
         progress: show a bar.
@@ -181,7 +165,7 @@ def min_distance_streamed(
 
 
 def mine_streamed(
-    query: Tensor, source: BankFile | Tensor, r: float, budget_bytes: int = 1 << 30, progress: bool = False
+    query: Tensor, source: RowSource | Tensor, r: float, budget_bytes: int = 1 << 30, progress: bool = False
 ) -> tuple[Tensor, Tensor]:
     """`mine_top_r` against a bank as in `min_distance_streamed`: index [k] int64 and distance [k] float32."""
     k = mined_count(query.shape[0], r)
@@ -190,7 +174,7 @@ def mine_streamed(
     return order, distance[order]
 
 
-def _blocks(source: BankFile | Tensor, plan: SearchPlan, device: torch.device) -> Iterator[Tensor]:
+def _blocks(source: RowSource | Tensor, plan: SearchPlan, device: torch.device) -> Iterator[Tensor]:
     """The blocks in order, on `device`; the next one is read, and copied to a GPU, while this one is used."""
     on_gpu = device.type == "cuda"
     rows, channels = source.shape
@@ -205,7 +189,7 @@ def _blocks(source: BankFile | Tensor, plan: SearchPlan, device: torch.device) -
 
     def fill(first: int, number: int) -> Tensor:
         block = buffers[number, : min(plan.block_rows, rows - first)]
-        if isinstance(source, BankFile):
+        if not isinstance(source, Tensor):
             source.read(first, block)
         else:
             block.copy_(source[first : first + len(block)])

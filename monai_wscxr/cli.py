@@ -17,6 +17,7 @@ from importlib import metadata
 import monai_wscxr
 from monai_wscxr.data.radiograph_base import GATES
 from monai_wscxr.errors import InputError
+from monai_wscxr.scale_commands import add_commands
 
 SOME_REJECTED = 3
 INTERRUPTED = 130
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _datalist_parser(commands)
     _protocol_parser(commands)
     _add_predict(commands)
+    add_commands(commands)
 
     doctor = commands.add_parser("doctor", help="say what is installed and which code runs each operator")
     doctor.set_defaults(run=_doctor)

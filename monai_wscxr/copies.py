@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_wscxr.bank import FeatureBank
+from monai_wscxr.bank import BankOnDisk, FeatureBank
 from monai_wscxr.data.perturbation import altered
 from monai_wscxr.data.stream import RadiographStream
 from monai_wscxr.errors import InputError
@@ -88,7 +88,7 @@ def with_copies(extractor: PatchExtractor, images: FeatureBank, copies: int) -> 
     return FeatureBank.from_images(torch.cat([own, made]), [*images.files, *files], images.grid)
 
 
-def nuisance_of(extractor: PatchExtractor, normal: FeatureBank, count: int, copies: int) -> Tensor:
+def nuisance_of(extractor: PatchExtractor, normal: FeatureBank | BankOnDisk, count: int, copies: int) -> Tensor:
     """What `ALTERED` does to the patch features of normal images, see `nuisance_covariance`.
 
     Args:
@@ -99,7 +99,10 @@ def nuisance_of(extractor: PatchExtractor, normal: FeatureBank, count: int, copi
     """
     chosen = sorted(range(len(normal.files)), key=lambda n: extractor.digests[normal.files[n]])[:count]
     made = copy_features(extractor, [normal.files[n] for n in chosen], ALTERED, copies)
-    own = normal.rows.reshape(len(normal.files), -1, normal.rows.shape[1])[chosen]
+    patches = len(normal) // len(normal.files)
+    rows = (patches * torch.tensor(chosen)[:, None] + torch.arange(patches)).flatten()
+    taken = normal.rows.gather(rows) if isinstance(normal, BankOnDisk) else normal.rows[rows]
+    own = taken.reshape(len(chosen), patches, -1)
     return nuisance_covariance(own.repeat_interleave(copies, dim=0).flatten(0, 1), made.flatten(0, 1))
 
 

@@ -5,26 +5,34 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from monai_wscxr.backbones import weights_hash
-from monai_wscxr.bank import FeatureBank
+from monai_wscxr.bank import BankOnDisk, FeatureBank
 from monai_wscxr.data.radiograph import file_digest
 from monai_wscxr.data.stream import RadiographStream, Rejected, ahead
 from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchFeatures
-from monai_wscxr.parallel import ThreadParallel
+from monai_wscxr.inference import Inference
+from monai_wscxr.machine import available_memory
+from monai_wscxr.row_source import FileRows
 from monai_wscxr.store import FeatureStore
 from monai_wscxr.transforms import Preprocessing, radiograph_transforms
 
 logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3  # at a store whose shards turn out to be damaged
+T = TypeVar("T")
 
 
 @dataclass
@@ -47,17 +55,24 @@ class Extraction:
 class PatchExtractor:
     """Patch features of image files, from the store where they are known, through the network where not.
 
+    Decoding, network and writing overlap. On a CPU every image passes the network alone, several side by side, so its
+    features do not depend on what else is extracted.
+
     Args:
         features: the patch feature network; it is moved to `device`.
         preprocessing: from file to network input.
         device: "cpu" or "cuda".
         cache: cache folder, None for the default one, or False to keep nothing on disk.
-        batch_size: images per pass of the network.
+        batch_size: images per pass of the network on a GPU.
         max_bad_share: largest share of unusable images with which the run goes on, in [0, 1].
         progress: show a progress bar.
         read_threads: threads that decode ahead of the network.
+        read_workers: processes that decode in place of threads; 0 for none. For decoders that hold Python's lock for long,
+            on machines with cores to spare.
         shard_images: images per shard in the store.
         allow: gates of the loader that stay open (see `radiograph_gates`).
+        precision: "float32", or "bfloat16" for backbones that bear it (see `Inference`).
+        compile_network: compile the network with torch.compile.
     """
 
     def __init__(
@@ -72,20 +87,26 @@ class PatchExtractor:
         read_threads: int = 2,
         shard_images: int = 256,
         allow: Collection[str] = (),
+        precision: str = "float32",
+        compile_network: bool = False,
+        read_workers: int = 0,
     ) -> None:
         if not 0 <= max_bad_share <= 1:
             raise InputError(f"max_bad_share must lie in [0, 1], got {max_bad_share}")
         if min(batch_size, read_threads, shard_images) < 1:
             raise InputError("batch_size, read_threads and shard_images must be at least 1")
+        if read_workers < 0:
+            raise InputError(f"read_workers must be 0 or more, got {read_workers}")
         self.features = features.to(device).eval()
-        self.network = ThreadParallel(self.features)
+        self.network = Inference(self.features, precision, compile_network)
         self.device = torch.device(device)
         self.preprocessing = preprocessing
         self.transform = radiograph_transforms(preprocessing, allow=allow)
         self.allow = sorted(allow)
         self.grid = features.grid(preprocessing.image_size)
         self.batch_size, self.max_bad_share, self.progress = batch_size, max_bad_share, progress
-        self.read_threads, self.shard_images = read_threads, shard_images
+        self.read_threads, self.read_workers, self.shard_images = read_threads, read_workers, shard_images
+        self.precision = precision
         self.digests: dict[str, str] = {}
         self.done = Extraction()
         self.store = None if cache is False else FeatureStore(self.settings(), None if cache is True else cache)
@@ -103,7 +124,17 @@ class PatchExtractor:
             "neighbourhood": self.features.neighbourhood,
             "align_to": self.features.align_to,
             "aligned_channels": self.features.aligned_channels,
+            "inference": {
+                "precision": self.precision,
+                "folded": self.network.folded,
+                "compiled": self.network.compiled,
+            },
         }
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of the features of one image."""
+        return 4 * self.grid[0] * self.grid[1] * self.features.channels
 
     def bank(self, items: Sequence[dict[str, Any]], what: str = "images") -> FeatureBank:
         """Patch features of the items' images, in order; unusable images are left out and listed in `done.rejected`.
@@ -116,48 +147,86 @@ class PatchExtractor:
             InputError: when more than the allowed share of the images is unusable, none is left, the disk is too small,
                 or the network gives NaN.
         """
+        used, features = self._collect(items, what, self._features_of)
+        return FeatureBank.from_images(features, used, self.grid)
+
+    def bank_within(
+        self, items: Sequence[dict[str, Any]], what: str = "images", memory: int | None = None
+    ) -> FeatureBank | BankOnDisk:
+        """`bank` where it can be trained on within `memory` bytes, which takes twice its size; otherwise a bank on disk.
+
+        Args:
+            items: datalist items.
+            what: name for the progress bar and messages.
+            memory: bytes; None takes half of the memory that is free.
+
+        Raises:
+            InputError: as `bank`; or when the bank does not fit and nothing is kept on disk.
+        """
+        memory = available_memory() // 2 if memory is None else memory
+        if 2 * self.image_bytes * len(items) <= memory:
+            return self.bank(items, what)
+        if self.store is None:
+            raise InputError(
+                f"training on {len(items)} {what} takes {2 * self.image_bytes * len(items) / 1e9:.1f} GB of memory, "
+                f"{memory / 1e9:.1f} GB are allowed: leave --cache on, so that the bank can stay on disk"
+            )
+        used, rows = self._collect(items, what, self._rows_of)
+        return BankOnDisk(rows, tuple(used), self.grid)
+
+    def _collect(
+        self,
+        items: Sequence[dict[str, Any]],
+        what: str,
+        get: Callable[[list[str], dict[str, Tensor]], T],
+    ) -> tuple[list[str], T]:
+        """The usable files, and what `get` makes of their digests and of the features that are not in the store."""
         began = time.perf_counter()
         files = [str(item["image"]) for item in items]
         rejected: list[Rejected] = []
-        found: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}  # by digest; stays empty where there is a store
         readable = self._digest(files, rejected)
-        store = self.store
-        if store is not None:
-            store.refresh()
-        known = {f for f in readable if store is not None and self.digests[f] in store}
-        missing = [f for f in readable if f not in known]
-        if missing and store is not None:
-            store.check_space(len(missing), 4 * self.grid[0] * self.grid[1] * self.features.channels)
-        pending: list[tuple[str, Tensor]] = []
-        with tqdm(
-            total=len(missing), desc=f"{what}: features", unit="image", disable=not (self.progress and missing)
-        ) as bar:
-            for batch in self._batches(missing, rejected, len(files), bar.update):
-                pending += batch
-                if len(pending) >= self.shard_images:
-                    self._keep(pending, found)
-                    pending = []
-        self._keep(pending, found)
-        refused = {f for f, _, _ in rejected}
-        used = [f for f in files if f not in refused]
-        self._check_share(rejected, len(files), what)
-        if not used:
-            raise InputError(f"none of the {len(files)} {what} can be used; first: {_first(rejected)}")
-        stored = [f for f in used if f not in found]
-        if stored:
-            assert store is not None
-            rows = store.read([self.digests[f] for f in stored])
-            if not found:
-                features = rows
-            else:
-                found.update(zip(stored, rows, strict=True))
-        if found:
-            features = torch.stack([found[f] for f in used])
-        self.done.extracted += len(missing) - len([f for f in missing if f in refused])
-        self.done.reused += len(known)
+        extracted: set[str] = set()
+        for _ in range(_ATTEMPTS):
+            if self.store is not None:
+                self.store.refresh()
+            refused = {file for file, _, _ in rejected}
+            first: dict[str, str] = {}  # copies pass the network once
+            for file in readable:
+                if file not in refused and not (self.store is not None and self.digests[file] in self.store):
+                    first.setdefault(self.digests[file], file)
+            missing = [file for digest, file in first.items() if digest not in found]
+            self._extract(missing, rejected, len(files), what, found)
+            extracted.update(missing)
+            _reject_copies(readable, self.digests, rejected)
+            self._check_share(len(rejected), rejected, len(files), what)
+            refused = {file for file, _, _ in rejected}
+            used = [file for file in files if file not in refused]
+            if not used:
+                raise InputError(f"none of the {len(files)} {what} can be used; first: {_first(rejected)}")
+            try:
+                result = get([self.digests[file] for file in used], found)
+                break
+            except KeyError:  # a shard turned out to be damaged and was put aside; its images are missing now
+                logger.info("extracting the images of damaged shards again")
+        else:
+            assert self.store is not None
+            raise InputError(
+                f"features in {self.store.folder} are damaged again and again; check the disk, or point "
+                "MONAI_WSCXR_CACHE at another one"
+            )
+        self.done.extracted += len(extracted - refused)
+        self.done.reused += len([file for file in used if file not in extracted])
         self.done.rejected += rejected
         self.done.seconds += time.perf_counter() - began
-        return FeatureBank.from_images(features, used, self.grid)
+        return used, result
+
+    def _features_of(self, digests: list[str], found: dict[str, Tensor]) -> Tensor:
+        return torch.stack([found[digest] for digest in digests]) if self.store is None else self.store.read(digests)
+
+    def _rows_of(self, digests: list[str], found: dict[str, Tensor]) -> FileRows:
+        assert self.store is not None
+        return self.store.rows(digests)
 
     def _digest(self, files: list[str], rejected: list[Rejected]) -> list[str]:
         """Fill `digests`; return the files that could be read at all."""
@@ -178,51 +247,98 @@ class PatchExtractor:
                 readable.append(file)
         return readable
 
-    def _batches(
-        self, files: list[str], rejected: list[Rejected], total: int, advance: Callable[[int], Any]
-    ) -> Iterator[list[tuple[str, Tensor]]]:
-        """Run the network; yields lists of (file, features [h*w, C])."""
-        stream = RadiographStream([{"image": f} for f in files], self.transform, self.read_threads, 2 * self.batch_size)
-        names: list[str] = []
-        inputs: list[Tensor] = []
-        for item in stream:
-            self._check_share(rejected + stream.rejected, total, "images")
-            names.append(item["file"])
-            inputs.append(item["image"])
-            if len(names) == self.batch_size:
-                yield self._forward(names, inputs)
-                advance(len(names))
-                names, inputs = [], []
-        if names:
-            yield self._forward(names, inputs)
-            advance(len(names))
+    def _extract(
+        self, files: list[str], rejected: list[Rejected], total: int, what: str, found: dict[str, Tensor]
+    ) -> None:
+        """Run files through the network into the store, shard by shard, or into `found`."""
+        if not files:
+            return
+        store = self.store
+        if store is not None:
+            store.check_space(len(files), self.image_bytes)
+        pending: list[tuple[str, Tensor]] = []
+        writing: deque[Future[None]] = deque()
+        bar = tqdm(total=len(files), desc=f"{what}: features", unit="image", disable=not self.progress)
+        with bar, ThreadPoolExecutor(1) as writer:
+            for file, phi in self._features(files, rejected, total):
+                bar.update()
+                if store is None:
+                    found[self.digests[file]] = phi
+                    continue
+                pending.append((self.digests[file], phi))
+                if len(pending) == self.shard_images:
+                    writing.append(writer.submit(_write, store, pending))
+                    pending = []
+                    if len(writing) > 1:
+                        writing.popleft().result()
+            if store is not None and pending:
+                writing.append(writer.submit(_write, store, pending))
+            for future in writing:
+                future.result()
+
+    def _features(self, files: list[str], rejected: list[Rejected], total: int) -> Iterator[tuple[str, Tensor]]:
+        """Decode and run the network; yields (file, features [h*w, C]) in order."""
+        on_cpu = self.device.type == "cpu"
+        threads = torch.get_num_threads()
+        stream = RadiographStream(
+            [{"image": f} for f in files],
+            self.transform,
+            self.read_threads,
+            2 * (threads if on_cpu else self.batch_size),
+            self.read_workers,
+        )
+
+        def loaded() -> Iterator[tuple[str, Tensor]]:
+            for item in stream:
+                self._check_share(len(rejected) + len(stream.rejected), rejected + stream.rejected, total, "images")
+                yield item["file"], item["image"]
+
+        batches = batched(loaded(), 1 if on_cpu else self.batch_size)
+        # threads that wait for each other inside operations lose more than they gain: each computes alone
+        for results in ahead(self._forward, batches, threads if on_cpu else 1, 2 * threads if on_cpu else 2):
+            yield from results
         rejected += stream.rejected
 
-    def _forward(self, names: list[str], inputs: list[Tensor]) -> list[tuple[str, Tensor]]:
-        image = torch.stack(inputs).to(self.device)
+    def _forward(self, batch: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+        image = torch.stack([image for _, image in batch]).to(self.device)
+        if self.device.type == "cpu":
+            image = image.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
-            phi = self.network(image).float().permute(0, 2, 3, 1).flatten(1, 2).cpu()  # [B, h*w, C]
+            phi = self.network(image).permute(0, 2, 3, 1).flatten(1, 2).cpu()  # [B, h*w, C]
         if not bool(torch.isfinite(phi).all()):
             raise InputError(
-                f"{self.features.backbone.name} gives NaN or Inf for {names[0]} or one of the {len(names) - 1} images "
+                f"{self.features.backbone.name} gives NaN or Inf for {batch[0][0]} or one of the {len(batch) - 1} images "
                 "read with it; the weights are damaged or belong to another network"
             )
-        return list(zip(names, phi.clone(), strict=True))
+        return [(file, rows) for (file, _), rows in zip(batch, phi.clone(), strict=True)]
 
-    def _keep(self, pending: list[tuple[str, Tensor]], found: dict[str, Tensor]) -> None:
-        if not pending:
-            return
-        if self.store is None:
-            found.update(pending)
-        else:
-            self.store.write([self.digests[f] for f, _ in pending], torch.stack([phi for _, phi in pending]))
-
-    def _check_share(self, rejected: list[Rejected], total: int, what: str) -> None:
-        if len(rejected) > self.max_bad_share * total:
+    def _check_share(self, count: int, rejected: list[Rejected], total: int, what: str) -> None:
+        if count > self.max_bad_share * total:
             raise InputError(
-                f"{len(rejected)} of {total} {what} cannot be used, more than the allowed share of {self.max_bad_share:.0%}; "
+                f"{count} of {total} {what} cannot be used, more than the allowed share of {self.max_bad_share:.0%}; "
                 f"first: {_first(rejected)}. Mend or remove them, or allow more with --max_bad_share"
             )
+
+
+def _write(store: FeatureStore, pending: list[tuple[str, Tensor]]) -> None:
+    store.write([digest for digest, _ in pending], torch.stack([phi for _, phi in pending]))
+
+
+def _reject_copies(files: list[str], digests: dict[str, str], rejected: list[Rejected]) -> None:
+    """What holds for an unusable file holds for its copies, which were not read."""
+    known = {file for file, _, _ in rejected}
+    bad = {digests[file]: (file, code, message) for file, code, message in rejected if file in digests}
+    for file in files:
+        if file not in known and digests[file] in bad:
+            original, code, message = bad[digests[file]]
+            rejected.append((file, code, message.replace(original, file)))
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` consecutive items; the last one may be shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 def _first(rejected: list[Rejected]) -> str:

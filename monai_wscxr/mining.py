@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from monai_wscxr.bank import FeatureBank
+from monai_wscxr.bank import BankOnDisk, FeatureBank
+from monai_wscxr.bank_file import min_distance_streamed, mine_streamed
 from monai_wscxr.errors import InputError
 from monai_wscxr.ops import min_distance, mine_top_r
 
@@ -27,27 +28,41 @@ class Mined:
     distance: Tensor
 
 
-def mine(normal: FeatureBank, abnormal: FeatureBank, retention: float, scope: str = "all") -> Mined:
+def mine(
+    normal: FeatureBank | BankOnDisk,
+    abnormal: FeatureBank,
+    retention: float,
+    scope: str = "all",
+    budget_bytes: int = 1 << 30,
+) -> Mined:
     """M'_a = the floor(r |M_a|) patches of `abnormal` with the largest distance to `normal`, at least one.
 
     Args:
-        normal: normal bank, at least one row.
-        abnormal: abnormal bank, at least one row, same channels and device; of whole images where the scope is "image".
+        normal: normal bank, at least one row; one on disk is streamed, with the same result.
+        abnormal: abnormal bank, at least one row, same channels; on the same device, where the normal bank has one. Of whole
+            images where the scope is "image".
         retention: retention rate r in (0, 1]; 1 keeps all (no mining).
         scope: "all" takes the farthest patches of all images together, as published. "image" takes that share of every
             image, so that one unlike the others does not fill the bank alone.
+        budget_bytes: memory for streaming.
 
     Raises:
         ValueError: on empty banks, NaN or Inf, or r outside (0, 1].
         InputError: on another scope.
     """
     if check_scope(scope) == "all":
-        index, distance = mine_top_r(abnormal.rows, normal.rows, retention)
+        if isinstance(normal, BankOnDisk):
+            index, distance = mine_streamed(abnormal.rows, normal.rows, retention, budget_bytes)
+        else:
+            index, distance = mine_top_r(abnormal.rows, normal.rows, retention)
         return Mined(abnormal.select(index), distance)
     if not 0 < retention <= 1:
         raise ValueError(f"the retention rate r must lie in (0, 1], got {retention}")
     images = len(abnormal.images)  # refuses a bank of chosen rows
-    distance, _ = min_distance(abnormal.rows, normal.rows)
+    if isinstance(normal, BankOnDisk):
+        distance, _ = min_distance_streamed(abnormal.rows, normal.rows, budget_bytes)
+    else:
+        distance, _ = min_distance(abnormal.rows, normal.rows)
     index = farthest_of_each(distance.reshape(images, -1), retention)
     return Mined(abnormal.select(index), distance[index])
 

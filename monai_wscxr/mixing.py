@@ -10,8 +10,12 @@ from monai.inferers import Inferer
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from monai_wscxr.data.stream import ahead
 from monai_wscxr.errors import InputError
 from monai_wscxr.ops import mixup
+from monai_wscxr.row_source import RowSource
+
+LOT_BYTES = 64 << 20  # rows that are gathered from a bank on disk at a time; two lots are held
 
 
 class PatchBatches(IterableDataset):
@@ -37,11 +41,11 @@ class PatchBatches(IterableDataset):
             raise InputError(f"min_batches must be at least 1, got {min_batches}")
         self.batch_size, self.seed, self.min_batches = batch_size, seed, min_batches
         self.rank, self.world_size = rank, world_size
-        self.rows = torch.empty(0, 0)
+        self.rows: Tensor | RowSource = torch.empty(0, 0)
         self.epoch = 0
 
-    def fill(self, rows: Tensor) -> None:
-        """Set the normal bank's rows [N, C]; N must give every rank at least two rows."""
+    def fill(self, rows: Tensor | RowSource) -> None:
+        """Set the normal bank's rows [N, C], in memory or on disk; N must give every rank at least two rows."""
         if rows.shape[0] < 2 * self.world_size:
             raise InputError(
                 f"the normal bank holds {rows.shape[0]} patches; at least {2 * self.world_size} are needed"
@@ -72,12 +76,26 @@ class PatchBatches(IterableDataset):
     def _one_pass(self, number: int) -> Iterator[dict[str, Any]]:
         n = self.rows.shape[0]
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + number))
+        firsts, indices = [], []
         for batch in range(self.batches_per_pass):
             start = batch * self.batch_size
             share = min(self.batch_size, n - start) // self.world_size
-            first = start + self.rank * share
-            index = order[first : first + share].to(self.rows.device)
-            yield {"normal": self.rows[index], "offset": number * n + first}
+            firsts.append(start + self.rank * share)
+            indices.append(order[firsts[-1] : firsts[-1] + share])
+        for first, normal in zip(firsts, self._batches(indices), strict=True):
+            yield {"normal": normal, "offset": number * n + first}
+
+    def _batches(self, indices: list[Tensor]) -> Iterator[Tensor]:
+        rows = self.rows
+        if isinstance(rows, Tensor):
+            for index in indices:
+                yield rows[index.to(rows.device)]
+            return
+        # many batches at a time, so that rows which lie near each other are read together; the next lot is read meanwhile
+        lot = max(1, LOT_BYTES // (self.batch_size * rows.shape[1] * rows.dtype.itemsize))
+        lots = [indices[i : i + lot] for i in range(0, len(indices), lot)]
+        for some, found in zip(lots, ahead(lambda some: rows.gather(torch.cat(some)), lots, 1, 2), strict=True):
+            yield from found.split([len(index) for index in some])
 
 
 def prepare_patch_batch(

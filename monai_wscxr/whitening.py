@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.row_source import BLOCK_ROWS, RowSource, row_blocks
 
 
 class NormalWhitening(nn.Module):
@@ -50,13 +51,15 @@ class NormalWhitening(nn.Module):
         return ((features.permute(0, 2, 3, 1) - self.mean) @ self.matrix).permute(0, 3, 1, 2)
 
     @torch.jit.unused
-    def fit(self, rows: Tensor, shrinkage: float, nuisance: Tensor | None = None, part: int = 8192) -> None:
+    def fit(
+        self, rows: Tensor | RowSource, shrinkage: float, nuisance: Tensor | None = None, part: int = BLOCK_ROWS
+    ) -> None:
         """Take mean and covariance from the normal bank; nothing happens when not active.
 
         Sums run over parts of the bank in float64, the root is symmetric, so the result hardly depends on rounding.
 
         Args:
-            rows: [N, C] of the normal bank, at least one.
+            rows: [N, C] of the normal bank, at least one; in memory or on disk, with the same result.
             shrinkage: s > 0.
             nuisance: [C, C] covariance added to that of the bank, see `nuisance_covariance`; None adds nothing.
             part: rows taken at a time.
@@ -68,13 +71,16 @@ class NormalWhitening(nn.Module):
             return
         if not (math.isfinite(shrinkage) and shrinkage > 0):
             raise InputError(f"the shrinkage must be greater than 0, got {shrinkage}")
-        mean = torch.stack([block.double().sum(0) for block in rows.split(part)]).sum(0) / len(rows)
-        centre = mean.to(rows.dtype)
-        covariance = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
-        for block in rows.split(part):
-            centred = block - centre
+        device, count = self.mean.device, rows.shape[0]
+        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
+        for block in row_blocks(rows, part):
+            total += block.to(device).double().sum(0)
+        centre = (total / count).to(self.mean.dtype)
+        covariance = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=device)
+        for block in row_blocks(rows, part):
+            centred = block.to(device) - centre
             covariance += (centred.T @ centred).double()
-        covariance /= len(rows)
+        covariance /= count
         if nuisance is not None:
             covariance += nuisance.to(covariance)
         typical = covariance.diagonal().mean()

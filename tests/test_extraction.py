@@ -12,9 +12,12 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from monai_wscxr import extraction
+from monai_wscxr import store as store_module
+from monai_wscxr.bank import BankOnDisk, FeatureBank
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.features import to_rows
+from monai_wscxr.shard import Shard
 from monai_wscxr.store import fingerprint
 from monai_wscxr.transforms import Preprocessing, radiograph_transforms
 
@@ -30,9 +33,9 @@ def make(make_features, tmp_path):
         extractor.seen = []
         forward = extractor._forward
 
-        def counted(names, inputs):
-            extractor.seen += names
-            return forward(names, inputs)
+        def counted(batch):
+            extractor.seen += [file for file, _ in batch]
+            return forward(batch)
 
         extractor._forward = counted
         return extractor
@@ -90,12 +93,14 @@ def test_duplicates_have_their_rows_each(make, normal_items, tmp_path):
     copy.write_bytes(Path(normal_items[1]["image"]).read_bytes())
     items = [normal_items[0], normal_items[1], normal_items[0], {"image": str(copy)}]
     for cache in (tmp_path / "cache", tmp_path / "cache", False):
-        bank = make(cache=cache).bank(items)
+        extractor = make(cache=cache)
+        bank = extractor.bank(items)
         assert bank.files == tuple(item["image"] for item in items)
         first, second, third, fourth = bank.rows.split(16)
         assert torch.equal(first, third)
         assert torch.equal(second, fourth)
         assert not torch.equal(first, second)
+        assert len(extractor.seen) in (0, 2)  # copies pass the network once, or come from the cache
 
 
 # --- the cache -----------------------------------------------------------------------------------------------------
@@ -120,7 +125,7 @@ def test_known_and_new_images_keep_their_order(make, normal_items):
     make().bank(normal_items[::2])
     extractor = make()
     bank = extractor.bank(normal_items)
-    assert extractor.seen == [item["image"] for item in normal_items[1::2]]
+    assert sorted(extractor.seen) == [item["image"] for item in normal_items[1::2]]
     expected = by_hand(extractor, normal_items)
     assert float((bank.rows - expected).abs().max()) < 1e-4 * float(expected.abs().max())
 
@@ -133,7 +138,7 @@ def test_missing_and_damaged_shards_are_extracted_again(make, normal_items):
     shards[0].unlink()
     shards[1].write_bytes(shards[1].read_bytes()[:-100])
     extractor = make()
-    assert torch.allclose(extractor.bank(normal_items).rows, bank.rows, atol=1e-5)
+    assert torch.equal(extractor.bank(normal_items).rows, bank.rows)
     assert (extractor.done.extracted, extractor.done.reused) == (8, 12)
     assert len(list(first.store.folder.glob("*.damaged"))) == 1
     assert make().bank(normal_items).files == bank.files
@@ -143,11 +148,11 @@ def test_killed_run_loses_at_most_one_shard(make, normal_items):
     extractor = make(batch_size=2, shard_images=4)
     forward, calls = extractor._forward, []
 
-    def killed(names, inputs):
-        calls.append(names)
-        if len(calls) == 7:
+    def killed(batch):
+        calls.append(batch)
+        if len(calls) == 14:
             raise KeyboardInterrupt
-        return forward(names, inputs)
+        return forward(batch)
 
     extractor._forward = killed
     with pytest.raises(KeyboardInterrupt):
@@ -178,6 +183,7 @@ def test_fingerprint_changes_with_everything_that_makes_the_features(make, make_
         "neighbourhood": settings(features=make_features(neighbourhood=5)),
         "aligned channels": settings(features=make_features(aligned_channels=8)),
         "backbone": settings(features=other),
+        "precision": settings(precision="bfloat16"),
     }
     prints = {what: fingerprint(values) for what, values in changed.items()}
     assert len({fingerprint(base), *prints.values()}) == len(prints) + 1, prints
@@ -270,8 +276,8 @@ def test_no_usable_image_is_an_error_whatever_is_allowed(make, bad):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_network_that_gives_nan_is_refused(make, normal_items, tmp_path, value):
     extractor = make()
-    aggregate = extractor.features.aggregate
-    extractor.features.aggregate = lambda phi: aggregate(phi).index_fill(2, torch.tensor(1), value)
+    network = extractor.network
+    extractor.network = lambda image: network(image).index_fill(2, torch.tensor(1), value)
     with pytest.raises(InputError, match=r"timm/test_resnet gives NaN or Inf for .*normal_0000\.png"):
         extractor.bank(normal_items[:3])
     assert list(extractor.store.folder.glob("*.safetensors")) == []
@@ -281,6 +287,103 @@ def test_network_that_gives_nan_is_refused(make, normal_items, tmp_path, value):
 def test_share_outside_its_range_is_refused(make, share):
     with pytest.raises(InputError, match=r"max_bad_share must lie in \[0, 1\]"):
         make(max_bad_share=share)
+
+
+@pytest.mark.parametrize("damage", ["flip a bit", "cut short"])
+def test_a_shard_damaged_later_is_found_when_it_is_read_and_alone_made_again(make, normal_items, caplog, damage):
+    first = make(shard_images=4)
+    bank = first.bank(normal_items)
+    shards = sorted(first.store.folder.glob("*.safetensors"))
+    later = make()  # has read the headers before the damage
+    content = bytearray(shards[2].read_bytes())
+    if damage == "flip a bit":
+        content[-1000] ^= 4
+        shards[2].write_bytes(content)
+    else:
+        shards[2].write_bytes(content[:-8])
+    assert torch.equal(later.bank(normal_items).rows, bank.rows)
+    assert (later.done.extracted, later.done.reused) == (4, 16)
+    assert f"{shards[2]} is damaged" in caplog.text
+    assert all(path.exists() == (path != shards[2]) for path in shards)
+    assert len(later.seen) == 4
+    fresh = make()
+    fresh.bank(normal_items)
+    assert fresh.seen == []
+
+
+def test_a_disk_that_damages_everything_ends_the_run(make, normal_items, monkeypatch):
+    extractor = make()
+    monkeypatch.setattr(store_module, "write_shard", damaging(store_module.write_shard))
+    with pytest.raises(InputError, match="damaged again and again; check the disk"):
+        extractor.bank(normal_items[:3])
+
+
+def damaging(write):
+    def written(path, digests, features):
+        write(path, digests, features)
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
+        return Shard.open(path)
+
+    return written
+
+
+def test_features_do_not_depend_on_what_else_is_extracted(make, normal_items):
+    together = make(cache=False).bank(normal_items).rows.split(16)
+    alone = make(cache=False)
+    for place in (0, 7, 19):
+        assert torch.equal(alone.bank([normal_items[place]]).rows, together[place])
+
+
+def test_a_large_bank_stays_on_disk_and_holds_the_same_rows(make, normal_items):
+    extractor = make(shard_images=6)
+    items = [*normal_items[5:], *normal_items[:5], normal_items[2]]
+    bank = extractor.bank(items)
+    size = 2 * bank.rows.nbytes
+    assert isinstance(extractor.bank_within(items, memory=size), FeatureBank)
+    on_disk = extractor.bank_within(items, memory=size - 1)
+    assert isinstance(on_disk, BankOnDisk)
+    assert (on_disk.files, on_disk.grid, len(on_disk)) == (bank.files, bank.grid, len(bank))
+    assert torch.equal(on_disk.rows.gather(torch.arange(len(bank))), bank.rows)
+    for ours, theirs in zip(on_disk.maps(8), bank.maps(8), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.stride() == theirs.stride()  # sums in the same order, so the same bits
+    with pytest.raises(InputError, match="leave --cache on"):
+        make(cache=False).bank_within(items, memory=1000)
+
+
+def test_damage_to_a_bank_on_disk_is_found_before_it_is_used(make, normal_items):
+    bank = make(shard_images=4).bank(normal_items)
+    extractor = make()
+    path = sorted(extractor.store.folder.glob("*.safetensors"))[1]
+    content = bytearray(path.read_bytes())
+    content[-77] ^= 1
+    path.write_bytes(content)
+    on_disk = extractor.bank_within(normal_items, memory=1)
+    assert torch.equal(on_disk.rows.gather(torch.arange(len(bank))), bank.rows)
+    assert extractor.done.extracted == 4
+
+
+def test_copies_of_an_unusable_image_are_unusable(make, normal_items, bad, tmp_path):
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(Path(bad[0]["image"]).read_bytes())
+    extractor = make(max_bad_share=0.5)
+    bank = extractor.bank([bad[0], *normal_items[:4], {"image": str(copy)}])
+    assert len(bank.files) == 4
+    assert [(file, code) for file, code, _ in extractor.done.rejected] == [
+        (bad[0]["image"], "unreadable"),
+        (str(copy), "unreadable"),
+    ]
+    assert extractor.done.rejected[1][2].startswith(str(copy))
+
+
+def test_worker_processes_give_the_same(make, normal_items, bad):
+    items = [*normal_items[:3], bad[1], *normal_items[3:6]]
+    threads = make(cache=False, max_bad_share=0.5)
+    processes = make(cache=False, max_bad_share=0.5, read_workers=2)
+    assert torch.equal(processes.bank(items).rows, threads.bank(items).rows)
+    assert processes.done.rejected == threads.done.rejected
 
 
 @pytest.mark.parametrize("option", ["batch_size", "read_threads", "shard_images"])

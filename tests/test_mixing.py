@@ -10,6 +10,8 @@ from monai.bundle import ConfigWorkflow
 from torch import nn
 from torch.utils.data import DataLoader
 
+from monai_wscxr import mixing
+from monai_wscxr.bank_file import BankFile, save_rows
 from monai_wscxr.errors import InputError
 from monai_wscxr.losses import HingeLoss
 from monai_wscxr.mixing import MixingInferer, PatchBatches, prepare_patch_batch
@@ -305,3 +307,31 @@ def test_mix_hidden_is_an_option_of_the_bundle(tmp_path):
         options = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out"), "mix_hidden": asked}
         workflow = ConfigWorkflow(config_file=str(CONFIG), workflow_type="train", logging_file=False, **options)
         assert workflow.parser.get_parsed_content("train#inferer").mix_hidden is asked
+
+
+# --- a bank on disk -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lot_rows", [1, 10, 23, 1000])
+@pytest.mark.parametrize(("batch_size", "world_size", "min_batches"), [(10, 1, 1), (12, 2, 9), (16, 3, 1)])
+def test_batches_from_disk_are_those_from_memory(tmp_path, monkeypatch, lot_rows, batch_size, world_size, min_batches):
+    monkeypatch.setattr(mixing, "LOT_BYTES", lot_rows * 12)  # the memory for a lot does not decide the order
+    save_rows(tmp_path / "bank", ROWS)
+    for rank in range(world_size):
+        inside, outside = (PatchBatches(batch_size, 3, rank, world_size, min_batches) for _ in range(2))
+        inside.fill(ROWS)
+        outside.fill(BankFile(tmp_path / "bank"))
+        assert inside.batches_per_epoch == outside.batches_per_epoch
+        for _ in range(2):
+            for ours, theirs in zip(outside, inside, strict=True):
+                assert torch.equal(ours["normal"], theirs["normal"])
+                assert ours["offset"] == theirs["offset"]
+
+
+def test_a_bank_on_disk_that_breaks_ends_the_training(tmp_path):
+    save_rows(tmp_path / "bank", ROWS)
+    data = PatchBatches(10)
+    data.fill(BankFile(tmp_path / "bank"))
+    (tmp_path / "bank").unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        list(data)

@@ -29,15 +29,6 @@ def test_parts_make_the_whole_in_order(images, sizes):
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(
-    ("side", "sizes"), [(512, [1, 1, 1, 1, 1]), (320, [1, 1, 1, 1, 1]), (256, [1, 2, 2]), (64, [5])]
-)
-def test_parts_follow_the_size_of_the_images(side, sizes):
-    network = Recorder()
-    ThreadParallel(network)(torch.zeros(5, 3, side, side))
-    assert sorted(size for size, _, _ in network.calls) == sizes
-
-
 def test_an_error_in_a_thread_comes_out():
     class Broken(nn.Module):
         def forward(self, image):

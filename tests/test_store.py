@@ -3,15 +3,15 @@
 import json
 import os
 import shutil
+import time
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from monai_wscxr import store as store_module
 from monai_wscxr.atomic import save_sealed, write_text_atomic
 from monai_wscxr.errors import InputError
 from monai_wscxr.store import FeatureStore, cache_root, fingerprint
@@ -111,7 +111,7 @@ def test_other_settings_use_another_folder(tmp_path):
 
 def test_missing_shard_costs_its_own_images_only(tmp_path):
     store = filled(tmp_path)
-    keep = store._where["d"][0]
+    keep = store._where["d"][0].path
     for path in shards(store):
         if path != keep:
             path.unlink()
@@ -141,13 +141,38 @@ def without_digests(path):
 
 
 def with_broken_digests(path):
-    save_file({"features": features(3)}, path, {"digests": "[not json"})
+    save_file({"features": features(3)}, path, {"digests": "[not json", "crc32": "[1, 2, 3]"})
 
 
-@pytest.mark.parametrize("damage", [truncate, cut_header, empty, overwrite, without_digests, with_broken_digests])
+def without_checksums(path):
+    save_file({"features": features(3)}, path, {"digests": '["a", "b", "c"]'})
+
+
+def with_too_few_digests(path):
+    save_file({"features": features(3)}, path, {"digests": '["a", "b"]', "crc32": "[1, 2]"})
+
+
+def longer(path):
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        cut_header,
+        empty,
+        overwrite,
+        longer,
+        without_digests,
+        with_broken_digests,
+        without_checksums,
+        with_too_few_digests,
+    ],
+)
 def test_damaged_shard_is_put_aside_and_its_images_are_written_again(tmp_path, caplog, damage):
     store = filled(tmp_path)
-    bad = store._where["a"][0]
+    bad = store._where["a"][0].path
     damage(bad)
     again = FeatureStore(SETTINGS, tmp_path)
     assert [d for d in "abcde" if d in again] == ["d", "e"]
@@ -158,9 +183,57 @@ def test_damaged_shard_is_put_aside_and_its_images_are_written_again(tmp_path, c
     assert torch.equal(FeatureStore(SETTINGS, tmp_path).read("abcde"), EVERYTHING)
 
 
+@pytest.mark.parametrize("rows", [False, True])
+def test_every_flipped_bit_is_found_and_costs_that_shard_alone(tmp_path, rows):
+    for place in (0, 1, 119, 120, 359):  # bytes of the first, second and third image
+        root = tmp_path / str(place)
+        store = filled(root)
+        path = store._where["a"][0].path
+        content = bytearray(path.read_bytes())
+        content[8 + int.from_bytes(content[:8], "little") + place] ^= 16
+        path.write_bytes(content)
+        again = FeatureStore(SETTINGS, root)
+        assert torch.equal(again.read("de"), EVERYTHING[3:])
+        others = [digest for i, digest in enumerate("abc") if i != place // 120]
+        assert torch.equal(again.read(others), EVERYTHING[["abc".index(d) for d in others]])
+        with pytest.raises(KeyError):
+            (again.rows if rows else again.read)("abcde")
+        assert [d for d in "abcde" if d in again] == ["d", "e"]
+        assert path.with_suffix(".damaged").exists()
+
+
+def test_images_are_checked_once(tmp_path, monkeypatch):
+    filled(tmp_path)
+    store, sums = FeatureStore(SETTINGS, tmp_path), []
+    crc32 = zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda data: sums.append(len(data)) or crc32(data))
+    store.read("ab")
+    store.rows("abd")
+    store.read("abcde")
+    assert sums == [120] * 5
+
+
+def test_rows_in_files_are_the_images_in_the_order_asked_for(tmp_path):
+    rows = filled(tmp_path).rows("eacba")
+    expected = EVERYTHING[[4, 0, 2, 1, 0]].reshape(-1, 5)
+    assert rows.shape == (30, 5)
+    assert torch.equal(rows.read(0, torch.empty(30, 5)), expected)
+    assert torch.equal(rows.gather(torch.tensor([29, 0, 7, 7])), expected[[29, 0, 7, 7]])
+
+
+def test_old_leftovers_of_killed_runs_are_removed(tmp_path):
+    store = filled(tmp_path)
+    for name, days in (("old", 2), ("new", 0)):
+        path = store.folder / f".{name}.partial"
+        path.write_text("half a shard")
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    FeatureStore(SETTINGS, tmp_path)
+    assert [path.name for path in store.folder.glob(".*.partial")] == [".new.partial"]
+
+
 def test_damaged_shard_that_another_run_has_put_aside(tmp_path, monkeypatch):
     store = filled(tmp_path)
-    truncate(store._where["a"][0])
+    truncate(store._where["a"][0].path)
     rename = Path.rename
 
     def beaten(self, target):
@@ -179,26 +252,24 @@ def names(folder):
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: no space"), KeyboardInterrupt()]
+    "error", [OSError(28, "No space left on device"), OSError(5, "I/O error"), KeyboardInterrupt()]
 )
 def test_failed_shard_leaves_no_partial_file(tmp_path, monkeypatch, error):
     store = filled(tmp_path)
     before = names(tmp_path)
-
-    def fail(tensors, path, metadata):
-        Path(path).write_bytes(b"half a shard")
-        raise error
-
-    monkeypatch.setattr(store_module, "save_file", fail)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(error))
     expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError
     with pytest.raises(expected) as caught:
         store.write(["f"], features(1))
     assert names(tmp_path) == before
     assert "f" not in store
-    assert len(store) == 5
+    assert torch.equal(store.read("abcde"), EVERYTHING)
     if expected is InputError:
         assert "could not be written" in str(caught.value)
         assert "MONAI_WSCXR_CACHE" in str(caught.value)
+    if getattr(error, "errno", None) == 28:
+        assert "MB are missing" in str(caught.value)
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from monai.bundle import ConfigParser
 
+from monai_wscxr.atomic import write_text_atomic
 from monai_wscxr.backbones import NAMED
 from monai_wscxr.cross_validation.draws import make_draw
 from monai_wscxr.cross_validation.maps import CHANGES, Maps
 from monai_wscxr.cross_validation.training import FIGURES, DrawData
 from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.errors import InputError, show_input_errors_plainly
-from monai_wscxr.atomic import write_text_atomic
 
 logger = logging.getLogger("monai_wscxr")
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from torch.utils.data import IterableDataset
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from monai_wscxr.data.radiograph import RadiographError
 
@@ -17,15 +18,23 @@ Rejected = tuple[str, str, str]
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], threads: int, depth: int) -> Iterator[R]:
-    """`map` with `threads` threads that run at most `depth` items ahead; results come in order."""
-    with ThreadPoolExecutor(threads) as pool:
+    """`map` with `threads` threads that run at most `depth` items ahead; results come in order.
+
+    After an error, or when no more results are asked for, what has not begun is not begun any more.
+    """
+    # each thread computes alone: threads of operations inside it would wait for each other
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting: deque[Future[R]] = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= depth:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= depth:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 class RadiographStream(IterableDataset):
@@ -36,16 +45,22 @@ class RadiographStream(IterableDataset):
         transform: loads an item, for instance `radiograph_transforms(...)`.
         threads: that decode.
         depth: items decoded ahead.
+        workers: processes that decode in place of the threads; 0 for none.
 
     Attributes:
         rejected: (file, reason code, message) of the items that were skipped in the latest pass.
     """
 
     def __init__(
-        self, items: Sequence[dict[str, Any]], transform: Callable[[dict], dict], threads: int = 2, depth: int = 32
+        self,
+        items: Sequence[dict[str, Any]],
+        transform: Callable[[dict], dict],
+        threads: int = 2,
+        depth: int = 32,
+        workers: int = 0,
     ) -> None:
         self.items, self.transform = list(items), transform
-        self.threads, self.depth = threads, depth
+        self.threads, self.depth, self.workers = threads, depth, workers
         self.rejected: list[Rejected] = []
 
     def __len__(self) -> int:
@@ -64,8 +79,41 @@ class RadiographStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self.rejected.clear()
-        for item, loaded in zip(self.items, ahead(self._load, self.items, self.threads, self.depth), strict=True):
+        if self.workers:
+            results: Iterable[Any] = _in_processes(_Loading(self), self.workers, self.depth)
+        else:
+            results = ahead(self._load, self.items, self.threads, self.depth)
+        for item, loaded in zip(self.items, results, strict=True):
             if isinstance(loaded, RadiographError):
                 self.rejected.append((str(item["image"]), loaded.code, str(loaded)))
             else:
                 yield loaded
+
+
+class _Loading(Dataset):
+    """The items of a stream by number, for worker processes."""
+
+    def __init__(self, stream: RadiographStream) -> None:
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return len(self.stream.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | RadiographError:
+        return self.stream._load(self.stream.items[index])
+
+
+def _in_processes(dataset: Dataset, workers: int, depth: int) -> DataLoader:
+    # a fork of a process with threads may inherit locks that nobody opens any more
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=max(1, -(-depth // workers)),
+        multiprocessing_context="forkserver",
+        collate_fn=_as_it_is,
+    )
+
+
+def _as_it_is(item: Any) -> Any:
+    return item

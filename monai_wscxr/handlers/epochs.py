@@ -122,13 +122,16 @@ class DistanceHandler:
 
     def weight(self) -> float:
         """The weight that gives the distance its share; the discriminator's own must be 0 meanwhile."""
-        images = self.mining.normal.images
-        learned = image_scores(self.discriminator, images, self.score_share)
-        distance = image_scores(lambda part: part.square().mean(1, keepdim=True), images, self.score_share)
-        spread = float(distance.double().std(correction=0))
+        learned, distance = [], []
+        for images in self.mining.normal.maps(256):
+            images = images.to(self.discriminator.distance_weight.device)
+            learned.append(image_scores(self.discriminator, images, self.score_share))
+            distance.append(image_scores(lambda part: part.square().mean(1, keepdim=True), images, self.score_share))
+        spread = float(torch.cat(distance).double().std(correction=0))
         if not spread > 0:
             return 0.0
-        return self.share / len(self.mining.abnormal.files) * float(learned.double().std(correction=0)) / spread
+        wanted = self.share / len(self.mining.abnormal.files) * float(torch.cat(learned).double().std(correction=0))
+        return wanted / spread
 
 
 class ThreadsHandler:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import time
@@ -14,7 +13,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from monai_wscxr.bank import FeatureBank
+from monai_wscxr.bank import BankOnDisk, FeatureBank
 from monai_wscxr.copies import nuisance_of, with_copies
 from monai_wscxr.data.split import TrainingSplit
 from monai_wscxr.errors import InputError
@@ -70,6 +69,8 @@ class MiningHandler:
         copied_normals: how many normal images of the bank have copies; always the same ones, so that runs share them.
         nuisance: weight of what the alteration does to the normals' features in the covariance, >= 0.
         scope: of mining, see `mine`.
+        bank_memory: bytes for the normal bank; a bank that needs more stays on disk, with the same result. None takes
+            half of the memory that is free.
 
     Attributes:
         mined: result of mining (on features as published), after training has started; its rows are not whitened.
@@ -92,6 +93,7 @@ class MiningHandler:
         copied_normals: int = 200,
         nuisance: float = 0.0,
         scope: str = "all",
+        bank_memory: int | None = None,
     ) -> None:
         if not 0 < retention <= 1:
             raise InputError(f"the retention rate r must lie in (0, 1] (published: 0.2), got {retention}")
@@ -103,12 +105,12 @@ class MiningHandler:
         self.extractor, self.split, self.dataset = extractor, split, dataset
         self.inferer, self.validation, self.retention = inferer, validation, retention
         self.device = torch.device(device)
-        self.whitening, self.shrinkage = whitening, shrinkage
+        self.whitening, self.shrinkage, self.bank_memory = whitening, shrinkage, bank_memory
         self.copies, self.copied_normals, self.nuisance = copies, copied_normals, nuisance
         self.scope = check_scope(scope)
         self.seconds: dict[str, float] = {}
         self.mined: Mined
-        self.normal: FeatureBank
+        self.normal: FeatureBank | BankOnDisk
         self.held_out: FeatureBank
         self.abnormal: FeatureBank
 
@@ -127,8 +129,10 @@ class MiningHandler:
         self.mined = mine(normal.to(self.device), abnormal.to(self.device), self.retention, self.scope)
         self.seconds["mining"] = time.perf_counter() - began
         if self.whitening is not None:
-            self.whitening.fit(normal.rows.to(self.device), self.shrinkage, nuisance)
-        self.normal, self.held_out, self.abnormal = map(self._whitened, (normal, self.held_out, self.abnormal))
+            self.whitening.fit(normal.to(self.device).rows, self.shrinkage, nuisance)
+        store = self.extractor.store
+        self.normal = normal.to(self.device).changed(self._whiten, None if store is None else store.folder)
+        self.held_out, self.abnormal = self._whitened(self.held_out), self._whitened(self.abnormal)
         self.dataset.fill(self.normal.rows)
         self.inferer.fill(self._whitened(self.mined.bank).rows)
         self.validation.fill(self.held_out, self.abnormal)
@@ -152,11 +156,13 @@ class MiningHandler:
         digests = [[self.extractor.digests.get(str(item["image"])) for item in part] for part in parts]
         return fingerprint({"features": self.extractor.settings(), "images": digests})
 
-    def _whitened(self, bank: FeatureBank) -> FeatureBank:
-        bank = bank.to(self.device)
-        return bank if self.whitening is None else dataclasses.replace(bank, rows=self.whitening(bank.rows))
+    def _whiten(self, rows: Tensor) -> Tensor:
+        return rows if self.whitening is None else self.whitening(rows.to(self.device))
 
-    def _extract(self) -> tuple[FeatureBank, FeatureBank, Tensor | None]:
+    def _whitened(self, bank: FeatureBank) -> FeatureBank:
+        return bank.to(self.device).changed(self._whiten)
+
+    def _extract(self) -> tuple[FeatureBank | BankOnDisk, FeatureBank, Tensor | None]:
         """Normal bank, abnormal bank with its copies, and the nuisance covariance."""
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if several and self.extractor.store is None:
@@ -166,7 +172,7 @@ class MiningHandler:
             assert self.extractor.store is not None
             self.extractor.store.refresh()
         began = time.perf_counter()
-        normal = self.extractor.bank(self.split.normal, "normal images")
+        normal = self.extractor.bank_within(self.split.normal, "normal images", self.bank_memory)
         self.held_out = self.extractor.bank(self.split.held_out, "held-out normal images")
         self.abnormal = self.extractor.bank(self.split.abnormal, "abnormal images")
         abnormal, nuisance = self.abnormal, None

@@ -1,0 +1,122 @@
+"""A frozen network made ready for running over many images: folded normalisations, precision, compilation."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from monai_wscxr.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("float32", "bfloat16")
+_FOLDED_ERROR = 1e-4  # relative; folding is exact algebra, so anything above rounding means that it does not apply
+
+
+class Inference(nn.Module):
+    """A copy of a network for inference.
+
+    Normalisations that follow a convolution directly are folded into it, which saves a pass over memory for each.
+
+    Args:
+        network: image [B, 3, H, W] float32 to a tensor; in evaluation mode.
+        precision: "float32", or "bfloat16" for weights and arithmetic; results are float32 either way. Whether a backbone
+            bears bfloat16 is measured, not assumed: `python -m monai_wscxr check-precision`.
+        compiled: compile with torch.compile; takes a minute or more, and on a CPU a C++ compiler.
+
+    Attributes:
+        folded: normalisations that were folded.
+
+    Raises:
+        InputError: on another precision, or when there is no compiler.
+    """
+
+    def __init__(self, network: nn.Module, precision: str = "float32", compiled: bool = False) -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        device = next(network.parameters()).device
+        if compiled and device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+            raise InputError(
+                "compiling the network for a CPU needs a C++ compiler at run time and there is none: install one "
+                "(Debian: apt install g++) or leave compile_network off"
+            )
+        network, self.folded = fold_normalisations(network)
+        self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        network = network.to(self.dtype)
+        # stays in evaluation mode and outside of state dictionaries: it is derived from the network
+        self._run = torch.compile(network) if compiled else network
+        self.compiled = compiled
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The network's result, float32."""
+        return self._run(image.to(self.dtype)).float()
+
+
+def fold_normalisations(network: nn.Module) -> tuple[nn.Module, int]:
+    """A copy of a network in evaluation mode whose batch normalisations are folded into the convolutions before them.
+
+    A normalisation is folded when its input is the very tensor that a convolution returned, which one pass shows. Where the
+    result then differs by more than rounding (a convolution's result that is used twice), nothing is folded.
+
+    Returns:
+        the copy, and the number of normalisations folded.
+    """
+    plain = copy.deepcopy(network).eval()
+    folded = copy.deepcopy(plain)
+    parameter = next(folded.parameters(), None)
+    if parameter is None or parameter.dtype != torch.float32:
+        return plain, 0
+    image = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)).to(parameter.device)
+    pairs = _convolution_pairs(folded, image)
+    names = {module: name for name, module in folded.named_modules()}
+    for convolution, norm in pairs:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        weight, bias = fuse_conv_bn_weights(
+            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        convolution.weight, convolution.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
+        parent, _, leaf = names[norm].rpartition(".")
+        # timm's normalisations hold the activation that follows
+        setattr(folded.get_submodule(parent), leaf, getattr(norm, "act", nn.Identity()))
+    with torch.inference_mode():
+        expected, got = plain(image), folded(image)
+    error = float((got - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float32).tiny))
+    if not error <= _FOLDED_ERROR:
+        logger.info("normalisations are not folded: the result would differ by %.1e", error)
+        return plain, 0
+    return folded, len(pairs)
+
+
+def _convolution_pairs(network: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions and the normalisation that takes their result."""
+    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensors are kept, so that no other gets their id
+    pairs: dict[nn.Conv2d, nn.BatchNorm2d] = {}
+    calls: dict[nn.Module, int] = {}
+
+    def note(module: nn.Module, _: object, result: Tensor) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        made[id(result)] = (module, result)  # type: ignore[assignment]
+
+    def pair(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        if id(inputs[0]) in made:
+            pairs[made[id(inputs[0])][0]] = module  # type: ignore[assignment]
+
+    hooks = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            hooks.append(module.register_forward_hook(note))
+        elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+            hooks.append(module.register_forward_pre_hook(pair))
+    with torch.inference_mode():
+        network(image)
+    for hook in hooks:
+        hook.remove()
+    return [(c, n) for c, n in pairs.items() if calls[c] == calls[n] == 1]

@@ -1,0 +1,233 @@
+"""Banks in folders: what was added and not removed is there, whatever was merged, killed, damaged or compacted."""
+
+import json
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from monai_wscxr import bank_folder
+from monai_wscxr.bank_folder import BankFolder
+from monai_wscxr.errors import InputError
+
+SETTINGS = {"backbone": "x", "neighbourhood": 5}
+
+
+def features(names, seed=0):
+    """[n, 6, 4] that follow from the name of an image alone."""
+    return torch.stack(
+        [torch.randn(6, 4, generator=torch.Generator().manual_seed(seed + 1000 * ord(name))) for name in names]
+    )
+
+
+def rows_of(names, dtype=torch.float32):
+    return features(names).to(dtype).reshape(-1, 4)
+
+
+def made(path, *shards, dtype="float32", settings=SETTINGS):
+    bank = BankFolder.create(path, settings, (2, 3), 4, dtype)
+    for names in shards:
+        bank.add(names, features(names))
+    return bank
+
+
+def everything(bank):
+    source = bank.bank().rows
+    return source.read(0, torch.empty(source.shape, dtype=source.dtype))
+
+
+def flip(path, place=-9):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 2
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_images_come_back_in_order_also_from_another_process(tmp_path, dtype):
+    made(tmp_path / "bank", "abc", "de", "f", dtype=dtype)
+    bank = BankFolder(tmp_path / "bank")
+    assert bank.digests() == list("abcdef")
+    assert len(bank) == 36
+    assert torch.equal(everything(bank), rows_of("abcdef", getattr(torch, dtype)))
+    on_disk = bank.bank()
+    assert (on_disk.files, on_disk.grid, len(on_disk)) == (tuple("abcdef"), (2, 3), 36)
+    assert (bank.settings, bank.grid, bank.channels, bank.dtype) == (SETTINGS, (2, 3), 4, dtype)
+
+
+def test_an_image_counts_once(tmp_path):
+    bank = made(tmp_path / "bank", "abc", "bd", "a")
+    assert bank.digests() == list("abcd")
+    assert torch.equal(everything(bank), rows_of("abcd"))
+
+
+def test_removed_images_are_gone_and_come_back_when_added_again(tmp_path):
+    bank = made(tmp_path / "bank", "abc", "de")
+    files = {path.name: path.read_bytes() for path in bank.path.glob("*.safetensors")}
+    assert bank.remove(["b", "e", "z"]) == 2
+    assert bank.remove(["b"]) == 0
+    again = BankFolder(bank.path)
+    assert again.digests() == list("acd")
+    assert torch.equal(everything(again), rows_of("acd"))
+    assert {
+        path.name: path.read_bytes() for path in bank.path.glob("*.safetensors")
+    } == files  # the index alone changed
+    again.add("be", features("be"))
+    assert torch.equal(everything(again), rows_of("acdbe"))
+
+
+def test_compacting_frees_the_space_and_keeps_the_rest(tmp_path):
+    bank = made(tmp_path / "bank", "abc", "de", "fg")
+    bank.remove("bfg")
+    kept = bank.path / bank.entries[1].file
+    before = kept.stat().st_ino
+    assert bank.compact() > 2 * 96
+    again = BankFolder(bank.path)
+    assert sorted(again.digests()) == list("acde")
+    assert torch.equal(everything(again), rows_of(again.digests()))
+    assert kept.stat().st_ino == before
+    assert len(list(bank.path.glob("*.safetensors"))) == 2
+    assert all(entry.dead == [] for entry in again.entries)
+
+
+def test_compacting_leaves_what_another_process_is_adding_and_removes_old_leftovers(tmp_path):
+    bank = made(tmp_path / "bank", "ab")
+    for name, age in (("new", 0), ("old", 7200)):
+        path = bank.path / f"{name}.safetensors"
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age,) * 2)
+    bank.compact()
+    assert (bank.path / "new.safetensors").exists()
+    assert not (bank.path / "old.safetensors").exists()
+    assert torch.equal(everything(bank), rows_of("ab"))
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_merged_banks_hold_every_image_once(tmp_path, monkeypatch, dtype, links):
+    first, second = made(tmp_path / "1", "abc", "de"), made(tmp_path / "2", "cfg", "h", dtype=dtype)
+    second.remove("g")
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another disk")))
+    merged = BankFolder.create(tmp_path / "all", SETTINGS, (2, 3), 4)
+    for bank in (first, second):
+        merged.merge(bank)
+    assert merged.digests() == list("abcdefh")
+    expected = torch.cat([rows_of("abcde"), rows_of("fh", getattr(torch, dtype)).float()])
+    assert torch.equal(everything(BankFolder(tmp_path / "all")), expected)
+    for path in (tmp_path / "1").iterdir():  # the merged bank does not need its parts
+        path.unlink()
+    assert torch.equal(everything(BankFolder(tmp_path / "all")), expected)
+
+
+@pytest.mark.parametrize("other", [{"backbone": "y", "neighbourhood": 5}, {"backbone": "x"}])
+def test_banks_made_otherwise_are_not_merged(tmp_path, other):
+    first, second = made(tmp_path / "1", "a"), made(tmp_path / "2", "b", settings=other)
+    with pytest.raises(InputError, match="made with different settings"):
+        first.merge(second)
+    assert first.digests() == ["a"]
+
+
+# --- damage, kills, several processes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [-1, -97, -3 * 96, 5, 60])
+def test_every_damage_is_found_and_costs_its_shard_alone(tmp_path, place):
+    bank = made(tmp_path / "bank", "abc", "de", "fgh")
+    flip(bank.path / bank.entries[0].file, place)
+    again = BankFolder(bank.path)
+    found = again.verify()
+    assert [(file, images) for file, _, images in found] == [(bank.entries[0].file, 3)]
+    again.drop([found[0][0]])
+    repaired = BankFolder(bank.path)
+    assert repaired.digests() == list("defgh")
+    repaired.add("abc", features("abc"))
+    assert repaired.verify() == []
+    assert torch.equal(everything(repaired), rows_of("defghabc"))
+
+
+@pytest.mark.parametrize("what", ["gone", "short", "swapped"])
+def test_a_shard_that_is_not_the_one_added_is_told(tmp_path, what):
+    bank = made(tmp_path / "bank", "abc", "def")
+    path, other = (bank.path / entry.file for entry in bank.entries)
+    if what == "gone":
+        path.unlink()
+    elif what == "short":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.write_bytes(other.read_bytes())
+    with pytest.raises(InputError, match=r"is damaged .*bank verify --drop"):
+        BankFolder(bank.path).bank()
+    assert len(BankFolder(bank.path).verify()) == 1
+
+
+def test_compacting_damaged_images_does_not_spread_them(tmp_path):
+    bank = made(tmp_path / "bank", "abc")
+    bank.remove("b")
+    flip(bank.path / bank.entries[0].file)
+    again = BankFolder(bank.path)
+    with pytest.raises(InputError, match="is damaged"):
+        again.compact()
+    assert BankFolder(bank.path).digests() == list("ac")
+
+
+@pytest.mark.parametrize("change", ["add", "remove", "merge", "compact"])
+def test_killed_before_the_index_is_written_leaves_the_bank_as_it_was(tmp_path, monkeypatch, change):
+    bank, other = made(tmp_path / "bank", "abc"), made(tmp_path / "other", "x")
+    bank.remove("a")
+    before = (bank.path / "bank.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(bank_folder, "write_text_atomic", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        action = {
+            "add": lambda: bank.add("d", features("d")),
+            "remove": lambda: bank.remove("b"),
+            "merge": lambda: bank.merge(other),
+            "compact": bank.compact,
+        }[change]
+        with pytest.raises(KeyboardInterrupt):
+            action()
+    assert (bank.path / "bank.json").read_bytes() == before
+    again = BankFolder(bank.path)
+    assert again.digests() == ["b", "c"]
+    assert torch.equal(everything(again), rows_of("bc"))
+
+
+def test_several_writers_at_a_time_lose_nothing(tmp_path):
+    made(tmp_path / "bank")
+    names = "abcdefghijkl"
+
+    def add(name):
+        BankFolder(tmp_path / "bank").add([name], features(name))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, names))
+    bank = BankFolder(tmp_path / "bank")
+    assert sorted(bank.digests()) == list(names)
+    assert torch.equal(everything(bank), rows_of(bank.digests()))
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", '{"format": "another 7"}'])
+def test_what_is_no_bank_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "bank.json").write_text(content)
+    with pytest.raises(InputError, match=rf"{re.escape(str(tmp_path))} holds no bank"):
+        BankFolder(tmp_path)
+
+
+def test_a_new_bank_needs_an_empty_folder_and_a_known_type(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="not empty"):
+        BankFolder.create(tmp_path, SETTINGS, (2, 3), 4)
+    with pytest.raises(InputError, match="float32, float16, bfloat16, got 'int8'"):
+        BankFolder.create(tmp_path / "new", SETTINGS, (2, 3), 4, "int8")
+
+
+def test_an_empty_bank_has_no_rows_to_give(tmp_path):
+    bank = made(tmp_path / "bank", "a")
+    bank.remove("a")
+    assert len(bank) == 0
+    with pytest.raises(InputError, match="holds no image"):
+        bank.bank()
+    assert json.loads((bank.path / "bank.json").read_text())["rows"] == 0
