@@ -61,15 +61,16 @@ def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
+def write_bytes_atomic(path: Path, content: bytes) -> Path:
+    """Write a file so that a reader sees the old one or the new one, never a part; returns `path`."""
     with replacing(path, len(content)) as temporary:
         temporary.write_bytes(content)
+    return path
 
 
-def write_text_atomic(path: Path, text: str) -> None:
+def write_text_atomic(path: Path, text: str) -> Path:
     """The same for text (UTF-8)."""
-    write_bytes_atomic(path, text.encode("utf-8"))
+    return write_bytes_atomic(path, text.encode("utf-8"))
 
 
 def write_together(files: Mapping[Path, bytes]) -> None:

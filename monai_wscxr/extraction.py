@@ -159,6 +159,36 @@ class PatchExtractor:
         self.done.seconds += time.perf_counter() - began
         return FeatureBank.from_images(features, used, self.grid)
 
+    def fill(self, items: Sequence[dict[str, Any]], total: int) -> None:
+        """Bring the features of images into the store: one process's share of the work of several.
+
+        Unusable images are left out; `bank` tries them again and lists them.
+
+        Args:
+            items: datalist items; those that the store knows are passed over.
+            total: number of images of which these are a share, for the allowed share of unusable ones.
+
+        Raises:
+            InputError: as `bank`, or when there is no store.
+        """
+        if self.store is None:
+            raise InputError("features cannot be shared between processes without the feature cache; leave --cache on")
+        rejected: list[Rejected] = []
+        readable = self._digest([str(item["image"]) for item in items], rejected)
+        missing = [f for f in readable if self.digests[f] not in self.store]
+        if missing:
+            self.store.check_space(len(missing), 4 * self.grid[0] * self.grid[1] * self.features.channels)
+        pending: list[tuple[str, Tensor]] = []
+        with tqdm(
+            total=len(missing), desc="features, this share", unit="image", disable=not (self.progress and missing)
+        ) as bar:
+            for batch in self._batches(missing, rejected, total, bar.update):
+                pending += batch
+                if len(pending) >= self.shard_images:
+                    self._keep(pending, {})
+                    pending = []
+        self._keep(pending, {})
+
     def _digest(self, files: list[str], rejected: list[Rejected]) -> list[str]:
         """Fill `digests`; return the files that could be read at all."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from monai_wscxr.bank import FeatureBank
-from monai_wscxr.ops import mine_top_r
+from monai_wscxr.distributed import min_distance_sharded, process_count
+from monai_wscxr.ops import mine_top_r, mined_count
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Mined:
 def mine(normal: FeatureBank, abnormal: FeatureBank, retention: float) -> Mined:
     """M'_a = the floor(r |M_a|) patches of `abnormal` with the largest distance to `normal`, at least one.
 
+    Several processes share the rows of the normal bank out; the result is the same.
+
     Args:
         normal: normal bank, at least one row.
         abnormal: abnormal bank, at least one row, same channels and device.
@@ -34,5 +38,11 @@ def mine(normal: FeatureBank, abnormal: FeatureBank, retention: float) -> Mined:
     Raises:
         ValueError: on empty banks, NaN or Inf, or r outside (0, 1].
     """
-    index, distance = mine_top_r(abnormal.rows, normal.rows, retention)
+    if process_count() > 1:
+        k = mined_count(len(abnormal), retention)
+        distance, _ = min_distance_sharded(abnormal.rows, normal.rows)
+        index = torch.sort(distance, descending=True, stable=True).indices[:k]
+        distance = distance[index]
+    else:
+        index, distance = mine_top_r(abnormal.rows, normal.rows, retention)
     return Mined(abnormal.select(index), distance)

@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from monai_wscxr.bank import FeatureBank
 from monai_wscxr.data.split import TrainingSplit
+from monai_wscxr.distributed import first_process, from_first, process_count, share, wait_for_all
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.mining import Mined, mine
@@ -51,7 +51,7 @@ class ImageFeatures(IterableDataset):
 class MiningHandler:
     """When training starts: fill the normal bank, mine the abnormal bank, hand both to the trainer's parts.
 
-    With several processes the first one extracts and the others read its features from the store.
+    Several processes share out the extraction and the search for the mined patches; every one then has the same banks.
 
     Args:
         extractor: patch features of files.
@@ -109,7 +109,7 @@ class MiningHandler:
         self.mined = mine(normal.to(self.device), self.abnormal.to(self.device), self.retention)
         self.seconds["mining"] = time.perf_counter() - began
         if self.whitening is not None:
-            self.whitening.fit(normal.rows.to(self.device), self.shrinkage)
+            self._fit_whitening(normal)
         self.normal, self.held_out, self.abnormal = map(self._whitened, (normal, self.held_out, self.abnormal))
         self.dataset.fill(self.normal.rows)
         self.inferer.fill(self._whitened(self.mined.bank).rows)
@@ -134,23 +134,36 @@ class MiningHandler:
         digests = [[self.extractor.digests.get(str(item["image"])) for item in part] for part in parts]
         return fingerprint({"features": self.extractor.settings(), "images": digests})
 
+    def _fit_whitening(self, normal: FeatureBank) -> None:
+        assert self.whitening is not None
+        if first_process():
+            self.whitening.fit(normal.rows.to(self.device), self.shrinkage)
+        self.whitening.load_state_dict(from_first({k: v.cpu() for k, v in self.whitening.state_dict().items()}))
+
     def _whitened(self, bank: FeatureBank) -> FeatureBank:
         bank = bank.to(self.device)
         return bank if self.whitening is None else dataclasses.replace(bank, rows=self.whitening(bank.rows))
 
     def _extract(self) -> FeatureBank:
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if several and self.extractor.store is None:
-            raise InputError("training with several processes needs the feature cache; leave --cache on")
-        if several and dist.get_rank() > 0:
-            dist.barrier()
-            assert self.extractor.store is not None
-            self.extractor.store.refresh()
         began = time.perf_counter()
+        if process_count() > 1:
+            self._extract_shares()
         normal = self.extractor.bank(self.split.normal, "normal images")
         self.held_out = self.extractor.bank(self.split.held_out, "held-out normal images")
         self.abnormal = self.extractor.bank(self.split.abnormal, "abnormal images")
         self.seconds["extraction"] = time.perf_counter() - began
-        if several and dist.get_rank() == 0:
-            dist.barrier()
         return normal
+
+    def _extract_shares(self) -> None:
+        """Every process brings its share of the images into the store, from which all then read."""
+        store = self.extractor.store
+        if store is None:
+            raise InputError("training with several processes needs the feature cache; leave --cache on")
+        items = [*self.split.normal, *self.split.held_out, *self.split.abnormal]
+        # the first process says which: another one might already see what somebody has written meanwhile
+        missing = [n for n, item in enumerate(items) if self.split.digests.get(str(item["image"]), "") not in store]
+        missing = from_first(missing)
+        self.extractor.fill([items[n] for n in share(missing)], total=len(items))
+        wait_for_all()
+        # `bank` will find them in the store and count them there
+        self.extractor.done.extracted, self.extractor.done.reused = len(missing), -len(missing)
