@@ -1,7 +1,7 @@
 """Several processes for tests of what they do together: `python tests/ranks.py CASE WORLD FOLDER`.
 
 One process imports everything and forks the ranks, which is much faster than torchrun; they meet as under torchrun, through
-the environment. A case is a function of this file; it writes what it found to FOLDER/RANK.pt. Ends with the ranks' statuses on a line.
+the environment. A case is a function of this file; it writes what it found to FOLDER/RANK.pt. The ranks' statuses are printed.
 """
 
 import itertools

@@ -4,9 +4,9 @@
 
 A training on a few phantoms is run once undisturbed. Then it is run again and again from nothing, feature cache included: each
 process of a run is killed, and the next one goes on, until one comes to its end. Half of the kills come after a random
-time, half before or after a random call of `os.fsync` or `os.replace`: that is where files change hands. Ends with status 1
-unless every run ended at the model, the epoch states and the cached features of the undisturbed one, byte for byte, and left no
-half file.
+time, half before or after a random step: a call of `os.fsync` or `os.replace`, where files change hands, or a stage of the
+training, however short. Ends with status 1 unless every run ended at the model, the epoch states and the cached features of
+the undisturbed one, byte for byte, and left no half file.
 
 Processes are forked from one that has imported everything but computed nothing, so a life takes a second instead of ten.
 """
@@ -51,7 +51,7 @@ STAGES = ("start", "extraction", "shard", "mining", "training", "state", "model"
 
 @dataclass
 class Kill:
-    """One kill: in which run, after how many seconds or at which file operation, and what was going on."""
+    """One kill: in which run, after how many seconds or at which step, and what was going on."""
 
     run: int
     when: str
@@ -76,7 +76,7 @@ class Tally:
 
 
 class Whiteboard:
-    """What a child tells its parent, and what is left when it is killed: its stage and its count of file operations."""
+    """What a child tells its parent, and what is left when it is killed: its stage and its count of steps."""
 
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, 16)
@@ -95,12 +95,12 @@ class Whiteboard:
         self.memory[0] = STAGES.index(name)
 
     @property
-    def operations(self) -> int:
-        """File operations begun or ended."""
+    def steps(self) -> int:
+        """Steps begun or ended."""
         return int.from_bytes(self.memory[8:16], "little")
 
-    @operations.setter
-    def operations(self, count: int) -> None:
+    @steps.setter
+    def steps(self, count: int) -> None:
         self.memory[8:16] = count.to_bytes(8, "little")
 
 
@@ -160,7 +160,7 @@ class Killing:
             os._exit(status)
 
     def train(self, folder: Path, kill_at: int | None) -> None:
-        """In a child: the training of one life; SIGKILL at file operation `kill_at`."""
+        """In a child: the training of one life; SIGKILL at step `kill_at`."""
         from monai.bundle import create_workflow
 
         os.environ["MONAI_WSCXR_CACHE"] = str(folder / "cache")
@@ -181,7 +181,7 @@ class Killing:
         self.board.stage = "end"
 
     def _watch(self, kill_at: int | None) -> None:
-        """Note stages and count file operations; the training itself is not touched."""
+        """Note stages and count steps; the training itself is not touched."""
         from monai_wscxr.extraction import PatchExtractor
         from monai_wscxr.handlers import epochs, mining, result
         from monai_wscxr.run_folder import RunFolder
@@ -194,7 +194,9 @@ class Killing:
 
             def call(*arguments: Any, **options: Any) -> Any:
                 before, board.stage = board.stage, stage
+                self._step(kill_at)
                 found = inner(*arguments, **options)
+                self._step(kill_at)
                 board.stage = after or before
                 return found
 
@@ -211,9 +213,9 @@ class Killing:
             inner = getattr(os, name)
 
             def call(*arguments: Any, **options: Any) -> Any:
-                self._operation(kill_at)
+                self._step(kill_at)
                 found = inner(*arguments, **options)
-                self._operation(kill_at)
+                self._step(kill_at)
                 return found
 
             setattr(os, name, call)
@@ -221,17 +223,17 @@ class Killing:
         counted("fsync")
         counted("replace")
 
-    def _operation(self, kill_at: int | None) -> None:
-        self.board.operations += 1
-        if self.board.operations == kill_at:
+    def _step(self, kill_at: int | None) -> None:
+        self.board.steps += 1
+        if self.board.steps == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def life(self, folder: Path, seconds: float | None = None, operation: int | None = None) -> bool:
-        """One process of a run, killed after so many seconds or at that file operation; whether it came to its end."""
+    def life(self, folder: Path, seconds: float | None = None, step: int | None = None) -> bool:
+        """One process of a run, killed after so many seconds or at that step; whether it came to its end."""
         self.board.wipe()
         self.tally.lives += 1
         folder.mkdir(parents=True, exist_ok=True)
-        process = self._fork(lambda: self.train(folder, operation), folder / "log")
+        process = self._fork(lambda: self.train(folder, step), folder / "log")
         deadline = None if seconds is None else time.monotonic() + seconds
         while True:
             ended, status = os.waitpid(process, os.WNOHANG)
@@ -253,7 +255,7 @@ class Killing:
         first = self.work / "undisturbed"
         started = time.monotonic()
         self.life(first)
-        whole, operations = time.monotonic() - started, self.board.operations
+        whole, steps = time.monotonic() - started, self.board.steps
         if self.tally.problems:
             return self.tally
         wanted = fingerprint(first)
@@ -261,7 +263,7 @@ class Killing:
         while len(self.tally.kills) < kills and not self.tally.problems:
             number += 1
             folder = self.work / f"run_{number:04d}"
-            self._one_run(folder, number, kills, whole, operations)
+            self._one_run(folder, number, kills, whole, steps)
             found = fingerprint(folder) if not self.tally.problems else {}
             self.tally.hashes.append(model_hash(folder))
             for name in sorted({*wanted, *found}):
@@ -277,17 +279,17 @@ class Killing:
         self.tally.seconds = time.monotonic() - began
         return self.tally
 
-    def _one_run(self, folder: Path, number: int, kills: int, whole: float, operations: int) -> None:
+    def _one_run(self, folder: Path, number: int, kills: int, whole: float, steps: int) -> None:
         while True:
             last = len(self.tally.kills) >= kills
-            seconds = operation = None
+            seconds = step = None
             if not last and self.draw.random() < 0.5:
                 seconds = self.draw.uniform(0, whole)
             elif not last:
-                operation = self.draw.randint(1, operations)
-            if self.life(folder, seconds, operation):
+                step = self.draw.randint(1, steps)
+            if self.life(folder, seconds, step):
                 return
-            when = f"{seconds:.3f} s" if operation is None else f"file operation {operation}"
+            when = f"{seconds:.3f} s" if step is None else f"step {step}"
             self.tally.kills.append(Kill(number, when, self.board.stage))
 
 
