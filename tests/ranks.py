@@ -111,6 +111,10 @@ def training(rank, world, folder):
     network = started.parser.get_parsed_content("network")
     torch.save(
         {
+            "counts": (
+                mining.extractor.done.extracted,
+                mining.extractor.done.reused,
+            ),  # before the bank is asked for again
             "rows": mining.extractor.bank(mining.split.normal).rows,
             "mined": mining.mined.bank.rows,
             "origin": [mining.mined.bank.origin(row) for row in range(len(mining.mined.bank))],
@@ -118,7 +122,6 @@ def training(rank, world, folder):
             "state": network.state_dict(),
             "losses": losses,
             "forwarded": sum(forwarded),
-            "counts": (mining.extractor.done.extracted, mining.extractor.done.reused),
         },
         folder / f"{rank}.pt",
     )
