@@ -157,7 +157,9 @@ def together(step: Callable[[], T]) -> T:
         return step()
     except RuntimeError as error:
         explained = lost_process(error)
-        raise (explained or error) from error
+        if explained is None:
+            raise
+        raise explained from error
 
 
 def lost_process(error: BaseException | None) -> LostProcessError | None:
