@@ -52,11 +52,12 @@ def search(rank, world, folder):
     from monai_wscxr import distributed
     from monai_wscxr.bank_file import BankFile, save_rows
 
-    distributed.join_processes()
+    device = distributed.join_processes()
     found = {}
     for kind in KINDS:
         query, bank = banks(kind)
-        found[kind] = distributed.min_distance_sharded(query, bank)
+        query = query.to(device)
+        found[kind] = distributed.min_distance_sharded(query, bank.to(device))
         path = folder / f"{kind}.safetensors"
         if rank == 0:
             save_rows(path, bank)
@@ -69,7 +70,7 @@ def search(rank, world, folder):
         assert parts[-1][1] == len(bank)
         assert all(before[1] == after[0] for before, after in itertools.pairwise(parts))
     assert distributed.from_first({"rank": rank}) == {"rank": 0}
-    torch.save(found, folder / f"{rank}.pt")
+    torch.save({kind: [part.cpu() for part in parts] for kind, parts in found.items()}, folder / f"{rank}.pt")
     distributed.leave()
 
 

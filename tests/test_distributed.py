@@ -1,6 +1,7 @@
 """Two and four processes do what one does: the same bank, the same mined set, the same model; one that dies takes all down."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,12 @@ from monai_wscxr.errors import InputError, find_input_error
 from monai_wscxr.ops import min_distance
 
 
-def ranks(case, world, folder, timeout=300):
-    """Run a case; statuses of its ranks."""
+def ranks(case, world, folder, timeout=300, gpu=False):
+    """Run a case, over gloo or over NCCL with a GPU for each rank; statuses of its ranks."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(Path(__file__).parent / "ranks.py"), case, str(world), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    environment = {**os.environ, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=environment)
     assert "statuses" in done.stdout, done.stdout + done.stderr
     return json.loads(done.stdout.rpartition("statuses")[2]), done.stdout + done.stderr
 
@@ -30,7 +32,17 @@ def found(folder, world):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_sharded_search_is_that_of_one_process(tmp_path, world):
-    statuses, output = ranks("search", world, tmp_path)
+    check_search(tmp_path, world)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 1, reason="needs a CUDA device")
+def test_sharded_search_over_nccl_is_that_of_one_process(tmp_path):
+    check_search(tmp_path, torch.cuda.device_count(), gpu=True)
+
+
+def check_search(tmp_path, world, gpu=False):
+    statuses, output = ranks("search", world, tmp_path, gpu=gpu)
     assert statuses == [0] * world, output
     for result in found(tmp_path, world):
         for kind in KINDS:
