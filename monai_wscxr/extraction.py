@@ -20,6 +20,7 @@ from monai_wscxr.data.radiograph import file_digest
 from monai_wscxr.data.stream import RadiographStream, Rejected, ahead
 from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchFeatures
+from monai_wscxr.heap import give_back
 from monai_wscxr.parallel import ThreadParallel
 from monai_wscxr.store import FeatureStore
 from monai_wscxr.transforms import Preprocessing, radiograph_transforms
@@ -246,6 +247,7 @@ class PatchExtractor:
             found.update(pending)
         else:
             self.store.write([self.digests[f] for f, _ in pending], torch.stack([phi for _, phi in pending]))
+        give_back()
 
     def _check_share(self, rejected: list[Rejected], total: int, what: str) -> None:
         if len(rejected) > self.max_bad_share * total:
