@@ -24,6 +24,8 @@ from monai_wscxr.whitening import NormalWhitening
 
 logger = logging.getLogger("monai_wscxr")
 
+_BLOCK_ROWS = 8192
+
 
 class ImageFeatures(IterableDataset):
     """Batches of patch features of whole images with labels, filled by `MiningHandler`; what validation runs on.
@@ -110,7 +112,8 @@ class MiningHandler:
         self.seconds["mining"] = time.perf_counter() - began
         if self.whitening is not None:
             self._fit_whitening(normal)
-        self.normal, self.held_out, self.abnormal = map(self._whitened, (normal, self.held_out, self.abnormal))
+        self.normal = self._whitened_in_place(normal)
+        self.held_out, self.abnormal = self._whitened(self.held_out), self._whitened(self.abnormal)
         self.dataset.fill(self.normal.rows)
         self.inferer.fill(self._whitened(self.mined.bank).rows)
         self.validation.fill(self.held_out, self.abnormal)
@@ -143,6 +146,14 @@ class MiningHandler:
     def _whitened(self, bank: FeatureBank) -> FeatureBank:
         bank = bank.to(self.device)
         return bank if self.whitening is None else dataclasses.replace(bank, rows=self.whitening(bank.rows))
+
+    def _whitened_in_place(self, bank: FeatureBank) -> FeatureBank:
+        """The normal bank is the largest thing in memory and nobody needs it unwhitened any more: no second copy."""
+        bank = bank.to(self.device)
+        if self.whitening is not None:
+            for block in bank.rows.split(_BLOCK_ROWS):
+                block.copy_(self.whitening(block))
+        return bank
 
     def _extract(self) -> FeatureBank:
         began = time.perf_counter()
