@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from monai_wscxr.machine import give_back_large_blocks
+from monai_wscxr.heap import give_back_large_blocks
 from monai_wscxr.row_source import RowSource, row_blocks, scratch_rows
 
 

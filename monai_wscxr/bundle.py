@@ -15,7 +15,8 @@ from monai.bundle import run as bundle_run
 from monai.utils import set_determinism
 from torch import nn
 
-from monai_wscxr.errors import InputError, show_input_errors_plainly
+from monai_wscxr.distributed import lost_process
+from monai_wscxr.errors import InputError, find_input_error, show_input_errors_plainly
 from monai_wscxr.interruption import stop_cleanly
 
 _OWN = {name for name in inspect.signature(bundle_run).parameters if name != "override"}
@@ -29,7 +30,7 @@ def start(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> None
         InputError: on a missing or unknown option, or a device that is not there.
     """
     if from_command_line():
-        show_input_errors_plainly()
+        show_input_errors_plainly(lambda error: find_input_error(error) or lost_process(error))
         stop_cleanly()
         check_options(sys.argv[1:])
     for name, value in (("dataset_dir", dataset_dir), ("output_dir", output_dir)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 
 
@@ -19,15 +20,18 @@ def find_input_error(error: BaseException | None) -> InputError | None:
     return None
 
 
-def show_input_errors_plainly() -> None:
+def show_input_errors_plainly(explain: Callable[[BaseException], InputError | None] = find_input_error) -> None:
     """Let an `InputError` end the command with its message alone instead of a stack trace; other errors keep theirs.
+
+    Args:
+        explain: finds the error to show on the chain of causes of another one; None leaves the stack trace.
 
     MONAI wraps whatever a configuration raises, so the sentence that helps would otherwise drown in two stack traces.
     """
     inherited = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        mendable = find_input_error(error)
+        mendable = explain(error)
         if mendable is None:
             inherited(kind, error, trace)
             return

@@ -228,6 +228,25 @@ class PatchExtractor:
         assert self.store is not None
         return self.store.rows(digests)
 
+    def fill(self, items: Sequence[dict[str, Any]], total: int) -> None:
+        """Bring the features of images into the store: one process's share of the work of several.
+
+        Unusable images are left out; `bank` tries them again and lists them.
+
+        Args:
+            items: datalist items; those that the store knows are passed over.
+            total: number of images of which these are a share, for the allowed share of unusable ones.
+
+        Raises:
+            InputError: as `bank`, or when there is no store.
+        """
+        if self.store is None:
+            raise InputError("features cannot be shared between processes without the feature cache; leave --cache on")
+        rejected: list[Rejected] = []
+        readable = self._digest([str(item["image"]) for item in items], rejected)
+        first = {self.digests[file]: file for file in reversed(readable) if self.digests[file] not in self.store}
+        self._extract(list(first.values())[::-1], rejected, total, "this share", {})
+
     def _digest(self, files: list[str], rejected: list[Rejected]) -> list[str]:
         """Fill `digests`; return the files that could be read at all."""
 

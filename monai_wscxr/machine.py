@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import sys
 import time
@@ -11,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 @dataclass
@@ -41,17 +38,6 @@ def timed(function: Callable[[], Any], least: float = 0.5, most_runs: int = 20) 
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
     return Cost(sorted(walls)[len(walls) // 2], sorted(cpus)[len(cpus) // 2])
-
-
-def give_back_large_blocks() -> None:
-    """Make the C library return freed blocks of 4 MiB or more to the system at once (glibc; elsewhere nothing happens).
-
-    It keeps them for reuse otherwise, up to 32 MiB each. But an aligned block never fits the hole that one of the same size
-    left, so with small results between large temporaries a pass over a bank would come to hold as much as the bank.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL("libc.so.6")
-        library.mallopt(_M_MMAP_THRESHOLD, 4 << 20)
 
 
 def available_memory() -> int:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from monai_wscxr.bank import BankOnDisk, FeatureBank
 from monai_wscxr.bank_file import min_distance_streamed, mine_streamed
+from monai_wscxr.distributed import min_distance_sharded, process_count
 from monai_wscxr.errors import InputError
-from monai_wscxr.ops import min_distance, mine_top_r
+from monai_wscxr.ops import min_distance, mine_top_r, mined_count
 
 SCOPES = ("all", "image")
 
@@ -37,6 +38,8 @@ def mine(
 ) -> Mined:
     """M'_a = the floor(r |M_a|) patches of `abnormal` with the largest distance to `normal`, at least one.
 
+    Several processes share the rows of the normal bank out; the result is the same.
+
     Args:
         normal: normal bank, at least one row; one on disk is streamed, with the same result.
         abnormal: abnormal bank, at least one row, same channels; on the same device, where the normal bank has one. Of whole
@@ -50,21 +53,29 @@ def mine(
         ValueError: on empty banks, NaN or Inf, or r outside (0, 1].
         InputError: on another scope.
     """
-    if check_scope(scope) == "all":
+    if check_scope(scope) == "all" and process_count() == 1:
         if isinstance(normal, BankOnDisk):
             index, distance = mine_streamed(abnormal.rows, normal.rows, retention, budget_bytes)
         else:
             index, distance = mine_top_r(abnormal.rows, normal.rows, retention)
         return Mined(abnormal.select(index), distance)
-    if not 0 < retention <= 1:
-        raise ValueError(f"the retention rate r must lie in (0, 1], got {retention}")
-    images = len(abnormal.images)  # refuses a bank of chosen rows
-    if isinstance(normal, BankOnDisk):
-        distance, _ = min_distance_streamed(abnormal.rows, normal.rows, budget_bytes)
+    k = mined_count(len(abnormal), retention)  # refuses r outside (0, 1]
+    distance = _distances(normal, abnormal, budget_bytes)
+    if scope == "all":
+        index = torch.sort(distance, descending=True, stable=True).indices[:k]
     else:
-        distance, _ = min_distance(abnormal.rows, normal.rows)
-    index = farthest_of_each(distance.reshape(images, -1), retention)
+        images = len(abnormal.images)  # refuses a bank of chosen rows
+        index = farthest_of_each(distance.reshape(images, -1), retention)
     return Mined(abnormal.select(index), distance[index])
+
+
+def _distances(normal: FeatureBank | BankOnDisk, abnormal: FeatureBank, budget_bytes: int) -> Tensor:
+    """S(m) [M] of every abnormal patch (Eq. 4)."""
+    if process_count() > 1:
+        return min_distance_sharded(abnormal.rows, normal.rows)[0]
+    if isinstance(normal, BankOnDisk):
+        return min_distance_streamed(abnormal.rows, normal.rows, budget_bytes)[0]
+    return min_distance(abnormal.rows, normal.rows)[0]
 
 
 def farthest_of_each(distance: Tensor, retention: float) -> Tensor:

@@ -67,9 +67,10 @@ class RunFolder:
             self.lock = lock_folder(self.path)
             self._check_owner(overwrite)
             remove_partials(self.path)
+            # before anything else: a folder without settings is taken for a foreign one
+            write_text_atomic(self.path / SETTINGS, json.dumps(self.settings, indent=1))
             self.states.mkdir(exist_ok=True)
             remove_partials(self.states)
-            write_text_atomic(self.path / SETTINGS, json.dumps(self.settings, indent=1))
             if self.finished:  # repeat it from the start; killed before the mark is gone, the next run does this again
                 self.forget_states()
                 (self.states / FINISHED).unlink()

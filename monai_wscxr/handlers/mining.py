@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -16,10 +15,12 @@ from torch.utils.data import IterableDataset
 from monai_wscxr.bank import BankOnDisk, FeatureBank
 from monai_wscxr.copies import nuisance_of, with_copies
 from monai_wscxr.data.split import TrainingSplit
+from monai_wscxr.distributed import first_process, from_first, process_count, share, wait_for_all
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.mining import Mined, check_scope, mine
 from monai_wscxr.mixing import MixingInferer, PatchBatches
+from monai_wscxr.row_source import row_blocks
 from monai_wscxr.store import fingerprint
 from monai_wscxr.whitening import NormalWhitening
 
@@ -52,7 +53,7 @@ class ImageFeatures(IterableDataset):
 class MiningHandler:
     """When training starts: fill the normal bank, mine the abnormal bank, hand both to the trainer's parts.
 
-    With several processes the first one extracts and the others read its features from the store.
+    Several processes share out the extraction and the search for the mined patches; every one then has the same banks.
 
     Args:
         extractor: patch features of files.
@@ -129,9 +130,8 @@ class MiningHandler:
         self.mined = mine(normal.to(self.device), abnormal.to(self.device), self.retention, self.scope)
         self.seconds["mining"] = time.perf_counter() - began
         if self.whitening is not None:
-            self.whitening.fit(normal.to(self.device).rows, self.shrinkage, nuisance)
-        store = self.extractor.store
-        self.normal = normal.to(self.device).changed(self._whiten, None if store is None else store.folder)
+            self._fit_whitening(normal, nuisance)
+        self.normal = self._whitened_normal(normal)
         self.held_out, self.abnormal = self._whitened(self.held_out), self._whitened(self.abnormal)
         self.dataset.fill(self.normal.rows)
         self.inferer.fill(self._whitened(self.mined.bank).rows)
@@ -156,31 +156,64 @@ class MiningHandler:
         digests = [[self.extractor.digests.get(str(item["image"])) for item in part] for part in parts]
         return fingerprint({"features": self.extractor.settings(), "images": digests})
 
+    def _fit_whitening(self, normal: FeatureBank | BankOnDisk, nuisance: Tensor | None) -> None:
+        assert self.whitening is not None
+        if first_process():
+            self.whitening.fit(normal.to(self.device).rows, self.shrinkage, nuisance)
+        self.whitening.load_state_dict(from_first({k: v.cpu() for k, v in self.whitening.state_dict().items()}))
+
     def _whiten(self, rows: Tensor) -> Tensor:
         return rows if self.whitening is None else self.whitening(rows.to(self.device))
 
     def _whitened(self, bank: FeatureBank) -> FeatureBank:
         return bank.to(self.device).changed(self._whiten)
 
+    def _whitened_normal(self, bank: FeatureBank | BankOnDisk) -> FeatureBank | BankOnDisk:
+        """The normal bank is the largest thing in memory and nobody needs it unwhitened any more: no second copy."""
+        if isinstance(bank, BankOnDisk):
+            assert self.extractor.store is not None
+            return bank.changed(self._whiten, self.extractor.store.folder)
+        bank = bank.to(self.device)
+        if self.whitening is not None:
+            for block in row_blocks(bank.rows):
+                block.copy_(self.whitening(block))
+        return bank
+
     def _extract(self) -> tuple[FeatureBank | BankOnDisk, FeatureBank, Tensor | None]:
         """Normal bank, abnormal bank with its copies, and the nuisance covariance."""
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if several and self.extractor.store is None:
-            raise InputError("training with several processes needs the feature cache; leave --cache on")
-        if several and dist.get_rank() > 0:
-            dist.barrier()
-            assert self.extractor.store is not None
-            self.extractor.store.refresh()
         began = time.perf_counter()
+        if process_count() > 1:
+            self._extract_shares()
         normal = self.extractor.bank_within(self.split.normal, "normal images", self.bank_memory)
         self.held_out = self.extractor.bank(self.split.held_out, "held-out normal images")
         self.abnormal = self.extractor.bank(self.split.abnormal, "abnormal images")
-        abnormal, nuisance = self.abnormal, None
-        if self.copies:
-            abnormal = with_copies(self.extractor, abnormal, self.copies)
-            if self.whitening is not None and self.nuisance:
-                nuisance = self.nuisance * nuisance_of(self.extractor, normal, self.copied_normals, self.copies)
+        abnormal, nuisance = self._copies(normal)
         self.seconds["extraction"] = time.perf_counter() - began
-        if several and dist.get_rank() == 0:
-            dist.barrier()
         return normal, abnormal, nuisance
+
+    def _copies(self, normal: FeatureBank | BankOnDisk) -> tuple[FeatureBank, Tensor | None]:
+        """Abnormal bank with its copies, and the nuisance covariance; the first process makes what is not known yet."""
+        if not self.copies:
+            return self.abnormal, None
+        if not first_process():
+            wait_for_all()
+        abnormal, nuisance = with_copies(self.extractor, self.abnormal, self.copies), None
+        if self.whitening is not None and self.nuisance:
+            nuisance = self.nuisance * nuisance_of(self.extractor, normal, self.copied_normals, self.copies)
+        if first_process():
+            wait_for_all()
+        return abnormal, nuisance
+
+    def _extract_shares(self) -> None:
+        """Every process brings its share of the images into the store, from which all then read."""
+        store = self.extractor.store
+        if store is None:
+            raise InputError("training with several processes needs the feature cache; leave --cache on")
+        items = [*self.split.normal, *self.split.held_out, *self.split.abnormal]
+        # the first process says which: another one might already see what somebody has written meanwhile
+        missing = [n for n, item in enumerate(items) if self.split.digests.get(str(item["image"]), "") not in store]
+        missing = from_first(missing)
+        self.extractor.fill([items[n] for n in share(missing)], total=len(items))
+        wait_for_all()
+        # `bank` will find them in the store and count them there
+        self.extractor.done.extracted, self.extractor.done.reused = len(missing), -len(missing)

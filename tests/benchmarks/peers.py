@@ -251,10 +251,22 @@ def anomalib(folder: Path, size: int = SIZE, layers: Sequence[str] = ("blocks.6"
     import torch
     from anomalib.data import Folder
     from anomalib.engine import Engine
-    from anomalib.metrics import AUROC, Evaluator
     from anomalib.models import Patchcore
+    from lightning.pytorch.callbacks import Callback
 
     from monai_wscxr.backbones import _packaged_lite0
+    from monai_wscxr.metrics import auroc
+
+    class Scores(Callback):
+        """Scores as they come: anomalib's own AUROC wants them scaled to [0, 1], and rounds large ones to 1."""
+
+        def __init__(self) -> None:
+            self.scores: list[float] = []
+            self.labels: list[int] = []
+
+        def on_test_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+            self.scores += outputs.pred_score.flatten().tolist()
+            self.labels += batch.gt_label.int().flatten().tolist()
 
     classes = sorted(path.name for path in (folder / "test" / "abnormal").iterdir())
     data = Folder(
@@ -274,7 +286,7 @@ def anomalib(folder: Path, size: int = SIZE, layers: Sequence[str] = ("blocks.6"
         pre_trained=False,
         pre_processor=Patchcore.configure_pre_processor(image_size=(size, size)),
         post_processor=False,
-        evaluator=Evaluator(test_metrics=AUROC(fields=["pred_score", "gt_label"], prefix="image_")),
+        evaluator=False,
         visualizer=False,
     )
     body = model.model.feature_extractor.feature_extractor
@@ -282,12 +294,16 @@ def anomalib(folder: Path, size: int = SIZE, layers: Sequence[str] = ("blocks.6"
     if missing:
         raise SystemExit(f"the weights do not fit anomalib's network: {missing[:3]}")
     torch.manual_seed(0)
-    engine = Engine(accelerator="cpu", devices=1, logger=False, default_root_dir=folder / "anomalib")
+    root = folder / "anomalib"
+    kept = Scores()
+    engine = Engine(
+        accelerator="cpu", devices=1, logger=False, callbacks=[kept], limit_val_batches=0, default_root_dir=root
+    )
     clock = Clock()
     engine.fit(model, datamodule=data)
     fit = clock()
-    found = engine.test(model, datamodule=data)
-    say(peer="anomalib", auroc=found[0]["image_AUROC"], fit=fit, fit_and_test=clock())
+    engine.test(model, datamodule=data)
+    say(peer="anomalib", auroc=float(auroc(kept.labels, kept.scores)), fit=fit, fit_and_test=clock())
 
 
 # --- ours ----------------------------------------------------------------------------------------------------------

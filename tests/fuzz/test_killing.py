@@ -1,0 +1,15 @@
+"""The short version of killing trainings; `python tests/fuzz/killing.py` is the long one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_killed_trainings_end_at_the_model_of_an_undisturbed_one():
+    # a process of its own: it forks, which must not happen where other tests have computed before
+    command = [sys.executable, str(Path(__file__).parent / "killing.py"), "--kills", "5", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 kills in" in done.stdout
+    models = done.stdout.split("models: ")[1].split()[0]
+    assert len(models) == 64  # one hash, no comma
