@@ -116,8 +116,18 @@ class PatchExtractor:
             InputError: when more than the allowed share of the images is unusable, none is left, the disk is too small,
                 or the network gives NaN.
         """
+        used, features, rejected = self.usable([str(item["image"]) for item in items], what)
+        if not used:
+            raise InputError(f"none of the {len(items)} {what} can be used; first: {_first(rejected)}")
+        return FeatureBank.from_images(features, used, self.grid)
+
+    def usable(self, files: Sequence[str], what: str = "images") -> tuple[list[str], Tensor, list[Rejected]]:
+        """Of these files, those that can be used, their patch features [n, h*w, C] in that order, and the others.
+
+        Raises:
+            InputError: as `bank`, except that no usable file is no error here.
+        """
         began = time.perf_counter()
-        files = [str(item["image"]) for item in items]
         rejected: list[Rejected] = []
         found: dict[str, Tensor] = {}
         readable = self._digest(files, rejected)
@@ -141,8 +151,7 @@ class PatchExtractor:
         refused = {f for f, _, _ in rejected}
         used = [f for f in files if f not in refused]
         self._check_share(rejected, len(files), what)
-        if not used:
-            raise InputError(f"none of the {len(files)} {what} can be used; first: {_first(rejected)}")
+        features = torch.empty(0, self.grid[0] * self.grid[1], self.features.channels)
         stored = [f for f in used if f not in found]
         if stored:
             assert store is not None
@@ -157,9 +166,9 @@ class PatchExtractor:
         self.done.reused += len(known)
         self.done.rejected += rejected
         self.done.seconds += time.perf_counter() - began
-        return FeatureBank.from_images(features, used, self.grid)
+        return used, features, rejected
 
-    def _digest(self, files: list[str], rejected: list[Rejected]) -> list[str]:
+    def _digest(self, files: Sequence[str], rejected: list[Rejected]) -> list[str]:
         """Fill `digests`; return the files that could be read at all."""
 
         def digest(file: str) -> str | OSError:
