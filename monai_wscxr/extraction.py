@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -87,6 +88,7 @@ class PatchExtractor:
         self.batch_size, self.max_bad_share, self.progress = batch_size, max_bad_share, progress
         self.read_threads, self.shard_images = read_threads, shard_images
         self.digests: dict[str, str] = {}
+        self._stamps: dict[str, tuple[int, int]] = {}
         self.done = Extraction()
         self.store = None if cache is False else FeatureStore(self.settings(), None if cache is True else cache)
 
@@ -168,12 +170,21 @@ class PatchExtractor:
         self.done.seconds += time.perf_counter() - began
         return used, features, rejected
 
+    def digest(self, file: str) -> str:
+        """Content digest of a file, computed once for as long as it does not change; OSError when it cannot be read."""
+        stat = os.stat(file)
+        stamp = stat.st_mtime_ns, stat.st_size
+        if file not in self.digests or self._stamps.get(file, stamp) != stamp:
+            self.digests[file] = file_digest(file)
+        self._stamps[file] = stamp
+        return self.digests[file]
+
     def _digest(self, files: Sequence[str], rejected: list[Rejected]) -> list[str]:
         """Fill `digests`; return the files that could be read at all."""
 
         def digest(file: str) -> str | OSError:
             try:
-                return self.digests.get(file) or file_digest(file)
+                return self.digest(file)
             except OSError as error:
                 return error
 

@@ -72,6 +72,7 @@ class MiningHandler:
         mined: result of mining (on features as published), after training has started; its rows are not whitened.
         normal, held_out, abnormal: banks of whole images, whitened.
         seconds: {"extraction", "mining"}.
+        on_mining: called when all features are there and mining begins, for who shows how far a training is.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class MiningHandler:
         self.device = torch.device(device)
         self.whitening, self.shrinkage = whitening, shrinkage
         self.seconds: dict[str, float] = {}
+        self.on_mining: Callable[[], None] = lambda: None
         self.mined: Mined
         self.normal: FeatureBank
         self.held_out: FeatureBank
@@ -109,6 +111,7 @@ class MiningHandler:
             logger.warning("allowed overlap between training and test: %s", finding)
         self.extractor.digests.update(self.split.digests)
         normal = self._extract()
+        self.on_mining()
         began = time.perf_counter()
         self.mined = mine(normal.to(self.device), self.abnormal.to(self.device), self.retention)
         self.seconds["mining"] = time.perf_counter() - began
@@ -256,8 +259,7 @@ class DistanceHandler:
 
     def _deviation(self, patch_scores: Callable[[Tensor], Tensor]) -> float:
         """Standard deviation over the training normals of the image scores that follow from scores of rows."""
-        bank = self.mining.normal
-        h, w = bank.grid
+        bank, (h, w) = self.mining.normal, self.mining.normal.grid
         scores = [
             anomaly_score(patch_scores(rows).reshape(-1, 1, h, w), self.score_share)[:, 0]
             for rows in bank.rows.split(32 * h * w)
