@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import gzip
 import http.client
 import json
 import os
@@ -46,7 +47,10 @@ class Client:
         request = urllib.request.Request(self.base + path, body, {**self.headers, **(headers or {})}, method=method)
         try:
             with urllib.request.urlopen(request, timeout=120) as answer:
-                return answer.status, answer.headers, answer.read()
+                body = answer.read()
+                if answer.headers["Content-Encoding"] == "gzip":  # an archive's answer, passed on as it came
+                    body = gzip.decompress(body)
+                return answer.status, answer.headers, body
         except urllib.error.HTTPError as error:
             return error.code, error.headers, error.read()
 
@@ -111,7 +115,7 @@ def multipart(headers, body):
 
 
 @contextlib.contextmanager
-def running(command, port, log, ready, environment=None, limit=150):
+def running(command, port, log, ready, environment=None, limit=400):
     """A server process from when it answers at `ready` until the end of the block; its output goes to `log`."""
     with open(log, "ab") as output:
         process = subprocess.Popen(
