@@ -193,7 +193,7 @@ class WorkbenchDatastore(Datastore):
 
     def json(self) -> dict[str, Any]:
         """Every image with its entry."""
-        return {"objects": {i: self.workbench.item(i) for i in self.studies.ids()}}
+        return {"objects": {entry["id"]: entry for entry in self.workbench.items()}}
 
 
 def temporary_file(data: bytes, suffix: str) -> str:

@@ -32,6 +32,16 @@ class Scored:
     peak: tuple[float, float]
 
 
+def described_score(scored: Scored | None) -> dict[str, Any]:
+    """As JSON values; all None for an image without a score."""
+    return {
+        "anomaly_score": scored and scored.anomaly_score,
+        "p_value": scored and scored.p_value,
+        "abnormal": scored.abnormal if scored else None,
+        "peak": list(scored.peak) if scored else None,
+    }
+
+
 def patch_scores(model: TrainedModel, features: Tensor, grid: tuple[int, int]) -> Tensor:
     """Patch scores [n, h, w] of images from their features [n, h*w, C], as `WSCXRNet` gives them for the images.
 

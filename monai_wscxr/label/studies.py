@@ -101,6 +101,15 @@ class Label:
         return {"image_label": self.label, "class": self.image_class, "skipped": self.skipped}
 
 
+def described_label(label: Label | None) -> dict[str, Any]:
+    """As JSON values, for an image that may have none."""
+    return {
+        "label": label.label if label else None,
+        "class": label.image_class if label else None,
+        "skipped": bool(label and label.skipped),
+    }
+
+
 class Studies(Protocol):
     """Where images and labels come from; implementations are safe to call from several threads."""
 

@@ -19,9 +19,18 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.label import pictures
 from monai_wscxr.label.job import Job
 from monai_wscxr.label.models import ModelFolders, described, hold
-from monai_wscxr.label.ranking import STRATEGIES, Scored, moves, ordered, patch_scores, ranks, score_images
+from monai_wscxr.label.ranking import (
+    STRATEGIES,
+    Scored,
+    described_score,
+    moves,
+    ordered,
+    patch_scores,
+    ranks,
+    score_images,
+)
 from monai_wscxr.label.results import Predicted, encoded_results
-from monai_wscxr.label.studies import Label, Refused, Studies, known_normals
+from monai_wscxr.label.studies import Label, Refused, Studies, described_label, known_normals
 from monai_wscxr.label.training import RUN_OPTIONS, Item, Trainer
 from monai_wscxr.networks import anomaly_map
 from monai_wscxr.store import write_text_atomic
@@ -194,16 +203,14 @@ class Workbench:
             raise InputError(f"n must lie from 1 to 1000 and offset be 0 or more, got {n} and {offset}")
         labels = self.studies.labels()
         with self._lock:
-            scores, before, model = dict(self._scores), self._before, self._model
-            rejected = set(self._rejected)
+            scores, model, rejected = dict(self._scores), self._model, set(self._rejected)
         if strategy == "labelled":
             order = list(labels)[::-1]
         else:
             open_ids = [i for i in self.studies.ids() if i not in labels and i not in rejected]
             threshold = None if model is None else model.calibration.threshold
             order = ordered(strategy, open_ids, scores, threshold, self.seed)
-        rank, rank_before = ranks(scores), ranks(before or {})
-        return [self._entry(i, scores, rank, rank_before, labels) for i in order[offset : offset + n]]
+        return self._entries(order[offset : offset + n])
 
     def item(self, image_id: str) -> dict[str, Any]:
         """One entry as `queue` gives it, whatever its label.
@@ -211,32 +218,27 @@ class Workbench:
         Raises:
             UnknownImage: on an id that the studies do not have.
         """
-        with self._lock:
-            scores, before = dict(self._scores), self._before
-        return self._entry(image_id, scores, ranks(scores), ranks(before or {}), self.studies.labels())
+        return self._entries([image_id])[0]
 
-    def _entry(
-        self,
-        image_id: str,
-        scores: Mapping[str, Scored],
-        rank: Mapping[str, int],
-        rank_before: Mapping[str, int],
-        labels: Mapping[str, Label],
-    ) -> dict[str, Any]:
-        name, scored, label = self.studies.name(image_id), scores.get(image_id), labels.get(image_id)
-        return {
-            "id": image_id,
-            "name": name,
-            "anomaly_score": scored and scored.anomaly_score,
-            "p_value": scored and scored.p_value,
-            "abnormal": scored.abnormal if scored else None,
-            "peak": list(scored.peak) if scored else None,
-            "label": label.label if label else None,
-            "class": label.image_class if label else None,
-            "skipped": bool(label and label.skipped),
-            "rank": rank.get(image_id),
-            "rank_before": rank_before.get(image_id),
-        }
+    def items(self) -> list[dict[str, Any]]:
+        """Entries of all images, in the order of the studies."""
+        return self._entries(self.studies.ids())
+
+    def _entries(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        labels = self.studies.labels()
+        with self._lock:
+            scores, rank, before = dict(self._scores), ranks(self._scores), ranks(self._before or {})
+        return [
+            {
+                "id": i,
+                "name": self.studies.name(i),
+                **described_score(scores.get(i)),
+                **described_label(labels.get(i)),
+                "rank": rank.get(i),
+                "rank_before": before.get(i),
+            }
+            for i in ids
+        ]
 
     # ---- pictures
 
