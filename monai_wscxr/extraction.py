@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections import deque
@@ -108,6 +109,7 @@ class PatchExtractor:
         self.read_threads, self.read_workers, self.shard_images = read_threads, read_workers, shard_images
         self.precision = precision
         self.digests: dict[str, str] = {}
+        self._stamps: dict[str, tuple[int, int]] = {}
         self.done = Extraction()
         self.store = None if cache is False else FeatureStore(self.settings(), None if cache is True else cache)
 
@@ -147,8 +149,24 @@ class PatchExtractor:
             InputError: when more than the allowed share of the images is unusable, none is left, the disk is too small,
                 or the network gives NaN.
         """
-        used, features = self._collect(items, what, self._features_of)
+        used, features, rejected = self.usable([str(item["image"]) for item in items], what)
+        if not used:
+            raise InputError(f"none of the {len(items)} {what} can be used; first: {_first(rejected)}")
         return FeatureBank.from_images(features, used, self.grid)
+
+    def usable(self, files: Sequence[str], what: str = "images") -> tuple[list[str], Tensor, list[Rejected]]:
+        """Of these files, those that can be used, their patch features [n, h*w, C] in that order, and the others.
+
+        Raises:
+            InputError: as `bank`, except that no usable file is no error here.
+        """
+        return self._collect(files, what, self._features_of)
+
+    def passed(self, files: Sequence[str]) -> tuple[Tensor, list[Rejected]]:
+        """Features [n, h*w, C] of the usable ones of a few files, and the others; nothing is kept or looked up."""
+        rejected: list[Rejected] = []
+        found = [phi for _, phi in self._features(list(files), rejected, len(files))]
+        return torch.stack(found) if found else self._none(), rejected
 
     def bank_within(
         self, items: Sequence[dict[str, Any]], what: str = "images", memory: int | None = None
@@ -171,18 +189,19 @@ class PatchExtractor:
                 f"training on {len(items)} {what} takes {2 * self.image_bytes * len(items) / 1e9:.1f} GB of memory, "
                 f"{memory / 1e9:.1f} GB are allowed: leave --cache on, so that the bank can stay on disk"
             )
-        used, rows = self._collect(items, what, self._rows_of)
+        used, rows, rejected = self._collect([str(item["image"]) for item in items], what, self._rows_of)
+        if rows is None:
+            raise InputError(f"none of the {len(items)} {what} can be used; first: {_first(rejected)}")
         return BankOnDisk(rows, tuple(used), self.grid)
 
     def _collect(
         self,
-        items: Sequence[dict[str, Any]],
+        files: Sequence[str],
         what: str,
         get: Callable[[list[str], dict[str, Tensor]], T],
-    ) -> tuple[list[str], T]:
-        """The usable files, and what `get` makes of their digests and of the features that are not in the store."""
+    ) -> tuple[list[str], T, list[Rejected]]:
+        """The usable files, what `get` makes of their digests and of the features that are not in the store, the others."""
         began = time.perf_counter()
-        files = [str(item["image"]) for item in items]
         rejected: list[Rejected] = []
         found: dict[str, Tensor] = {}  # by digest; stays empty where there is a store
         readable = self._digest(files, rejected)
@@ -202,8 +221,6 @@ class PatchExtractor:
             self._check_share(len(rejected), rejected, len(files), what)
             refused = {file for file, _, _ in rejected}
             used = [file for file in files if file not in refused]
-            if not used:
-                raise InputError(f"none of the {len(files)} {what} can be used; first: {_first(rejected)}")
             try:
                 result = get([self.digests[file] for file in used], found)
                 break
@@ -219,14 +236,19 @@ class PatchExtractor:
         self.done.reused += len([file for file in used if file not in extracted])
         self.done.rejected += rejected
         self.done.seconds += time.perf_counter() - began
-        return used, result
+        return used, result, rejected
 
     def _features_of(self, digests: list[str], found: dict[str, Tensor]) -> Tensor:
+        if not digests:
+            return self._none()
         return torch.stack([found[digest] for digest in digests]) if self.store is None else self.store.read(digests)
 
-    def _rows_of(self, digests: list[str], found: dict[str, Tensor]) -> FileRows:
+    def _none(self) -> Tensor:
+        return torch.empty(0, self.grid[0] * self.grid[1], self.features.channels)
+
+    def _rows_of(self, digests: list[str], found: dict[str, Tensor]) -> FileRows | None:
         assert self.store is not None
-        return self.store.rows(digests)
+        return self.store.rows(digests) if digests else None
 
     def fill(self, items: Sequence[dict[str, Any]], total: int) -> None:
         """Bring the features of images into the store: one process's share of the work of several.
@@ -247,12 +269,21 @@ class PatchExtractor:
         first = {self.digests[file]: file for file in reversed(readable) if self.digests[file] not in self.store}
         self._extract(list(first.values())[::-1], rejected, total, "this share", {})
 
-    def _digest(self, files: list[str], rejected: list[Rejected]) -> list[str]:
+    def digest(self, file: str) -> str:
+        """Content digest of a file, computed once for as long as it does not change; OSError when it cannot be read."""
+        stat = os.stat(file)
+        stamp = stat.st_mtime_ns, stat.st_size
+        if file not in self.digests or self._stamps.get(file, stamp) != stamp:
+            self.digests[file] = file_digest(file)
+        self._stamps[file] = stamp
+        return self.digests[file]
+
+    def _digest(self, files: Sequence[str], rejected: list[Rejected]) -> list[str]:
         """Fill `digests`; return the files that could be read at all."""
 
         def digest(file: str) -> str | OSError:
             try:
-                return self.digests.get(file) or file_digest(file)
+                return self.digest(file)
             except OSError as error:
                 return error
 

@@ -161,7 +161,7 @@ def anomaly_score(patch_scores: Tensor, share: float = 0.0) -> Tensor:
 
 
 def image_scores(
-    patch_scores: Callable[[Tensor], Tensor], images: Tensor, share: float = 0.0, batch_size: int = 256
+    patch_scores: Callable[[Tensor], Tensor], images: Tensor, share: float = 0.0, batch_size: int = 32
 ) -> Tensor:
     """Anomaly scores [n, E] of images whose patch features are known, on the CPU.
 
@@ -170,7 +170,7 @@ def image_scores(
             the features are whitened already.
         images: [n, C, h, w], on the device of the network.
         share: see `anomaly_score`.
-        batch_size: images at a time.
+        batch_size: images at a time; few, so that what is computed on the way stays in the processor's cache.
     """
     with torch.inference_mode():
         return torch.cat([anomaly_score(patch_scores(part), share).cpu() for part in images.split(batch_size)])

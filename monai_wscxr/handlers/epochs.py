@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from torch import nn
+from torch import Tensor, nn
 
 from monai_wscxr.atomic import require_space, torch_bytes
 from monai_wscxr.distributed import first_process, wait_for_all
@@ -106,9 +107,11 @@ class DistanceHandler:
             raise InputError(f"distance_share must be 0 (off) or more, got {share}")
         self.mining, self.discriminator, self.share = mining, discriminator, share
         self.score_share = check_score_share(score_share)
+        self._spread: float | None = None  # of the distance term; it is the same after every epoch
 
     def attach(self, engine: Engine) -> None:
         """Run after every epoch."""
+        engine.add_event_handler(Events.STARTED, self._forget)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -120,18 +123,22 @@ class DistanceHandler:
             self.discriminator.distance_weight.fill_(self.weight())
         self.discriminator.train(mode)
 
+    def _forget(self, engine: Engine) -> None:
+        self._spread = None
+
     def weight(self) -> float:
         """The weight that gives the distance its share; the discriminator's own must be 0 meanwhile."""
-        learned, distance = [], []
-        for images in self.mining.normal.maps(256):
-            images = images.to(self.discriminator.distance_weight.device)
-            learned.append(image_scores(self.discriminator, images, self.score_share))
-            distance.append(image_scores(lambda part: part.square().mean(1, keepdim=True), images, self.score_share))
-        spread = float(torch.cat(distance).double().std(correction=0))
-        if not spread > 0:
+        if self._spread is None:
+            self._spread = self._deviation(lambda maps: maps.square().mean(1, keepdim=True))
+        if not self._spread > 0:
             return 0.0
-        wanted = self.share / len(self.mining.abnormal.files) * float(torch.cat(learned).double().std(correction=0))
-        return wanted / spread
+        return self.share / len(self.mining.abnormal.files) * self._deviation(self.discriminator) / self._spread
+
+    def _deviation(self, patch_scores: Callable[[Tensor], Tensor]) -> float:
+        """Standard deviation over the training normals of the image scores that follow from patch scores of features."""
+        device = self.discriminator.distance_weight.device
+        parts = [image_scores(patch_scores, m.to(device), self.score_share) for m in self.mining.normal.maps(256)]
+        return float(torch.cat(parts).double().std(correction=0))
 
 
 class ThreadsHandler:

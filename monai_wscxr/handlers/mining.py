@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from ignite.engine import Engine, Events
@@ -31,10 +31,10 @@ class ImageFeatures(IterableDataset):
     """Batches of patch features of whole images with labels, filled by `MiningHandler`; what validation runs on.
 
     Args:
-        batch_size: images per batch.
+        batch_size: images per batch; few, so that what is computed on the way stays in the processor's cache.
     """
 
-    def __init__(self, batch_size: int = 256) -> None:
+    def __init__(self, batch_size: int = 32) -> None:
         self.batch_size = batch_size
         self.features = torch.empty(0)
         self.labels = torch.empty(0)
@@ -77,6 +77,7 @@ class MiningHandler:
         mined: result of mining (on features as published), after training has started; its rows are not whitened.
         normal, held_out, abnormal: banks of whole images, whitened.
         seconds: {"extraction", "mining"}.
+        on_mining: called when all features are there and mining begins, for who shows how far a training is.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class MiningHandler:
         self.copies, self.copied_normals, self.nuisance = copies, copied_normals, nuisance
         self.scope = check_scope(scope)
         self.seconds: dict[str, float] = {}
+        self.on_mining: Callable[[], None] = lambda: None
         self.mined: Mined
         self.normal: FeatureBank | BankOnDisk
         self.held_out: FeatureBank
@@ -126,6 +128,7 @@ class MiningHandler:
             logger.warning("allowed overlap between training and test: %s", finding)
         self.extractor.digests.update(self.split.digests)
         normal, abnormal, nuisance = self._extract()
+        self.on_mining()
         began = time.perf_counter()
         self.mined = mine(normal.to(self.device), abnormal.to(self.device), self.retention, self.scope)
         self.seconds["mining"] = time.perf_counter() - began

@@ -1,0 +1,126 @@
+"""Who may ask what of the server, without MONAI Label."""
+
+import asyncio
+import base64
+import json
+
+import pytest
+
+from monai_wscxr.errors import InputError
+from monai_wscxr.label.__main__ import check_host, read_password
+from monai_wscxr.label.guard import Guard
+
+
+async def echo(scope, receive, send):
+    """Reads the whole body and says how long it is."""
+    length, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RuntimeError("SECRET PATH")
+        length, more = length + len(message.get("body", b"")), message.get("more_body", False)
+    if scope["path"] == "/info/fail":
+        raise RuntimeError("SECRET PATH")
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(length).encode()})
+
+
+def ask(guard, method="GET", path="/info/", headers=None, body=b"", part=1000):
+    """Status and body of one request, which comes in parts and without a Content-Length unless it is given."""
+    headers = {"host": "127.0.0.1:8000", **(headers or {})}
+    parts = [body[i : i + part] for i in range(0, max(len(body), 1), part)]
+    messages = [{"type": "http.request", "body": p, "more_body": n + 1 < len(parts)} for n, p in enumerate(parts)]
+    sent = []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    raw = [(k.encode(), v.encode()) for k, v in headers.items()]
+    scope = {"type": "http", "method": method, "path": path, "headers": raw}
+    asyncio.run(guard(scope, receive, send))
+    return sent[0]["status"], b"".join(m.get("body", b"") for m in sent[1:])
+
+
+def guard(**options):
+    return Guard(echo, ["127.0.0.1", "localhost"], 5000, names={"/infer": {"wscxr"}}, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/info/", {}, 200),
+        ("GET", "/", {}, 200),
+        ("GET", "/wscxr/api/status", {}, 200),
+        ("POST", "/infer/wscxr", {}, 200),
+        ("POST", "/infer/other", {}, 404),
+        ("POST", "/infer/wsi/wscxr", {}, 404),
+        ("POST", "/reload", {}, 404),
+        ("GET", "/logs/", {}, 404),
+        ("GET", "/informal", {}, 404),
+        ("GET", "/wscxr/../logs", {}, 404),
+        ("GET", "/proxy/dicom/studies", {}, 404),
+        ("GET", "/info/", {"host": "evil.example"}, 421),
+        ("GET", "/info/", {"host": "localhost"}, 200),
+        ("GET", "/info/", {"host": "[::1]:8000"}, 421),
+        ("POST", "/train/wscxr", {"origin": "http://evil.example"}, 403),
+        ("POST", "/train/wscxr", {"origin": "null"}, 403),
+        ("POST", "/train/wscxr", {"origin": "http://127.0.0.1:8000"}, 200),
+        ("GET", "/info/", {"origin": "http://evil.example"}, 200),
+        ("POST", "/info/", {"content-length": "5001"}, 413),
+        ("POST", "/info/", {"content-length": "many"}, 400),
+    ],
+)
+def test_requests_are_passed_or_refused(method, path, headers, status):
+    assert ask(guard(), method, path, headers)[0] == status
+
+
+def test_a_body_that_grows_too_large_is_stopped_whatever_its_header_says():
+    assert ask(guard(), "POST", body=bytes(5000)) == (200, b"5000")
+    status, body = ask(guard(), "POST", body=bytes(5001))
+    assert status == 413
+    assert b"SECRET" not in body
+
+
+def test_the_archive_is_only_read_and_never_left():
+    proxy = guard(dicom_proxy=True)
+    assert ask(proxy, "GET", "/proxy/dicom/qido/studies")[0] == 200
+    assert ask(proxy, "POST", "/proxy/dicom/stow/studies")[0] == 404
+    assert ask(proxy, "GET", "/proxy/dicom/../../system")[0] == 404
+
+
+def test_a_password_is_asked_for_everywhere():
+    closed = guard(password="correct horse")
+    assert ask(closed)[0] == 401
+    for given, status in (("correct horse", 200), ("wrong", 401), ("", 401)):
+        header = "Basic " + base64.b64encode(f"me:{given}".encode()).decode()
+        assert ask(closed, headers={"authorization": header})[0] == status
+    assert ask(closed, headers={"authorization": "Basic ***"})[0] == 401
+    assert ask(closed, headers={"authorization": "Bearer correct horse"})[0] == 401
+
+
+def test_an_unforeseen_error_gives_nothing_away():
+    status, body = ask(guard(), path="/info/fail")
+    assert status == 500
+    assert json.loads(body)["detail"].startswith("internal error")
+    assert b"SECRET" not in body
+
+
+def test_other_machines_are_let_in_with_a_password_only(tmp_path):
+    for host in ("127.0.0.1", "::1", "localhost", "127.5.5.5"):
+        check_host(host, False)
+    for host in ("0.0.0.0", "::", "192.168.1.5", "example.org", ""):
+        with pytest.raises(InputError, match="password_file"):
+            check_host(host, False)
+        check_host(host, True)
+    file = tmp_path / "password"
+    for content in ("", "short\n"):
+        file.write_text(content)
+        with pytest.raises(InputError, match="eight characters"):
+            read_password(str(file))
+    file.write_text("long enough\nsecond line")
+    assert read_password(str(file)) == "long enough"
+    with pytest.raises(InputError, match="cannot be read"):
+        read_password(str(tmp_path / "missing"))
