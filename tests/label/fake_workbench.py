@@ -1,9 +1,9 @@
 """A workbench without a network, for tests of the page: phantoms in, real pictures and labels, scores by a simple rule.
 
-Scores come from the mean square difference between a radiograph and the average of those that count as normal, plus, once an abnormal image is
-labelled, the likeness to it. They are only good enough for a ranking that changes when labels arrive.
+Scores come from the difference between a radiograph and the mean of all, plus, once an abnormal image is labelled, the
+likeness to it. They are only good enough for a ranking that changes when labels arrive.
 
-Run it to look at the page: `python tests/label/fake_workbench.py FOLDER_WITH_PNG_FILES [--port 8000] [--no-model] [--read-only]`
+Run it to look at the page: `python tests/label/fake_workbench.py FOLDER_WITH_PNG_FILES`, then open 127.0.0.1:8000/wscxr/.
 """
 
 from __future__ import annotations
@@ -11,24 +11,35 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 from scipy import ndimage
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.errors import UnknownImageError
+from monai_wscxr.label.page import router
 from monai_wscxr.report.overlay import colour_map, encode_png
 
 HELD_OUT = 39
 STAGES = ("features", "mining", "training", "scoring")
 
 
-class Refused(InputError):
+def phantom_files(folder: Path) -> list[Path]:
+    """Radiographs in a folder, without the masks that `phantom` writes beside them."""
+    return [file for file in sorted(folder.rglob("*.png")) if "masks" not in file.parts]
+
+
+class RefusedError(InputError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
@@ -63,6 +74,7 @@ class FakeWorkbench:
         return {
             "images": len(self.files),
             "scored": len(self.scores),
+            "rejected": len(self.unreadable),
             "labels": {
                 "normal": sum(label == 0 for label, _, _ in kinds),
                 "abnormal": sum(label == 1 for label, _, _ in kinds),
@@ -99,7 +111,7 @@ class FakeWorkbench:
             peak = [(x + 0.5) / width, (y + 0.5) / height]
         return {
             "id": image_id,
-            "name": f"{file.parent.name}/{file.name}",
+            "name": file.name,
             "anomaly_score": score,
             "p_value": None if score is None else self._p(score),
             "abnormal": score is not None and score > self.model["scale"]["threshold"],
@@ -116,13 +128,13 @@ class FakeWorkbench:
     def radiograph_png(self, image_id):
         self._file(image_id)
         if image_id in self.unreadable:
-            raise Refused(*self.unreadable[image_id])
+            raise RefusedError(*self.unreadable[image_id])
         return encode_png(np.rint(255 * self.pixels[image_id]).astype(np.uint8), 1)
 
     def map_png(self, image_id):
         self.radiograph_png(image_id)
         if self.model is None:
-            raise Refused("no_model", "There is no model yet, so there is no map.")
+            raise RefusedError("no_model", "There is no model yet, so there is no map.")
         position = np.clip(self.maps[image_id] / 3.0 - 0.35, 0, 1)
         rgba = np.dstack([colour_map(position), np.rint(255 * position).astype(np.uint8)])
         file = io.BytesIO()
@@ -132,9 +144,9 @@ class FakeWorkbench:
     def set_label(self, image_id, label, image_class=None, skipped=False):
         self._file(image_id)
         if self.read_only:
-            raise Refused("read_only", "This server stores no labels: it was started read only.")
+            raise RefusedError("read_only", "This server stores no labels: it was started read only.")
         if image_id in self.unreadable and label is not None:
-            raise Refused("unreadable", "An image that cannot be read cannot be labelled; skip it.")
+            raise RefusedError("unreadable", "An image that cannot be read cannot be labelled; skip it.")
         self.calls.append(f"{image_id} {label} {image_class} {skipped}")
         if label is None and not skipped:
             self.labels.pop(image_id, None)
@@ -144,11 +156,11 @@ class FakeWorkbench:
 
     def start_training(self):
         if self.read_only:
-            raise Refused("read_only", "This server does not train: it was started read only.")
+            raise RefusedError("read_only", "This server does not train: it was started read only.")
         if self.state["state"] == "running":
-            raise Refused("training_running", "A training runs already; wait until it has finished.")
+            raise RefusedError("training_running", "A training runs already; wait until it has finished.")
         if not any(label == 1 for label, _, _ in self.labels.values()):
-            raise Refused("no_abnormal_label", "Training needs at least one image labelled abnormal.")
+            raise RefusedError("no_abnormal_label", "Training needs at least one image labelled abnormal.")
         self.state = {"state": "running", "stage": "features", "fraction": 0.0, "seconds": 0.0, "message": ""}
         threading.Thread(target=self._train, daemon=True).start()
         return self.state
@@ -178,7 +190,13 @@ class FakeWorkbench:
             for step in range(10):
                 seconds = time.monotonic() - start
                 fraction = (10 * i + step) / 40
-                self.state = {"state": "running", "stage": stage, "fraction": fraction, "seconds": seconds, "message": ""}
+                self.state = {
+                    "state": "running",
+                    "stage": stage,
+                    "fraction": fraction,
+                    "seconds": seconds,
+                    "message": "",
+                }
                 time.sleep(self.seconds / 40)
         seconds = time.monotonic() - start
         if self.fails:
@@ -251,12 +269,32 @@ class FakeWorkbench:
         }
 
 
+def application(workbench: object, **options: object) -> FastAPI:
+    app = FastAPI()
+    app.include_router(router(workbench, **options), prefix="/wscxr")
+    return app
+
+
+@contextmanager
+def served(workbench: object, port: int = 0) -> Iterator[tuple[str, int]]:
+    """Serves the page on loopback while the `with` block runs; gives its address and port."""
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("127.0.0.1", port))
+    listening.listen(64)  # so that nobody is turned away before the server runs
+    port = listening.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(application(workbench), log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{port}/wscxr/", port
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listening.close()
+
+
 def main() -> None:
-    import uvicorn
-    from fastapi import FastAPI
-
-    from monai_wscxr.label.page import router
-
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, default=8000)
@@ -265,13 +303,9 @@ def main() -> None:
     parser.add_argument("--fail", action="store_true", help="trainings fail")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a training")
     options = parser.parse_args()
-    workbench = FakeWorkbench(
-        sorted(options.folder.rglob("*.png")), not options.no_model, options.read_only, options.seconds
-    )
+    workbench = FakeWorkbench(phantom_files(options.folder), not options.no_model, options.read_only, options.seconds)
     workbench.fails = options.fail
-    app = FastAPI()
-    app.include_router(router(workbench), prefix="/wscxr")
-    uvicorn.run(app, host="127.0.0.1", port=options.port, log_level="warning")
+    uvicorn.run(application(workbench), host="127.0.0.1", port=options.port, log_level="warning")
 
 
 if __name__ == "__main__":

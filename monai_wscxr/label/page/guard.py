@@ -102,7 +102,9 @@ def _check_origin(request: Request) -> None:
         foreign = foreign or urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower()
     if foreign:
         raise RefusedError(
-            HTTPStatus.FORBIDDEN, "foreign_origin", "the request comes from a page of another site, which may not use this"
+            HTTPStatus.FORBIDDEN,
+            "foreign_origin",
+            "the request comes from a page of another site, which may not use this",
         )
 
 

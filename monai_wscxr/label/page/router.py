@@ -52,7 +52,7 @@ class Label(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    label: Literal[0, 1] | None
+    label: Annotated[int, Field(strict=True, ge=0, le=1)] | None
     image_class: str | None = Field(default=None, alias="class", max_length=CLASS_LENGTH)
     skipped: StrictBool = False
 

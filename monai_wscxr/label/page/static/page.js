@@ -12,7 +12,10 @@ const by = (id) => document.getElementById(id);
 
 const pictures = new api.Pictures();
 const viewer = new Viewer(pictures);
-const queue = new Queue((index) => go(index));
+const queue = new Queue((index) => {
+  said("");
+  go(index);
+});
 const classEntry = new ClassEntry((name) => label({ label: 1, class: name }));
 
 let status = null;
@@ -44,7 +47,7 @@ function lost() {
   const wait = Math.min(15, 2 ** gone);
   retryAt = Date.now() + 1000 * wait;
   by("gone").hidden = false;
-  by("gone-text").textContent = `The server does not answer. What was labelled before is stored. Trying again every ${wait} s.`;
+  by("gone-text").textContent = `The server does not answer. What was labelled before is stored. Trying again in ${wait} s.`;
   controls();
 }
 
@@ -84,8 +87,8 @@ function verdict() {
     const flag = document.createElement("span");
     flag.className = item.abnormal ? "badge abnormal" : "badge plain";
     flag.textContent = item.abnormal ? "flagged" : "not flagged";
-    by("score").append("Score ", figure, flag);
-    by("p-words").textContent = `${pWords(item.p_value, status?.model?.held_out)} (p = ${pNumber(item.p_value)})`;
+    by("score").append(flag, "score", figure, `p ${pNumber(item.p_value)}`);
+    by("p-words").textContent = pWords(item.p_value, status?.model?.held_out);
   } else if (item) {
     by("score").textContent = item.reason ? "No score" : status?.model ? "Not scored yet" : "No score without a model";
   }
@@ -105,7 +108,7 @@ function controls() {
   const seen = writable && viewer.shown === current.id;
   by("normal").disabled = by("abnormal").disabled = !seen;
   by("skip").disabled = !(seen || (writable && current.reason));
-  by("undo").disabled = !undone.length || gone > 0;
+  by("undo").disabled = !undone.length || !status || status.read_only || gone > 0;
   by("previous").disabled = queue.at <= 0;
   by("next").disabled = queue.at >= queue.items.length - 1 && complete;
 }
@@ -166,6 +169,7 @@ function go(index) {
 }
 
 async function step(places) {
+  said("");
   if (queue.at + places >= queue.items.length && !complete) { await more(); }
   go(queue.at + places);
 }
@@ -210,12 +214,12 @@ async function label(change) {
       go(next);
       announce(`${words} Next: ${spoken(current)}`);
     }
-    await refresh();
   } catch (error) {
     complain(error);
   } finally {
     busy = false;
   }
+  refresh();
 }
 
 function refusedWords() {
@@ -242,7 +246,7 @@ function spoken(item) {
 
 async function undo() {
   const last = undone.at(-1);
-  if (busy || !last) { return; }
+  if (busy || !last || by("undo").disabled) { return; }
   busy = true;
   try {
     const item = await api.setLabel(last.id, last);
@@ -251,12 +255,12 @@ async function undo() {
     said(`Undone: ${item.name}.`);
     announce(`Undone: ${item.name} is ${labelWords(item) || "without a label"} again.`);
     go(queue.items.findIndex((other) => other.id === item.id));
-    await refresh();
   } catch (error) {
     complain(error);
   } finally {
     busy = false;
   }
+  refresh();
 }
 
 function askClass() {
@@ -264,6 +268,7 @@ function askClass() {
     if (current) { said(refusedWords(), true); }
     return;
   }
+  said("");
   if (classEntry.isOpen) { classEntry.close(); } else { classEntry.open(status.classes, current.class); }
 }
 
@@ -305,7 +310,7 @@ async function look() {
   by("read-only").hidden = !status.read_only;
   showLabels(status);
   showTraining(training, status.read_only);
-  const waiting = status.images - status.scored - (status.unusable ?? 0);
+  const waiting = status.images - status.scored - (status.rejected ?? 0);
   by("queue-note").textContent = status.model && waiting > 0 ? `${status.scored} of ${status.images} scored` : `${status.images} images`;
   if (failed) { announce(`The training failed. ${training.message}`); }
   const newModel = before?.model?.sha256 !== status.model?.sha256;
@@ -313,12 +318,12 @@ async function look() {
   if (!before || newModel) {
     if (before) { pictures.clear(); }
     const changes = await api.changes().catch(() => null);
+    await load();
     showChanges(changes, openImage);
     if (before && changes) {
-      said(changesWords(changes));
+      said("");
       announce(changesWords(changes));
     }
-    await load();
   } else if (newScores) {
     await load(true);
   } else {
@@ -328,7 +333,7 @@ async function look() {
 
 async function watch() {
   for (;;) {
-    const quick = training.state === "running" || (status?.model && status.scored < status.images - (status.unusable ?? 0));
+    const quick = training.state === "running" || (status?.model && status.scored < status.images - (status.rejected ?? 0));
     await new Promise((wake) => setTimeout(wake, quick ? 400 : 1000));
     const due = gone ? Date.now() >= retryAt : quick || Date.now() - watch.last > 5000;
     if (due && !document.hidden && !busy) {

@@ -34,7 +34,7 @@ function spoken(item) {
 
 function scoreBar(item, scale) {
   const bar = element("span", "bar");
-  if (item.anomaly_score === null || !scale) { return bar; }
+  if (!scale) { return bar; }
   const fill = element("i", item.abnormal ? "fill flagged" : "fill");
   fill.style.width = `${100 * onScale(item.anomaly_score, scale)}%`;
   const tick = element("i", "tick");
@@ -57,12 +57,14 @@ function row(item, index, scale) {
   first.append(element("span", "rank", item.rank ?? "–"), name);
   const marks = [move(item.rank_before, item.rank), badge(item)].filter(Boolean);
   first.append(...marks);
+  made.append(first);
+  if (item.anomaly_score === null) { return made; }
   const second = element("span", "line");
   second.append(
     element("span", item.abnormal ? "score flagged" : "score", number(item.anomaly_score)), scoreBar(item, scale),
-    element("span", "p", item.p_value === null ? "" : `p ${pNumber(item.p_value)}`),
+    element("span", "p", `p ${pNumber(item.p_value)}`),
   );
-  made.append(first, second);
+  made.append(second);
   return made;
 }
 

@@ -21,11 +21,13 @@ export function showLabels(status) {
     by("progress-bar").querySelector("." + kind).style.width = `${(100 * count) / Math.max(1, status.images)}%`;
   }
   const fresh = status.new_labels ?? 0;
-  by("train-note").textContent = status.read_only ? "" : fresh ? `${plural(fresh, "new label")}` : "knows all labels";
+  by("train-note").textContent = fresh ? plural(fresh, "new label") : normal + abnormal ? "up to date" : "";
+  by("train").dataset.new = String(fresh > 0 && !status.read_only);
+  by("train-hint").hidden = normal + abnormal > 0 || status.read_only;
   const model = status.model;
   by("model").textContent = model
-    ? `Model ${model.sha256.slice(0, 8)} of ${model.trained.replace("T", " ").slice(0, 16)}, from ` +
-      `${plural(model.normal, "normal")} and ${model.abnormal} abnormal`
+    ? `Model ${model.sha256.slice(0, 8)}, trained ${model.trained.replace("T", " ").slice(0, 16)} ` +
+      `on ${model.normal} normal and ${model.abnormal} abnormal`
     : "No model yet";
 }
 
@@ -76,6 +78,9 @@ export function showChanges(changes, open) {
       mark.textContent = m.flagged_after ? "newly flagged" : "no longer flagged";
       button.append(mark);
     }
+    const flag = m.flagged_after === m.flagged_before ? "" : m.flagged_after ? ", newly flagged" : ", no longer flagged";
+    button.setAttribute("aria-label", `${m.name}: rank ${m.rank_before ?? "none"} to ${m.rank_after}, score ` +
+      `${number(m.score_before)} to ${number(m.score_after)}${flag}`);
     button.addEventListener("click", () => open(m.id));
     const entry = document.createElement("li");
     entry.append(button);
