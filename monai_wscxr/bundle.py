@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,34 @@ def start(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> None
 def from_command_line() -> bool:
     """Whether this process is `python -m monai.bundle ...`."""
     return Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
+
+
+def find_configs(bundle: str | Path | None = None) -> Path:
+    """The folder with `train.yaml`: of the bundle given, or of the one beside the package.
+
+    Raises:
+        InputError: when there is none.
+    """
+    root = Path(bundle) if bundle else Path(__file__).resolve().parents[1] / "bundles" / "wscxr_chest_xray"
+    configs = root / "configs"
+    if not (configs / "train.yaml").is_file():
+        raise InputError(f"{configs} has no train.yaml; give the folder of the bundle wscxr_chest_xray with --bundle")
+    return configs
+
+
+@contextlib.contextmanager
+def quiet_training() -> Iterator[None]:
+    """Trainings say nothing below a warning, for a caller that shows how far they are by itself."""
+    loggers = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("ignite", "monai")]
+    levels = {name: logging.getLogger(name).level for name in ["monai_wscxr", *loggers]}
+    for name in levels:  # MONAI's own have a level each, and warn of what is meant here: no file of logging settings
+        logging.getLogger(name).setLevel(logging.ERROR if name.startswith("monai.") else logging.WARNING)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def join_processes() -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -87,6 +88,7 @@ class PatchExtractor:
         self.batch_size, self.max_bad_share, self.progress = batch_size, max_bad_share, progress
         self.read_threads, self.shard_images = read_threads, shard_images
         self.digests: dict[str, str] = {}
+        self._stamps: dict[str, tuple[int, int]] = {}
         self.done = Extraction()
         self.store = None if cache is False else FeatureStore(self.settings(), None if cache is True else cache)
 
@@ -116,8 +118,18 @@ class PatchExtractor:
             InputError: when more than the allowed share of the images is unusable, none is left, the disk is too small,
                 or the network gives NaN.
         """
+        used, features, rejected = self.usable([str(item["image"]) for item in items], what)
+        if not used:
+            raise InputError(f"none of the {len(items)} {what} can be used; first: {_first(rejected)}")
+        return FeatureBank.from_images(features, used, self.grid)
+
+    def usable(self, files: Sequence[str], what: str = "images") -> tuple[list[str], Tensor, list[Rejected]]:
+        """Of these files, those that can be used, their patch features [n, h*w, C] in that order, and the others.
+
+        Raises:
+            InputError: as `bank`, except that no usable file is no error here.
+        """
         began = time.perf_counter()
-        files = [str(item["image"]) for item in items]
         rejected: list[Rejected] = []
         found: dict[str, Tensor] = {}
         readable = self._digest(files, rejected)
@@ -141,8 +153,7 @@ class PatchExtractor:
         refused = {f for f, _, _ in rejected}
         used = [f for f in files if f not in refused]
         self._check_share(rejected, len(files), what)
-        if not used:
-            raise InputError(f"none of the {len(files)} {what} can be used; first: {_first(rejected)}")
+        features = torch.empty(0, self.grid[0] * self.grid[1], self.features.channels)
         stored = [f for f in used if f not in found]
         if stored:
             assert store is not None
@@ -157,14 +168,23 @@ class PatchExtractor:
         self.done.reused += len(known)
         self.done.rejected += rejected
         self.done.seconds += time.perf_counter() - began
-        return FeatureBank.from_images(features, used, self.grid)
+        return used, features, rejected
 
-    def _digest(self, files: list[str], rejected: list[Rejected]) -> list[str]:
+    def digest(self, file: str) -> str:
+        """Content digest of a file, computed once for as long as it does not change; OSError when it cannot be read."""
+        stat = os.stat(file)
+        stamp = stat.st_mtime_ns, stat.st_size
+        if file not in self.digests or self._stamps.get(file, stamp) != stamp:
+            self.digests[file] = file_digest(file)
+        self._stamps[file] = stamp
+        return self.digests[file]
+
+    def _digest(self, files: Sequence[str], rejected: list[Rejected]) -> list[str]:
         """Fill `digests`; return the files that could be read at all."""
 
         def digest(file: str) -> str | OSError:
             try:
-                return self.digests.get(file) or file_digest(file)
+                return self.digest(file)
             except OSError as error:
                 return error
 

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -33,10 +33,10 @@ class ImageFeatures(IterableDataset):
     """Batches of patch features of whole images with labels, filled by `MiningHandler`; what validation runs on.
 
     Args:
-        batch_size: images per batch.
+        batch_size: images per batch; few, so that what is computed on the way stays in the processor's cache.
     """
 
-    def __init__(self, batch_size: int = 256) -> None:
+    def __init__(self, batch_size: int = 32) -> None:
         self.batch_size = batch_size
         self.features = torch.empty(0)
         self.labels = torch.empty(0)
@@ -72,6 +72,7 @@ class MiningHandler:
         mined: result of mining (on features as published), after training has started; its rows are not whitened.
         normal, held_out, abnormal: banks of whole images, whitened.
         seconds: {"extraction", "mining"}.
+        on_mining: called when all features are there and mining begins, for who shows how far a training is.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class MiningHandler:
         self.device = torch.device(device)
         self.whitening, self.shrinkage = whitening, shrinkage
         self.seconds: dict[str, float] = {}
+        self.on_mining: Callable[[], None] = lambda: None
         self.mined: Mined
         self.normal: FeatureBank
         self.held_out: FeatureBank
@@ -109,14 +111,16 @@ class MiningHandler:
             logger.warning("allowed overlap between training and test: %s", finding)
         self.extractor.digests.update(self.split.digests)
         normal = self._extract()
+        self.on_mining()
         began = time.perf_counter()
         self.mined = mine(normal.to(self.device), self.abnormal.to(self.device), self.retention)
         self.seconds["mining"] = time.perf_counter() - began
         if self.whitening is not None:
             self.whitening.fit(normal.rows.to(self.device), self.shrinkage)
-        self.normal, self.held_out, self.abnormal = map(self._whitened, (normal, self.held_out, self.abnormal))
+        mined = self.mined.bank.rows.clone()  # `mined` itself stays as published
+        self.normal, self.held_out, self.abnormal = map(self._whiten, (normal, self.held_out, self.abnormal))
         self.dataset.fill(self.normal.rows)
-        self.inferer.fill(self._whitened(self.mined.bank).rows)
+        self.inferer.fill(self._whiten(dataclasses.replace(self.mined.bank, rows=mined)).rows)
         self.validation.fill(self.held_out, self.abnormal)
         engine.state.epoch_length = self.dataset.batches_per_epoch
         done = self.extractor.done
@@ -131,9 +135,13 @@ class MiningHandler:
             *(len(self.mined.bank), len(self.abnormal), len(normal), self.seconds["mining"]),
         )
 
-    def _whitened(self, bank: FeatureBank) -> FeatureBank:
+    def _whiten(self, bank: FeatureBank, part: int = 8192) -> FeatureBank:
+        """The bank on the device, its rows whitened in place: they are this handler's own, and a second copy costs time."""
         bank = bank.to(self.device)
-        return bank if self.whitening is None else dataclasses.replace(bank, rows=self.whitening(bank.rows))
+        if self.whitening is not None:
+            for rows in bank.rows.split(part):
+                rows.copy_(self.whitening(rows))
+        return bank
 
     def _extract(self) -> FeatureBank:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -220,9 +228,11 @@ class DistanceHandler:
             raise InputError(f"distance_share must be 0 (off) or more, got {share}")
         self.mining, self.discriminator, self.share = mining, discriminator, share
         self.score_share = check_score_share(score_share)
+        self._spread: float | None = None  # of the distance term; it is the same after every epoch
 
     def attach(self, engine: Engine) -> None:
         """Run after every epoch."""
+        engine.add_event_handler(Events.STARTED, self._forget)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -234,18 +244,27 @@ class DistanceHandler:
             self.discriminator.distance_weight.fill_(self.weight())
         self.discriminator.train(mode)
 
+    def _forget(self, engine: Engine) -> None:
+        self._spread = None
+
     @torch.inference_mode()
     def weight(self) -> float:
         """The weight that gives the distance its share; the discriminator's own must be 0 meanwhile."""
-        learned, distance = [], []
-        for part in self.mining.normal.images.split(256):
-            learned.append(anomaly_score(self.discriminator(part), self.score_share)[:, 0])
-            distance.append(anomaly_score(part.square().mean(1, keepdim=True), self.score_share)[:, 0])
-        spread = float(torch.cat(distance).double().std(correction=0))
-        if not spread > 0:
+        if self._spread is None:
+            self._spread = self._deviation(lambda rows: rows.square().mean(1))
+        if not self._spread > 0:
             return 0.0
-        wanted = self.share / len(self.mining.abnormal.files) * float(torch.cat(learned).double().std(correction=0))
-        return wanted / spread
+        learned = self._deviation(lambda rows: self.discriminator.layers(rows).squeeze(1))
+        return self.share / len(self.mining.abnormal.files) * learned / self._spread
+
+    def _deviation(self, patch_scores: Callable[[Tensor], Tensor]) -> float:
+        """Standard deviation over the training normals of the image scores that follow from scores of rows."""
+        bank, (h, w) = self.mining.normal, self.mining.normal.grid
+        scores = [
+            anomaly_score(patch_scores(rows).reshape(-1, 1, h, w), self.score_share)[:, 0]
+            for rows in bank.rows.split(32 * h * w)
+        ]
+        return float(torch.cat(scores).double().std(correction=0))
 
 
 class ThreadsHandler:
@@ -374,7 +393,7 @@ def _first_process() -> bool:
 
 
 def image_scores(
-    discriminator: Discriminator, bank: FeatureBank, score_share: float = 0.0, batch_size: int = 256
+    discriminator: Discriminator, bank: FeatureBank, score_share: float = 0.0, batch_size: int = 32
 ) -> list[float]:
     """Anomaly scores of the images of a bank of whole images, whitened where the network whitens."""
     device = next(discriminator.parameters()).device

@@ -67,6 +67,7 @@ class FeatureStore:
             ) from error
         self._where: dict[str, tuple[Path, int]] = {}
         self._known_shards: set[Path] = set()
+        self._mapped: dict[Path, Tensor] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -104,8 +105,7 @@ class FeatureStore:
             by_shard.setdefault(path, []).append((row, position))
         out: Tensor | None = None
         for path, places in by_shard.items():
-            with safe_open(path, framework="pt") as shard:
-                features = shard.get_tensor("features")
+            features = self._features(path)
             if out is None:
                 out = features.new_empty((len(digests), *features.shape[1:]))
             rows, positions = (torch.tensor(column) for column in zip(*places, strict=True))
@@ -113,6 +113,13 @@ class FeatureStore:
         if out is None:
             raise KeyError("no digest was asked for")
         return out
+
+    def _features(self, path: Path) -> Tensor:
+        """Features of a shard, mapped from its file: read when touched, and again and again without opening it anew."""
+        if path not in self._mapped:
+            with safe_open(path, framework="pt") as shard:
+                self._mapped[path] = shard.get_tensor("features")
+        return self._mapped[path]
 
     def write(self, digests: Sequence[str], features: Tensor) -> None:
         """Add one shard of images; `features` [n, h*w, C] in the order of `digests`."""

@@ -124,7 +124,7 @@ def _from_split(root: Path, folder: Path, split: str) -> list[Item]:
     items = []
     kinds = {"normal": 0, "abnormal": 1, "pneumonia": 1}
     unknown = [child.name for child in _folders(folder) if child.name.lower() not in kinds]
-    loose = [path.name for path in sorted(folder.iterdir()) if path.is_file() and _is_image(path)]
+    loose = [path.name for path in sorted(folder.iterdir()) if path.is_file() and is_image(path)]
     if unknown or loose:
         raise DatalistError(
             f"{folder}: {few(unknown + loose)} is not allowed here; allowed are the folders normal, abnormal and "
@@ -133,7 +133,7 @@ def _from_split(root: Path, folder: Path, split: str) -> list[Item]:
     for child in _folders(folder):
         label = kinds[child.name.lower()]
         for path in _walk(child):
-            if not _is_image(path):
+            if not is_image(path):
                 continue
             name = "normal" if label == 0 else _folder_class(child, path)
             item = _item(str(path), label, name, patient_of(path.name) or path.relative_to(root).as_posix())
@@ -306,7 +306,7 @@ def _walk(folder: Path) -> list[Path]:
     return files
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """By extension; without one (or with a number, as in names made of UIDs) by being DICOM inside."""
     if path.name.lower().endswith(IMAGE_SUFFIXES):
         return not path.name.startswith(".")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ def training_split(
     seed: int = 0,
     strict: bool = False,
     allow_overlap: bool = False,
+    digests: Mapping[str, str] | None = None,
 ) -> TrainingSplit:
     """Split a data set for training; nothing is ever taken from its test part.
 
@@ -62,15 +63,16 @@ def training_split(
         seed: of both choices.
         strict: a class with fewer than k images is an error instead of a warning.
         allow_overlap: go on although training and test share images or patients.
+        digests: content digests that are known already, by file; those files are not read for theirs again.
 
     Raises:
         DatalistError: see the functions of `datalist` and `selection`.
     """
     datalist = load_datalist(source)
     training = datalist["training"]
-    digests: dict[str, str] = {}
+    found = dict(digests or {})
     abnormal = choose_few_shot([item for item in training if item["label"] == 1], k, seed, strict)
     normal, held_out = hold_out([item for item in training if item["label"] == 0], holdout, seed)
     used = normal + held_out + abnormal
-    findings = check_overlap(used, datalist["test"], allow=allow_overlap, digests=digests)
-    return TrainingSplit(normal, held_out, abnormal, datalist["test"], findings, digests)
+    findings = check_overlap(used, datalist["test"], allow=allow_overlap, digests=found)
+    return TrainingSplit(normal, held_out, abnormal, datalist["test"], findings, found)

@@ -1,1 +1,1 @@
-"""The MONAI Label app: find suspicious radiographs, label a few, retrain in seconds."""
+"""Label a few radiographs, retrain in seconds, see the archive in a new order: the MONAI Label app and what it stands on."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import json
-import logging
 import platform
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import yaml
 from tqdm import tqdm
 
 import monai_wscxr
+from monai_wscxr.bundle import find_configs, quiet_training
 from monai_wscxr.errors import InputError
 from monai_wscxr.protocol.cells import Cell, Laboratory
 from monai_wscxr.protocol.output import write_tables
@@ -75,12 +73,12 @@ def run_protocol(
     began = time.perf_counter()
     cells = grid(table, methods, k, seeds)
     options = dict(options or {})
-    configs = _configs(bundle)
+    configs = find_configs(bundle)
     _check_options(configs, methods, options)
     folder = Path(output_dir)
     done = folder / "cells"
     done.mkdir(parents=True, exist_ok=True)
-    with _quiet():
+    with quiet_training():
         options.setdefault("progress", progress)
         laboratory = Laboratory(configs, dataset_dir, folder / "runs", options)
         laboratory.extract()
@@ -209,26 +207,3 @@ def _counts(laboratory: Laboratory) -> dict[str, dict[str, int]]:
             counts = found.setdefault(part, {})
             counts[item["class"]] = counts.get(item["class"], 0) + 1
     return found
-
-
-def _configs(bundle: str | Path | None) -> Path:
-    root = Path(bundle) if bundle else Path(__file__).resolve().parents[2] / "bundles" / "wscxr_chest_xray"
-    configs = root / "configs"
-    if not (configs / "train.yaml").is_file():
-        raise InputError(f"{configs} has no train.yaml; give the folder of the bundle wscxr_chest_xray with --bundle")
-    return configs
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Cells say nothing below a warning; the bar tells how far they are."""
-    loggers = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("ignite", "monai")]
-    levels = {name: logging.getLogger(name).level for name in ["monai_wscxr", *loggers]}
-    for name in levels:  # MONAI's own have a level each, and warn of what is meant here: no file of logging settings
-        logging.getLogger(name).setLevel(logging.ERROR if name.startswith("monai.") else logging.WARNING)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -25,9 +25,8 @@ from fastapi import FastAPI
 from PIL import Image
 from scipy import ndimage
 
-from monai_wscxr.errors import InputError
-from monai_wscxr.label.errors import UnknownImageError
 from monai_wscxr.label.page import router
+from monai_wscxr.label.studies import Refused, UnknownImage
 from monai_wscxr.report.overlay import colour_map, encode_png
 
 HELD_OUT = 39
@@ -37,12 +36,6 @@ STAGES = ("features", "mining", "training", "scoring")
 def phantom_files(folder: Path) -> list[Path]:
     """Radiographs in a folder, without the masks that `phantom` writes beside them."""
     return [file for file in sorted(folder.rglob("*.png")) if "masks" not in file.parts]
-
-
-class RefusedError(InputError):
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 class FakeWorkbench:
@@ -128,13 +121,13 @@ class FakeWorkbench:
     def radiograph_png(self, image_id):
         self._file(image_id)
         if image_id in self.unreadable:
-            raise RefusedError(*self.unreadable[image_id])
+            raise Refused(*self.unreadable[image_id])
         return encode_png(np.rint(255 * self.pixels[image_id]).astype(np.uint8), 1)
 
     def map_png(self, image_id):
         self.radiograph_png(image_id)
         if self.model is None:
-            raise RefusedError("no_model", "There is no model yet, so there is no map.")
+            raise Refused("no_model", "There is no model yet, so there is no map.")
         position = np.clip(self.maps[image_id] / 3.0 - 0.35, 0, 1)
         rgba = np.dstack([colour_map(position), np.rint(255 * position).astype(np.uint8)])
         file = io.BytesIO()
@@ -144,9 +137,9 @@ class FakeWorkbench:
     def set_label(self, image_id, label, image_class=None, skipped=False):
         self._file(image_id)
         if self.read_only:
-            raise RefusedError("read_only", "This server stores no labels: it was started read only.")
+            raise Refused("read_only", "This server stores no labels: it was started read only.")
         if image_id in self.unreadable and label is not None:
-            raise RefusedError("unreadable", "An image that cannot be read cannot be labelled; skip it.")
+            raise Refused("unreadable", "An image that cannot be read cannot be labelled; skip it.")
         self.calls.append(f"{image_id} {label} {image_class} {skipped}")
         if label is None and not skipped:
             self.labels.pop(image_id, None)
@@ -156,11 +149,11 @@ class FakeWorkbench:
 
     def start_training(self):
         if self.read_only:
-            raise RefusedError("read_only", "This server does not train: it was started read only.")
+            raise Refused("read_only", "This server does not train: it was started read only.")
         if self.state["state"] == "running":
-            raise RefusedError("training_running", "A training runs already; wait until it has finished.")
+            raise Refused("busy", "A training runs already; wait until it has finished.")
         if not any(label == 1 for label, _, _ in self.labels.values()):
-            raise RefusedError("no_abnormal_label", "Training needs at least one image labelled abnormal.")
+            raise Refused("no_abnormal", "Training needs at least one image labelled abnormal.")
         self.state = {"state": "running", "stage": "features", "fraction": 0.0, "seconds": 0.0, "message": ""}
         threading.Thread(target=self._train, daemon=True).start()
         return self.state
@@ -175,7 +168,7 @@ class FakeWorkbench:
         try:
             return self.files[image_id]
         except KeyError:
-            raise UnknownImageError(image_id) from None
+            raise UnknownImage(image_id) from None
 
     def _ranks(self):
         ordered = sorted(self.scores, key=lambda i: (-self.scores[i], i))

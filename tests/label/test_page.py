@@ -165,7 +165,7 @@ def test_ids_are_opaque(workbench):
 
 def test_what_the_workbench_refuses_is_a_conflict(client, workbench):
     image_id = first(client)["id"]
-    assert refusal(client.post(f"{API}/train"), 409) == "no_abnormal_label"
+    assert refusal(client.post(f"{API}/train"), 409) == "no_abnormal"
     workbench.unreadable[image_id] = ("undecodable", "The file is no image that can be decoded.")
     assert refusal(client.get(f"{API}/items/{image_id}/radiograph.png"), 409) == "undecodable"
     assert refusal(client.put(f"{API}/items/{image_id}/label", json={"label": 1}), 409) == "unreadable"
@@ -182,7 +182,7 @@ def test_training_runs_once_and_changes_the_order(client, workbench):
     workbench.seconds = 0.5
     started = client.post(f"{API}/train")
     assert (started.status_code, started.json()["state"]) == (202, "running")
-    assert refusal(client.post(f"{API}/train"), 409) == "training_running"
+    assert refusal(client.post(f"{API}/train"), 409) == "busy"
     until(lambda: client.get(f"{API}/train").json()["state"] == "done", "the training ends")
     changes = client.get(f"{API}/changes").json()
     assert changes["new_labels"] == 1

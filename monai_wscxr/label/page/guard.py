@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.label.errors import UnknownImageError
+from monai_wscxr.label.studies import UnknownImage
 
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 BODY_LIMIT = 4096  # bytes; a label takes about a hundred
@@ -125,7 +125,7 @@ async def _limited(request: Request) -> Request:
 
 
 def _refusal(error: Exception) -> JSONResponse:
-    if isinstance(error, UnknownImageError):
+    if isinstance(error, UnknownImage):
         error = RefusedError(HTTPStatus.NOT_FOUND, "unknown_image", "the collection has no image with this id")
     elif isinstance(error, RequestValidationError):
         error = RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", _sentence(error))
