@@ -179,17 +179,10 @@ class FakeWorkbench:
 
     def _train(self):
         start = time.monotonic()
-        for i, stage in enumerate(STAGES):
+        for stage in STAGES:
             for step in range(10):
                 seconds = time.monotonic() - start
-                fraction = (10 * i + step) / 40
-                self.state = {
-                    "state": "running",
-                    "stage": stage,
-                    "fraction": fraction,
-                    "seconds": seconds,
-                    "message": "",
-                }
+                self.state = self.state | {"stage": stage, "fraction": step / 10, "seconds": seconds}
                 time.sleep(self.seconds / 40)
         seconds = time.monotonic() - start
         if self.fails:

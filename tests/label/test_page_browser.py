@@ -62,8 +62,10 @@ def test_label_five_by_keyboard_retrain_and_see_the_order_change(page, workbench
     assert given == [effusion, normal, effusion, normal, skipped]  # the class stays for the next abnormal image
     until(lambda: text(page, "#progress-note") == f"5 of {len(workbench.files)}", "the labels are counted")
     assert text(page, "#train-note") == "4 new labels"
+    workbench.seconds = 2.5
     page.press("r")
-    page.until('return document.getElementById("train-stage").textContent.includes("step 3 of 4")')
+    page.until('return /step [34] of 4/.test(document.getElementById("train-stage").textContent)')
+    assert 0.5 <= page.js('return document.getElementById("train-bar").value') < 1
     page.until('return !document.getElementById("changes").hidden')
     after = page.js(ORDER)
     assert after == [item["name"] for item in workbench.queue("most_suspicious")]
@@ -75,6 +77,20 @@ def test_label_five_by_keyboard_retrain_and_see_the_order_change(page, workbench
     assert text(page, "#moved .ranks") == f"{first['rank_before']} → {first['rank_after']}"
     assert "Retrained with 4 new labels." in page.text("#announcer")
     assert text(page, "#train-note") == "up to date"
+
+
+def test_a_training_that_ends_leaves_the_image_on_the_screen_alone(page, workbench):
+    """Who goes on labelling during a training must not find another image under the finger."""
+    workbench.seconds = 1.5
+    label(page, "a", "Enter")
+    page.press("r")
+    name = label(page, "n")
+    page.until('return !document.getElementById("changes").hidden')
+    assert page.until(SEEN, "") == name
+    assert "has stayed" in page.text("#said")
+    top = next(item["name"] for item in workbench.queue("most_suspicious") if item["name"] != name)
+    assert label(page, "n") == top
+    assert len(workbench.labels) == 3
 
 
 def test_undo_takes_back_one_label_after_the_other(page, workbench):
@@ -199,6 +215,25 @@ def test_help_lists_the_keys_and_switches_them_off(page, workbench):
     page.press("Escape")
     label(page, "n")
     assert len(workbench.calls) == 1
+
+
+def test_words_and_bar_of_a_score(page):
+    page.js("""return import("/wscxr/words.js").then((words) => { window.words = words; })""")
+    said = {
+        (0.05, 39): "About 1 of 20 normal images scores this high",
+        (0.025, 39): "At most 1 of 40 normal images scores this high",
+        (0.1, 9): "At most 1 of 10 normal images scores this high",
+        (0.3, 39): "About 30 of 100 normal images score this high",
+        (0.75, 39): "75 of 100 normal images score this high or higher",
+        (1.0, 39): "100 of 100 normal images score this high or higher",
+        (None, 39): "",
+    }
+    for (p, held_out), words in said.items():
+        assert page.js("return words.pWords(arguments[0], arguments[1])", p, held_out) == words
+    bar = {0.5: 0, 1: 0, 1.5: 0.25, 2: 0.5, 3: 0.75, 5: 0.875}
+    for score, place in bar.items():
+        assert page.js("return words.onScale(arguments[0], {low: 1, threshold: 2, high: 3})", score) == place, score
+    assert page.js("return words.onScale(2, {low: 2, threshold: 2, high: 3})") == 0
 
 
 def test_a_refusal_is_said_in_words(page):

@@ -13,6 +13,7 @@ const by = (id) => document.getElementById(id);
 const pictures = new api.Pictures();
 const viewer = new Viewer(pictures);
 const queue = new Queue((index) => {
+  waiting = false;
   said("");
   go(index);
 });
@@ -25,6 +26,8 @@ let strategy = "most_suspicious";
 let complete = false;  // the list holds the whole queue
 let busy = false;  // a label is on its way
 let undone = [];  // labels given here, with what was there before
+let waiting = true;  // nobody has done anything since the page was opened or the training started
+let ranked = false;  // the order is new: after the image on the screen comes the first of the queue
 let gone = 0;  // failed attempts to reach the server
 let retryAt = 0;
 
@@ -115,6 +118,7 @@ function controls() {
 
 // ---- the queue
 
+// Reads the queue anew. With `keep` the image on the screen stays: nobody wants it exchanged while a finger is on the key.
 async function load(keep = false) {
   const asked = strategy;
   let items;
@@ -130,10 +134,9 @@ async function load(keep = false) {
   by("more").hidden = complete;
   by("list-empty").hidden = items.length > 0;
   by("list-empty").textContent = emptyWords();
-  const stays = keep && current ? items.findIndex((item) => item.id === current.id) : -1;
-  if (stays >= 0) {
-    queue.select(stays);
-    showItem(items[stays]);
+  ranked = keep;
+  if (keep && current) {
+    await openImage(current.id);
   } else if (items.length) {
     go(0);
   } else {
@@ -169,6 +172,7 @@ function go(index) {
 }
 
 async function step(places) {
+  waiting = false;
   said("");
   if (queue.at + places >= queue.items.length && !complete) { await more(); }
   go(queue.at + places);
@@ -200,6 +204,7 @@ async function label(change) {
     return;
   }
   busy = true;
+  waiting = false;
   try {
     const after = await api.setLabel(item.id, change);
     undone.push({ id: item.id, label: item.label, class: item.class, skipped: item.skipped });
@@ -231,6 +236,10 @@ function refusedWords() {
 
 async function nextOpen() {
   if (strategy === "labelled") { return queue.at + 1 < queue.items.length ? queue.at + 1 : -1; }
+  if (ranked) {
+    ranked = false;
+    return queue.open(0);
+  }
   let next = queue.open(queue.at + 1);
   if (next < 0 && !complete) {
     await more();
@@ -278,6 +287,7 @@ async function train() {
   if (training.state === "running" || by("train").disabled) { return; }
   try {
     training = await api.train();
+    waiting = true;
     said("");
     announce("Retraining.");
   } catch (error) {
@@ -318,10 +328,13 @@ async function look() {
   if (!before || newModel) {
     if (before) { pictures.clear(); }
     const changes = await api.changes().catch(() => null);
-    await load();
-    showChanges(changes, openImage);
+    await load(Boolean(before) && !waiting);
+    showChanges(changes, (id) => {
+      waiting = false;
+      openImage(id);
+    });
     if (before && changes) {
-      said("");
+      said(waiting || !current ? "" : "Ranked anew. The image you were looking at has stayed; the top of the queue comes next.");
       announce(changesWords(changes));
     }
   } else if (newScores) {

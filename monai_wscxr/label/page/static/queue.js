@@ -37,9 +37,7 @@ function scoreBar(item, scale) {
   if (!scale) { return bar; }
   const fill = element("i", item.abnormal ? "fill flagged" : "fill");
   fill.style.width = `${100 * onScale(item.anomaly_score, scale)}%`;
-  const tick = element("i", "tick");
-  tick.style.left = `${100 * onScale(scale.threshold, scale)}%`;
-  bar.append(fill, tick);
+  bar.append(fill, element("i", "tick"));
   return bar;
 }
 

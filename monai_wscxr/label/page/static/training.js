@@ -39,8 +39,8 @@ export function showTraining(training, readOnly) {
   by("train-failed").hidden = training.state !== "failed";
   by("train-failed").textContent = training.state === "failed" ? `The training failed. ${training.message}` : "";
   if (!running) { return; }
-  by("train-bar").value = training.fraction;
-  const step = STAGES.indexOf(training.stage);
+  const step = STAGES.indexOf(training.stage);  // the fraction is that of the stage
+  by("train-bar").value = (Math.max(0, step) + training.fraction) / STAGES.length;
   const words = STAGE_WORDS[training.stage] || "Starting";
   by("train-stage").textContent = `${words}${step < 0 ? "" : `, step ${step + 1} of ${STAGES.length}`}, ${seconds(training.seconds)}`;
 }

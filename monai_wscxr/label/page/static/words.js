@@ -27,15 +27,17 @@ export function pWords(p, heldOut) {
   return `${most ? "At most" : "About"} 1 of ${Math.round(1 / p)} normal images scores this high`;
 }
 
-// Where a score lies on the model's fixed bar, 0 to 1.
-export function onScale(score, scale) {
-  const share = (score - scale.low) / (scale.high - scale.low);
-  return Math.min(1, Math.max(0, share));
+// Where a score lies on the model's fixed bar, 0 to 1. The operating point is in the middle, whatever the model; the left half is
+// linear from the lowest score of held-out normals, the right half never ends: three quarters are the scale's upper end.
+export function onScale(score, { low, threshold, high }) {
+  if (score <= threshold) { return Math.max(0, 0.5 * (score - low) / (threshold - low || 1)); }
+  const beyond = (score - threshold) / (high - threshold);
+  return 0.5 + 0.5 * beyond / (1 + beyond);
 }
 
 export function labelWords(item) {
   if (item.skipped) { return "skipped"; }
   if (item.label === 0) { return "normal"; }
-  if (item.label === 1) { return item.class ? `abnormal, ${item.class}` : "abnormal"; }
+  if (item.label === 1) { return item.class && item.class !== "abnormal" ? `abnormal, ${item.class}` : "abnormal"; }
   return "";
 }
