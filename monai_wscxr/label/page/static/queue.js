@@ -1,6 +1,6 @@
 // The list of images in the order of a strategy.
 
-import { labelWords, number, onScale, pNumber } from "./words.js";
+import { number, onScale, pNumber } from "./words.js";
 
 function element(name, className, text) {
   const made = document.createElement(name);
@@ -8,6 +8,9 @@ function element(name, className, text) {
   if (text !== undefined) { made.textContent = text; }
   return made;
 }
+
+// Words that only a screen reader needs: colour and place tell the others.
+export function heard(text) { return element("span", "unseen", text); }
 
 export function badge(item) {
   if (item.skipped) { return element("span", "badge skipped", "skipped"); }
@@ -20,16 +23,11 @@ export function badge(item) {
 // Up or down since the last training, as an arrow with the number of places.
 export function move(before, now) {
   if (!before || !now || before === now) { return null; }
-  return element("span", before > now ? "move up" : "move down", (before > now ? "▲" : "▼") + Math.abs(before - now));
-}
-
-function spoken(item) {
-  const parts = [item.rank ? `Rank ${item.rank}` : "Not scored", item.name];
-  if (item.reason) { parts.push("cannot be read"); }
-  if (item.anomaly_score !== null) { parts.push(`score ${number(item.anomaly_score)}`, `p ${pNumber(item.p_value)}`); }
-  if (item.abnormal) { parts.push("flagged"); }
-  if (labelWords(item)) { parts.push(`labelled ${labelWords(item)}`.replace("labelled skipped", "skipped")); }
-  return parts.join(", ");
+  const made = element("span", before > now ? "move up" : "move down");
+  const arrow = element("span", "", before > now ? "▲" : "▼");
+  arrow.setAttribute("aria-hidden", "true");
+  made.append(heard(before > now ? "up" : "down"), arrow, String(Math.abs(before - now)));
+  return made;
 }
 
 function scoreBar(item, scale) {
@@ -45,22 +43,21 @@ function row(item, index, scale) {
   const made = element("li", item.label !== null || item.skipped ? "row done" : "row");
   made.id = `row-${index}`;
   made.role = "option";
-  made.setAttribute("aria-label", spoken(item));
   made.dataset.index = index;
   const name = element("span", "name");
   // the end of a long name tells images apart, so the beginning is what gives way
   name.append(element("bdi", "", item.name));
   name.title = item.name;
   const first = element("span", "line");
-  first.append(element("span", "rank", item.rank ?? "–"), name);
+  first.append(heard("rank"), element("span", "rank", item.rank ?? "–"), name);
   const marks = [move(item.rank_before, item.rank), badge(item)].filter(Boolean);
   first.append(...marks);
   made.append(first);
   if (item.anomaly_score === null) { return made; }
   const second = element("span", "line");
   second.append(
-    element("span", item.abnormal ? "score flagged" : "score", number(item.anomaly_score)), scoreBar(item, scale),
-    element("span", "p", `p ${pNumber(item.p_value)}`),
+    heard("score"), element("span", item.abnormal ? "score flagged" : "score", number(item.anomaly_score)), scoreBar(item, scale),
+    element("span", "p", `p ${pNumber(item.p_value)}`), heard(item.abnormal ? "flagged" : ""),
   );
   made.append(second);
   return made;

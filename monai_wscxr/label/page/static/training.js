@@ -1,6 +1,6 @@
 // Labels so far, retraining, and what changed with the last training.
 
-import { move } from "./queue.js";
+import { heard, move } from "./queue.js";
 import { number, plural, seconds } from "./words.js";
 
 const by = (id) => document.getElementById(id);
@@ -71,16 +71,13 @@ export function showChanges(changes, open) {
     const scores = document.createElement("span");
     scores.className = "scores muted";
     scores.textContent = `${number(m.score_before)} → ${number(m.score_after)}`;
-    button.append(name, move(m.rank_before, m.rank_after) ?? "", ranks, scores);
+    button.append(name, move(m.rank_before, m.rank_after) ?? "", heard("rank"), ranks, heard("score"), scores);
     if (m.flagged_after !== m.flagged_before) {
       const mark = document.createElement("span");
       mark.className = m.flagged_after ? "badge abnormal" : "badge normal";
       mark.textContent = m.flagged_after ? "newly flagged" : "no longer flagged";
       button.append(mark);
     }
-    const flag = m.flagged_after === m.flagged_before ? "" : m.flagged_after ? ", newly flagged" : ", no longer flagged";
-    button.setAttribute("aria-label", `${m.name}: rank ${m.rank_before ?? "none"} to ${m.rank_after}, score ` +
-      `${number(m.score_before)} to ${number(m.score_after)}${flag}`);
     button.addEventListener("click", () => open(m.id));
     const entry = document.createElement("li");
     entry.append(button);
