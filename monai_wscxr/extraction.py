@@ -170,6 +170,13 @@ class PatchExtractor:
         self.done.seconds += time.perf_counter() - began
         return used, features, rejected
 
+    def passed(self, files: Sequence[str]) -> tuple[Tensor, list[Rejected]]:
+        """Features [n, h*w, C] of the usable ones of a few files, and the others; nothing is kept or looked up."""
+        rejected: list[Rejected] = []
+        found = [phi for batch in self._batches(list(files), rejected, len(files), lambda n: None) for _, phi in batch]
+        empty = torch.empty(0, self.grid[0] * self.grid[1], self.features.channels)
+        return torch.stack(found) if found else empty, rejected
+
     def digest(self, file: str) -> str:
         """Content digest of a file, computed once for as long as it does not change; OSError when it cannot be read."""
         stat = os.stat(file)

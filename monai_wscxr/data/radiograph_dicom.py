@@ -25,9 +25,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
-from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -40,6 +38,7 @@ from pydicom.uid import (
 
 from monai_wscxr.data import radiograph_gates
 from monai_wscxr.data.codestream import frame_size
+from monai_wscxr.data.pydicom_decoding import available_plugins, decoded, first_frame
 from monai_wscxr.data.radiograph_base import (
     Radiograph,
     RadiographError,
@@ -101,8 +100,8 @@ def installed_decoders() -> dict[str, str]:
     found = {}
     for uid, (wanted, package) in _DECODERS.items():
         syntax = UID(uid)
-        plugin = next((name for name in wanted if name in _installed(syntax)), None)
-        if syntax == JPEGExtended12Bit and "pylibjpeg" not in _installed(syntax):
+        plugin = next((name for name in wanted if name in available_plugins(syntax)), None)
+        if syntax == JPEGExtended12Bit and "pylibjpeg" not in available_plugins(syntax):
             plugin, package = None, f"{_JPEG12_EXTRA} for 12 bits"
         found[syntax.name] = plugin or f"missing: pip install {package}"
     return found
@@ -154,7 +153,7 @@ def _decode(path: Any, ds: Any) -> np.ndarray:
     plugin = _choose_decoder(path, ds)
     if plugin and ds.file_meta.TransferSyntaxUID != RLELossless:
         _check_codestream(path, ds)
-    stored = np.asarray(pixel_array(ds, decoding_plugin=plugin))
+    stored = decoded(ds, plugin)
     if stored.shape != (ds.Rows, ds.Columns):
         message = (
             f"decoding gave {' x '.join(map(str, stored.shape))} values where the header says {ds.Columns} x {ds.Rows}."
@@ -166,7 +165,7 @@ def _decode(path: Any, ds: Any) -> np.ndarray:
 def _check_codestream(path: Any, ds: Any) -> None:
     """Refuses compressed pixels that claim another size than the header, before a decoder believes them."""
     try:
-        found = frame_size(get_frame(ds.PixelData, 0, number_of_frames=1))
+        found = frame_size(first_frame(ds.PixelData))
     except (ValueError, struct.error) as error:
         message = "the compressed pixels are damaged or not in the announced format. Export it again."
         raise RadiographError("unreadable", path, message) from error
@@ -245,7 +244,7 @@ def _choose_decoder(path: Any, ds: Any) -> str:
         wanted, package = _DECODERS[str(syntax)]
         if syntax == JPEGExtended12Bit and int(ds.BitsAllocated) > 8:
             wanted, package = ("pylibjpeg",), _JPEG12_EXTRA
-        plugin = next((name for name in wanted if name in _installed(syntax)), None)
+        plugin = next((name for name in wanted if name in available_plugins(syntax)), None)
         if plugin is None:
             message = f"no decoder for {syntax.name} is installed. Install one with: pip install {package}"
             raise RadiographError("missing_decoder", path, message)
@@ -260,11 +259,6 @@ def _choose_decoder(path: Any, ds: Any) -> str:
         message = f"there is no decoder for {name}. Export it as Explicit VR Little Endian."
         raise RadiographError("missing_decoder", path, message)
     return ""
-
-
-def _installed(syntax: Any) -> tuple[str, ...]:
-    """Plugins of pydicom that can decode a syntax here."""
-    return tuple(get_decoder(syntax).available_plugins)
 
 
 def _padding(ds: Any, stored: np.ndarray) -> np.ndarray | None:

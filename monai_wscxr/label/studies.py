@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +17,22 @@ from typing import Any, Protocol
 import pydicom
 
 from monai_wscxr.data.datalist import is_image, load_datalist, patient_of
-from monai_wscxr.data.radiograph import quiet, sniff_format
+from monai_wscxr.data.radiograph import file_digest, quiet, sniff_format
 from monai_wscxr.errors import InputError
 from monai_wscxr.prediction.inputs import find_inputs
+from monai_wscxr.store import replacing
 
 LARGEST_CLASS = 64
+RESULT_SUFFIXES = {
+    "image": ".png",
+    "map": ".nii.gz",
+    "overlay": ".dcm",
+    "fraction": ".dcm",
+    "regions": ".dcm",
+    "report": ".dcm",
+}
+"""Kinds of results and the files they make: `image` and `map` of any image, the rest of DICOM images (`report.dicom`)."""
+
 _CLASS = re.compile(r"[^\x00-\x1f\x7f/\\]+")
 
 
@@ -115,6 +127,12 @@ class Studies(Protocol):
     def put(self, image_id: str, label: Label | None) -> None:
         """Keep a label, or forget it; on return it would survive a power cut."""
 
+    def keep_results(self, image_id: str, results: Mapping[str, bytes]) -> list[str]:
+        """Keep results of an image, by kind; returns the kinds kept."""
+
+    def results(self, image_id: str) -> Mapping[str, Path]:
+        """Results that are kept for an image, as local files by kind; what cannot be read is left out."""
+
 
 class LabelFile:
     """Labels in a file of JSON lines, one per decision; the last one of an image counts, the others are its history.
@@ -170,23 +188,27 @@ class LabelFile:
 class FolderStudies:
     """Radiographs below a folder: PNG, JPEG, NIfTI, DICOM, in any mixture; hidden files and folders are left out.
 
+    Labels and results go to another folder, so that nothing is written among the images.
+
     An image's id is a hash of its path below the folder, so an id can name nothing that the folder does not hold. Links that
     lead out of the folder are left out, and looked at again whenever a file is opened.
 
     Args:
         folder: with the images.
-        label_file: where labels are kept.
+        kept: folder for `labels.jsonl` and `results/`; made if missing.
 
     Raises:
         InputError: when the folder does not exist.
     """
 
-    def __init__(self, folder: str | Path, label_file: Path) -> None:
+    def __init__(self, folder: str | Path, kept: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(f"the studies folder {self.folder} does not exist; make it and put radiographs there")
         self.source = str(self.folder.resolve())
-        self._file = LabelFile(label_file)
+        self.kept = Path(kept)
+        self.kept.mkdir(parents=True, exist_ok=True)
+        self._file = LabelFile(self.kept / "labels.jsonl")
         self._paths: dict[str, Path] = {}
         self._patients: dict[str, str] = {}
         self.outside = 0
@@ -204,8 +226,7 @@ class FolderStudies:
                 if name.startswith(".") or not is_image(path):
                     continue
                 if _contained(root, path):
-                    relative = path.relative_to(root).as_posix()
-                    found[hashlib.blake2b(os.fsencode(relative), digest_size=8).hexdigest()] = path
+                    found[self._id(path)] = path
                 else:
                     outside += 1
         self._paths, self.outside = found, outside
@@ -245,6 +266,40 @@ class FolderStudies:
     def put(self, image_id: str, label: Label | None) -> None:
         """Keep a label."""
         self._file.put(image_id, self.name(image_id), label)
+
+    def add(self, file: Path) -> str:
+        """Take in a copy of a radiograph, as `uploaded/DIGEST` with the suffix of its format; returns its id."""
+        name = (
+            file_digest(file)
+            + {"png": ".png", "jpeg": ".jpg", "nifti": ".nii", "dicom": ".dcm"}[sniff_format(file) or "png"]
+        )
+        folder = Path(self.source) / "uploaded"
+        folder.mkdir(exist_ok=True)
+        with replacing(folder / name) as temporary:
+            shutil.copyfile(file, temporary)
+        self.refresh()
+        return self._id(folder / name)
+
+    def _id(self, path: Path) -> str:
+        return hashlib.blake2b(os.fsencode(path.relative_to(self.source).as_posix()), digest_size=8).hexdigest()
+
+    def keep_results(self, image_id: str, results: Mapping[str, bytes]) -> list[str]:
+        """As `results/ID/KIND.SUFFIX`, each replaced in one step."""
+        self._path(image_id)
+        folder = self.kept / "results" / image_id
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind, data in results.items():
+            with replacing(folder / f"{kind}{RESULT_SUFFIXES[kind]}") as temporary:
+                temporary.write_bytes(data)
+        return list(results)
+
+    def results(self, image_id: str) -> dict[str, Path]:
+        """What is there of `keep_results`."""
+        self._path(image_id)
+        places = {
+            kind: self.kept / "results" / image_id / f"{kind}{suffix}" for kind, suffix in RESULT_SUFFIXES.items()
+        }
+        return {kind: path for kind, path in places.items() if path.is_file()}
 
 
 def dicom_patient(path: Path) -> str | None:

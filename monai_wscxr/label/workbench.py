@@ -20,6 +20,7 @@ from monai_wscxr.label import pictures
 from monai_wscxr.label.job import Job
 from monai_wscxr.label.models import ModelFolders, described
 from monai_wscxr.label.ranking import STRATEGIES, Scored, moves, ordered, patch_scores, ranks, score_images
+from monai_wscxr.label.results import Predicted, encoded_results
 from monai_wscxr.label.studies import Label, Refused, Studies, known_normals
 from monai_wscxr.label.training import RUN_OPTIONS, Item, Trainer
 from monai_wscxr.networks import anomaly_map
@@ -241,39 +242,49 @@ class Workbench:
         Raises:
             UnknownImage: on an unknown id. Refused: without a model. RadiographError: when the file cannot be read.
         """
-        model, values = self.anomaly_map(image_id)
-        return pictures.map_png(self.studies.file(image_id), values, model, self.trainer.extractor.allow)
+        found = self.predict(image_id)
+        return pictures.map_png(found.file, found.anomaly_map, found.model, self.trainer.extractor.allow)
 
-    def anomaly_map(self, image_id: str) -> tuple[TrainedModel, Any]:
-        """The model in use and its anomaly map [S, S] float32 of an image.
+    def predict(self, image_id: str) -> Predicted:
+        """What the model in use says of an image now.
 
         Raises:
             as `map_png`.
         """
-        file = self.studies.file(image_id)
+        return self.predict_file(self.studies.file(image_id))
+
+    def predict_file(self, file: Path, keep: bool = True) -> Predicted:
+        """`predict` for any file; without `keep` its features do not go to the store.
+
+        Raises:
+            as `map_png`.
+        """
         with self._lock:
             model = self._model
         if model is None:
             raise Refused("no_model", "there is no model yet: name known normal images, or label some normal ones")
-        features = self._features(file)
-        size = model.preprocessing.image_size
-        patches = patch_scores(model, features, self.trainer.extractor.grid)
-        return model, anomaly_map(patches[None], (size, size), model.map_sigma)[0, 0].numpy()
-
-    def predict(self, image_id: str) -> tuple[TrainedModel, Scored]:
-        """The model in use and what it says of an image now, from the file if it has not been scored yet.
-
-        Raises:
-            as `map_png`.
-        """
-        model, _ = self.anomaly_map(image_id)
-        return model, score_images(model, self._features(self.studies.file(image_id)), self.trainer.extractor.grid)[0]
-
-    def _features(self, file: Path) -> Any:
-        _, features, rejected = self.trainer.extractor.usable([str(file)], "image")
+        extractor = self.trainer.extractor
+        if keep:
+            _, features, rejected = extractor.usable([str(file)], "image")
+        else:
+            features, rejected = extractor.passed([str(file)])
         if rejected:
             raise Refused(rejected[0][1], f"this file cannot be used as a radiograph ({rejected[0][1]})")
-        return features
+        patches = patch_scores(model, features, extractor.grid)
+        size = model.preprocessing.image_size
+        values = anomaly_map(patches[None], (size, size), model.map_sigma)[0, 0].numpy()
+        return Predicted(file, model, score_images(model, features, extractor.grid)[0], values)
+
+    def keep_results(self, image_id: str) -> list[str]:
+        """Write what the model in use says of an image beside the studies, see `Studies.keep_results`; returns the kinds.
+
+        Raises:
+            as `set_label` and `map_png`.
+        """
+        if self.read_only:
+            raise Refused("read_only", "this server keeps no results")
+        found = self.predict(image_id)
+        return self.studies.keep_results(image_id, encoded_results(found, self.trainer.extractor.allow))
 
     # ---- labels
 

@@ -35,6 +35,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 import monai_wscxr
+from monai_wscxr.data.pydicom_decoding import encoded
 
 from .case import number_text
 from .overlay import THRESHOLD_COLOUR, ColourScale, heatmap, outline, overlay
@@ -185,13 +186,14 @@ def overlay_capture(
     made.PatientOrientation, made.Laterality = list(source.PatientOrientation), ""
     # the capture adds no text of a patient's, but shows what the source shows
     made.BurnedInAnnotation = source.BurnedInAnnotation or "NO"
+    made = _dated(made, began)
     made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = made.ContentDate, made.ContentTime
     made.ImageType = ["DERIVED", "SECONDARY"]
     reference = Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
     made.SourceImageSequence = [reference]
     made.DerivationDescription = "Anomaly map laid over the radiograph"
-    return _dated(made, began)
+    return made
 
 
 def _picture(image: NDArray[np.float32], finding: Finding) -> NDArray[np.uint8]:
@@ -338,9 +340,6 @@ def _common(
         "manufacturer_model_name": "WSCXR",
         "software_versions": monai_wscxr.__version__,
         "series_description": f"WSCXR anomaly {kind} (research)",
-        "content_date": began.date(),
-        "content_time": began.time(),
-        "specific_character_set": "ISO_IR 192",
         "coding_schemes": [
             CodingSchemeIdentificationItem(
                 designator=SCHEME, name="Local codes of monai_wscxr", version=monai_wscxr.__version__
@@ -361,8 +360,9 @@ def _code(value: str, meaning: str) -> CodedConcept:
 
 
 def _dated(made: Any, began: datetime.datetime) -> Any:
-    """The one time of creation, instead of the moment at which each entry was made."""
-    for name in ("InstanceCreation", "Series"):
+    """One character set and the one time of creation, instead of the moment at which each entry was made."""
+    made.SpecificCharacterSet = "ISO_IR 192"
+    for name in ("InstanceCreation", "Series", "Content"):
         if f"{name}Date" in made:
             setattr(made, f"{name}Date", began.date())
         if f"{name}Time" in made:
@@ -374,5 +374,5 @@ def _dated(made: Any, began: datetime.datetime) -> Any:
 
 def _encoded(ds: Dataset) -> bytes:
     buffer = io.BytesIO()
-    ds.save_as(buffer, enforce_file_format=True)
+    encoded(ds, buffer)
     return buffer.getvalue()

@@ -566,7 +566,7 @@ def test_float_pixels_with_nan(tmp_path):
 
 def test_missing_decoder_names_the_package(tmp_path, monkeypatch):
     path = dicom(tmp_path / "a", GREY, JPEGLSLossless, PixelData=b"\xfe\xff\x00\xe0" + b"\0" * 4)
-    monkeypatch.setattr("monai_wscxr.data.radiograph_dicom._installed", lambda syntax: ())
+    monkeypatch.setattr("monai_wscxr.data.radiograph_dicom.available_plugins", lambda syntax: ())
     error = rejected(path)
     assert error.code == "missing_decoder"
     assert "pip install pyjpegls" in str(error)
@@ -585,7 +585,7 @@ def test_missing_decoder_names_the_package(tmp_path, monkeypatch):
 def test_missing_decoders_name_what_to_install(tmp_path, monkeypatch, syntax, depth, package):
     pixels = GREY.astype(np.uint8 if depth == 8 else np.uint16)
     path = dicom(tmp_path / "a", pixels, syntax, PixelData=b"\xfe\xff\x00\xe0" + b"\0" * 4)
-    monkeypatch.setattr("monai_wscxr.data.radiograph_dicom._installed", lambda syntax: ())
+    monkeypatch.setattr("monai_wscxr.data.radiograph_dicom.available_plugins", lambda syntax: ())
     error = rejected(path)
     assert error.code == "missing_decoder"
     assert package in str(error)

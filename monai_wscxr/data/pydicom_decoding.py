@@ -1,0 +1,62 @@
+"""Decoding by pydicom, in the words of pydicom 3; pydicom 2, which MONAI Label 0.8.5 needs, has the same under other names."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import pydicom
+
+_VERSION_2 = int(pydicom.__version__.partition(".")[0]) < 3
+_HANDLERS = {"pydicom": "rle", "pyjpegls": "jpeg_ls", "pillow": "pillow", "gdcm": "gdcm", "pylibjpeg": "pylibjpeg"}
+
+
+def available_plugins(syntax: Any) -> tuple[str, ...]:
+    """Names of the libraries that can decode a compressed transfer syntax here."""
+    if not _VERSION_2:
+        from pydicom.pixels import get_decoder
+
+        return tuple(get_decoder(syntax).available_plugins)
+    found = []
+    for plugin, handler in _HANDLERS.items():
+        module = importlib.import_module(f"pydicom.pixel_data_handlers.{handler}_handler")
+        if module.is_available() and module.supports_transfer_syntax(syntax):
+            found.append(plugin)
+    return tuple(found)
+
+
+def decoded(ds: Any, plugin: str) -> np.ndarray:
+    """Stored values of a data set; `plugin` is empty for native pixels."""
+    if not _VERSION_2:
+        from pydicom.pixels import pixel_array
+
+        return np.asarray(pixel_array(ds, decoding_plugin=plugin))
+    ds.convert_pixel_data(handler_name=_HANDLERS[plugin] if plugin else "numpy")
+    return np.asarray(ds.pixel_array)
+
+
+def first_frame(data: bytes) -> bytes:
+    """The compressed bytes of the only frame of encapsulated pixel data.
+
+    Raises:
+        ValueError: when the data are damaged.
+    """
+    if not _VERSION_2:
+        from pydicom.encaps import get_frame
+
+        return get_frame(data, 0, number_of_frames=1)
+    from pydicom.encaps import generate_pixel_data_frame
+
+    frames = list(generate_pixel_data_frame(data, 1))
+    if len(frames) != 1:
+        raise ValueError(f"{len(frames)} frames where one was expected")
+    return frames[0]
+
+
+def encoded(ds: Any, file: Any) -> None:
+    """Write a data set as a DICOM file of part 10."""
+    if _VERSION_2:
+        ds.save_as(file, write_like_original=False)
+    else:
+        ds.save_as(file, enforce_file_format=True)

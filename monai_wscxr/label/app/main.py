@@ -1,0 +1,153 @@
+"""The MONAI Label app; `python -m monai_wscxr.label DIR` starts it with its guard, `monailabel start_server` without."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+
+from monai_wscxr.errors import InputError
+from monai_wscxr.label.datastore import WorkbenchDatastore, private_folder
+from monai_wscxr.label.results import Predicted
+from monai_wscxr.label.studies import Refused, UnknownImage
+from monai_wscxr.label.tasks import AnomalyInfer, ArchiveScoring, NextImage, Retraining, stay_in_this_process, uploaded
+from monai_wscxr.label.workbench import Workbench
+from monai_wscxr.label.worktable import open_studies
+
+logger = logging.getLogger("monai_wscxr")
+
+RESCAN_SECONDS = 60.0
+_STRATEGIES = {
+    "most_suspicious": "Highest anomaly score first",
+    "most_uncertain": "Nearest to the operating point first",
+    "random": "In random order",
+}
+
+
+class WSCXRApp(MONAILabelApp):
+    """One workbench behind MONAI Label's interface.
+
+    Args:
+        app_dir: this folder.
+        studies: folder of radiographs, or address of a DICOMweb server.
+        conf: `work` (folder for labels, models and results), `normals`, `model`, `read_only`, `seed`, `bundle` and `options`
+            (of `train.yaml`, as YAML), see `Workbench`; `modalities` of a DICOMweb server.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, Any]) -> None:
+        conf = dict(conf or {})
+        stay_in_this_process()
+        opened, work = open_studies(studies, conf.get("work"), conf.get("modalities"))
+        self.workbench = Workbench(
+            opened,
+            work,
+            conf.get("normals"),
+            conf.get("model"),
+            yaml.safe_load(conf.get("options") or "{}"),
+            int(conf.get("seed") or 0),
+            str(conf.get("read_only")).lower() in ("1", "true", "yes"),
+            conf.get("bundle"),
+        )
+        # MONAI Label writes uploads to temporary files and names them in the request, as a client might: only here they count
+        self.uploads = private_folder(work).resolve()
+        tempfile.tempdir = str(self.uploads)
+        super().__init__(
+            app_dir,
+            studies,
+            conf,
+            name="WSCXR",
+            description="Weakly supervised anomaly detection for chest radiographs: for research, not for diagnosis",
+            labels=["normal", "abnormal"],
+        )
+
+    def init_datastore(self) -> WorkbenchDatastore:
+        """Of the workbench, wherever its images are."""
+        return WorkbenchDatastore(self.workbench)
+
+    def init_infers(self) -> dict[str, Any]:
+        """One model."""
+        return {"wscxr": AnomalyInfer(self.workbench)}
+
+    def init_trainers(self) -> dict[str, Any]:
+        """One way to train."""
+        return {"wscxr": Retraining(self.workbench)}
+
+    def init_scoring_methods(self) -> dict[str, Any]:
+        """One score."""
+        return {"anomaly_score": ArchiveScoring(self.workbench)}
+
+    def init_strategies(self) -> dict[str, Any]:
+        """Those of the workbench."""
+        return {name: NextImage(self.workbench, name, words) for name, words in _STRATEGIES.items()}
+
+    def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Predict one image, by its id or as an upload; nothing else that a request may name is opened.
+
+        Raises:
+            UnknownImage, Refused: see `Workbench.predict`.
+        """
+        task = self._task(self._infers, request.get("model"), "model")
+        image = request.get("image")
+        upload = uploaded(image, self.uploads)
+        found: Predicted
+        if upload is not None:
+            found = self.workbench.predict_file(upload, keep=False)
+        elif isinstance(image, str):
+            found = self.workbench.predict(image)
+        else:
+            raise UnknownImage("")
+        file, result = task({"result_extension": request.get("result_extension"), "found": found})
+        if upload is None and str(request.get("save_label", False)).lower() == "true":
+            result["kept"] = self.workbench.keep_results(str(image))
+        return {"label": file, "tag": request.get("label_tag", "original"), "file": file, "params": result}
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The next image of a strategy; its path stays here."""
+        return self._task(self._strategies, request.get("strategy"), "strategy")(request, self.datastore())
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Train; the archive is scored again as part of it."""
+        return self._task(self._trainers, request.get("model"), "model")(request, self.datastore())
+
+    def scoring(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Score the archive."""
+        return self._task(self._scoring_methods, request.get("method"), "scoring method")(request, self.datastore())
+
+    def batch_infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Refused: scoring does that."""
+        raise Refused("unsupported", "POST /scoring/anomaly_score scores the whole archive")
+
+    def infer_wsi(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Refused."""
+        raise Refused("unsupported", "this server has no whole-slide images")
+
+    @staticmethod
+    def _task(tasks: dict[str, Any], name: Any, what: str) -> Any:
+        if name not in tasks:
+            raise Refused("unknown", f"there is no {what} of that name; there is {', '.join(tasks)}")
+        return tasks[name]
+
+    def on_init_complete(self) -> None:
+        """Score the archive now and look for new images every minute, beside the server's work."""
+        if settings.MONAI_LABEL_AUTO_UPDATE_SCORING:
+            threading.Thread(target=self._keep_up, name="archive", daemon=True).start()
+
+    def _keep_up(self) -> None:
+        while True:
+            try:
+                self.workbench.refresh()
+            except InputError as error:
+                logger.warning("the archive cannot be scored: %s", error)
+            except Exception:
+                logger.exception("scoring the archive failed")
+            time.sleep(RESCAN_SECONDS)
+
+
+APP_FOLDER = Path(__file__).parent
