@@ -15,6 +15,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 from webdriver import until
 
+from monai_wscxr.data.radiograph_base import RadiographError
+
 API = "/wscxr/api"
 STATIC = resources.files("monai_wscxr.label.page").joinpath("static")
 
@@ -175,6 +177,16 @@ def test_what_the_workbench_refuses_is_a_conflict(client, workbench):
     assert workbench.labels == {}
 
 
+def test_the_path_of_an_unreadable_file_stays_on_the_server(client, workbench, monkeypatch):
+    def unreadable(image_id):
+        raise RadiographError("unreadable", "/secret/file.png", "it is damaged")
+
+    monkeypatch.setattr(workbench, "radiograph_png", unreadable)
+    answer = client.get(f"{API}/items/{first(client)['id']}/radiograph.png")
+    assert refusal(answer, 409) == "unreadable"
+    assert "secret" not in answer.text
+
+
 def test_training_runs_once_and_changes_the_order(client, workbench):
     before = [item["id"] for item in client.get(f"{API}/queue", params={"strategy": "most_suspicious"}).json()]
     assert client.get(f"{API}/changes").json() is None
@@ -202,12 +214,9 @@ def test_without_a_model_there_is_no_map(phantoms):
 def test_long_bodies_are_refused_before_they_are_read_whole(client, workbench):
     address = f"{API}/items/{first(client)['id']}/label"
     assert refusal(client.put(address, json={"label": 1, "class": "x" * 5000}), 413) == "too_large"
-    taken = 0
 
-    def endless():
-        nonlocal taken
-        for _ in range(1000):  # without a length in the header
-            taken += 1
+    def endless():  # without a length in the header
+        for _ in range(1000):
             yield b" " * 1024
 
     assert refusal(client.put(address, content=endless()), 413) == "too_large"

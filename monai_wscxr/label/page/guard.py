@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from monai_wscxr.data.radiograph_base import RadiographError
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.studies import UnknownImage
 
@@ -129,9 +130,10 @@ def _refusal(error: Exception) -> JSONResponse:
         error = RefusedError(HTTPStatus.NOT_FOUND, "unknown_image", "the collection has no image with this id")
     elif isinstance(error, RequestValidationError):
         error = RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", _sentence(error))
+    elif isinstance(error, RadiographError):  # its own sentence begins with a path
+        error = RefusedError(HTTPStatus.CONFLICT, error.code, f"the file cannot be used as a radiograph ({error.code})")
     elif isinstance(error, InputError):
-        reason = getattr(error, "reason", None) or getattr(error, "code", None) or "refused"
-        error = RefusedError(HTTPStatus.CONFLICT, reason, str(error))
+        error = RefusedError(HTTPStatus.CONFLICT, getattr(error, "reason", "refused"), str(error))
     elif not isinstance(error, RefusedError):
         _log.error("a request to the labelling page failed", exc_info=error)
         error = RefusedError(

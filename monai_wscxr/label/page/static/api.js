@@ -24,7 +24,7 @@ async function send(path, options = {}, patience = 20000) {
   } catch {
     throw new Gone("The server does not answer as expected.");  // a proxy in between, for instance
   }
-  const message = said.message || "The server refused this.";
+  const message = said.message || String(said.detail || "the server refused this");
   throw new Refusal(response.status, said.reason || "refused", message.charAt(0).toUpperCase() + message.slice(1));
 }
 
