@@ -7,8 +7,10 @@ DEMO ?= demo
 # threads that wait sleep instead of spinning: on a busy machine that is many times faster
 export OMP_WAIT_POLICY := PASSIVE
 READY := $(VENV)/.ready
+LABEL_VENV ?= .venv-label
+LABEL_READY := $(LABEL_VENV)/.ready
 
-.PHONY: help setup test lint format demo bench gpu-check sanitize clean
+.PHONY: help setup label-setup label test lint format demo bench gpu-check sanitize clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -24,7 +26,25 @@ $(READY): pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp
 	@$(RUN) -m monai_wscxr doctor
 	@touch $@
 
-test: setup  ## the test suite
+label-setup: $(LABEL_READY)  ## .venv-label, the environment of the MONAI Label server
+
+# MONAI Label needs NumPy 1 and pydicom 2, so it has an environment of its own. What that does not pin (torch alone is 5.6 GB)
+# it finds in .venv, which the .pth file puts behind its own packages; this folder, with the built extension, comes last
+$(LABEL_READY): monai_wscxr/label/requirements.txt | $(READY)
+	@echo "installing MONAI Label (about 1 minute)"
+	@test -x $(LABEL_VENV)/bin/python || $(PYTHON) -m venv $(LABEL_VENV)
+	@$(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(LABEL_VENV)/shared.pth
+	@echo "$(CURDIR)" >> $(LABEL_VENV)/shared.pth
+	@mv $(LABEL_VENV)/shared.pth $$($(LABEL_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/
+	@$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r monai_wscxr/label/requirements.txt
+	@$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps monailabel==0.8.5
+	@touch $@
+
+label: label-setup  ## server to label, rank and retrain: make label STUDIES=DIR [NORMALS=DIR] [LABEL_OPTIONS="--port 8000 ..."]
+	@test -n "$(STUDIES)" || { echo "make label STUDIES=DIR: the folder with the radiographs is missing"; exit 2; }
+	$(LABEL_VENV)/bin/python -m monai_wscxr.label $(STUDIES) $(if $(NORMALS),--normals $(NORMALS)) $(LABEL_OPTIONS)
+
+test: setup label-setup  ## the test suite
 	$(RUN) -m pytest
 
 lint: setup  ## ruff, mypy, clang-format

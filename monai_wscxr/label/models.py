@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import os
 import re
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from monai_wscxr.artefact import ARTEFACT, TrainedModel
+from monai_wscxr.errors import InputError
 
 CURRENT = "model"
 _NAME = re.compile(r"\d{6}")
@@ -68,6 +70,22 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def hold(folder: Path) -> IO[bytes]:
+    """Take a folder for this process, for as long as what is returned stays open.
+
+    Raises:
+        InputError: when another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = open(folder / ".lock", "wb")  # noqa: SIM115 - the lock lasts as long as the file is open
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.close()
+        raise InputError(f"another server is working in {folder}; stop it, or give this one another --work") from error
+    return handle
 
 
 def described(model: TrainedModel) -> dict[str, Any]:

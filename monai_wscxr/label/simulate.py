@@ -165,6 +165,7 @@ def play(
         asked = [entry["id"] for entry in bench.queue(strategy, settings["per_round"])]
         if not asked:
             break
+    bench.close()
     shutil.rmtree(folder, ignore_errors=True)
     return rounds
 

@@ -302,18 +302,22 @@ class FolderStudies:
         return {kind: path for kind, path in places.items() if path.is_file()}
 
 
+def hashed_patient(number: str) -> str | None:
+    """A text that stands for a PatientID without showing it; None for an empty one."""
+    number = number.strip()
+    return f"patient-{hashlib.blake2b(number.encode(), digest_size=8).hexdigest()}" if number else None
+
+
 def dicom_patient(path: Path) -> str | None:
-    """A text that stands for the patient of a DICOM file: a hash of PatientID, so that nothing of it can be read; None
-    without one."""
+    """`hashed_patient` of a DICOM file; None for other files and without a PatientID."""
     try:
         if sniff_format(path) != "dicom":
             return None
         with quiet:
             header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=["PatientID"])
-        number = str(header.get("PatientID") or "").strip()
+        return hashed_patient(str(header.get("PatientID") or ""))
     except Exception:  # a damaged header says nothing of its patient, in whatever way it fails
         return None
-    return f"patient-{hashlib.blake2b(number.encode(), digest_size=8).hexdigest()}" if number else None
 
 
 def _contained(root: Path, path: Path) -> bool:

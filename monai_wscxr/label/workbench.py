@@ -18,7 +18,7 @@ from monai_wscxr.bundle import find_configs
 from monai_wscxr.errors import InputError
 from monai_wscxr.label import pictures
 from monai_wscxr.label.job import Job
-from monai_wscxr.label.models import ModelFolders, described
+from monai_wscxr.label.models import ModelFolders, described, hold
 from monai_wscxr.label.ranking import STRATEGIES, Scored, moves, ordered, patch_scores, ranks, score_images
 from monai_wscxr.label.results import Predicted, encoded_results
 from monai_wscxr.label.studies import Label, Refused, Studies, known_normals
@@ -45,7 +45,7 @@ class Workbench:
         bundle: folder of the bundle; None finds the one beside the package.
 
     Raises:
-        InputError: when something given cannot be used, or `folder` belongs to other studies.
+        InputError: when something given cannot be used, or `folder` belongs to other studies or a running server.
     """
 
     def __init__(
@@ -60,13 +60,27 @@ class Workbench:
         bundle: str | Path | None = None,
     ) -> None:
         self.studies, self.folder, self.seed, self.read_only = studies, Path(folder), seed, read_only
+        self._held = hold(self.folder)
+        try:
+            self._open(normals, model, options or {}, bundle)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(
+        self,
+        normals: str | Path | None,
+        model: str | Path | None,
+        options: Mapping[str, Any],
+        bundle: str | Path | None,
+    ) -> None:
         self.models = ModelFolders(self.folder)
         self._own()
         self._normals = [] if normals is None else known_normals(normals)
         first = self.models.current() or (None if model is None else Path(model))
         loaded = None if first is None else load_model(first)
         inherited = {} if loaded is None else {k: v for k, v in loaded.settings.items() if k not in RUN_OPTIONS}
-        self.trainer = Trainer(find_configs(bundle), self.models, {**inherited, **(options or {})}, seed)
+        self.trainer = Trainer(find_configs(bundle), self.models, {**inherited, **options}, self.seed)
         if loaded is not None:
             self.trainer.check_fits(loaded)
             loaded.network.to(self.trainer.extractor.device)
@@ -80,6 +94,10 @@ class Workbench:
         self._changes: dict[str, Any] | None = None
         self._trained_on = self._votes()  # labels that the model in use has seen
         self._job = Job()
+
+    def close(self) -> None:
+        """Leave the folder to another workbench."""
+        self._held.close()
 
     def _own(self) -> None:
         path = self.folder / "workbench.json"

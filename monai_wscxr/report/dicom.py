@@ -108,7 +108,7 @@ def encode_results(
         "regions": segmentation(source, finding, began, regions=True),
         "report": structured_report(source, finding, began),
     }
-    return {kind: _encoded(ds) for kind, ds in made.items()}
+    return {kind: encoded_dataset(ds) for kind, ds in made.items()}
 
 
 def read_source(path: str) -> Dataset:
@@ -186,7 +186,7 @@ def overlay_capture(
     made.PatientOrientation, made.Laterality = list(source.PatientOrientation), ""
     # the capture adds no text of a patient's, but shows what the source shows
     made.BurnedInAnnotation = source.BurnedInAnnotation or "NO"
-    made = _dated(made, began)
+    made = dated(made, began)
     made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = made.ContentDate, made.ContentTime
     made.ImageType = ["DERIVED", "SECONDARY"]
     reference = Dataset()
@@ -267,7 +267,7 @@ def segmentation(source: Dataset, finding: Finding, began: datetime.datetime, re
     made.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
     for item in made.DimensionIndexSequence:
         item.DimensionOrganizationUID = organization
-    return _dated(made, began)
+    return dated(made, began)
 
 
 # ---- Structured Report
@@ -323,7 +323,7 @@ def structured_report(source: Dataset, finding: Finding, began: datetime.datetim
         is_final=False,
         **_common(source, finding, "report", began),
     )
-    return _dated(made, began)
+    return dated(made, began)
 
 
 # ---- what all share
@@ -340,11 +340,7 @@ def _common(
         "manufacturer_model_name": "WSCXR",
         "software_versions": monai_wscxr.__version__,
         "series_description": f"WSCXR anomaly {kind} (research)",
-        "coding_schemes": [
-            CodingSchemeIdentificationItem(
-                designator=SCHEME, name="Local codes of monai_wscxr", version=monai_wscxr.__version__
-            )
-        ],
+        "coding_schemes": [coding_scheme()],
     }
     if serial:
         shared["device_serial_number"] = finding.model_sha256[:16]
@@ -359,7 +355,7 @@ def _code(value: str, meaning: str) -> CodedConcept:
     return CodedConcept(value[:16], SCHEME, meaning)
 
 
-def _dated(made: Any, began: datetime.datetime) -> Any:
+def dated(made: Any, began: datetime.datetime) -> Any:
     """One character set and the one time of creation, instead of the moment at which each entry was made."""
     made.SpecificCharacterSet = "ISO_IR 192"
     for name in ("InstanceCreation", "Series", "Content"):
@@ -372,7 +368,15 @@ def _dated(made: Any, began: datetime.datetime) -> Any:
     return made
 
 
-def _encoded(ds: Dataset) -> bytes:
+def coding_scheme() -> CodingSchemeIdentificationItem:
+    """What `SCHEME` stands for."""
+    return CodingSchemeIdentificationItem(
+        designator=SCHEME, name="Local codes of monai_wscxr", version=monai_wscxr.__version__
+    )
+
+
+def encoded_dataset(ds: Dataset) -> bytes:
+    """The bytes of a DICOM file."""
     buffer = io.BytesIO()
     encoded(ds, buffer)
     return buffer.getvalue()

@@ -1,0 +1,175 @@
+"""A running MONAI Label server, or an Orthanc, and a client that needs nothing but the standard library."""
+
+import base64
+import contextlib
+import gzip
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from email import policy
+from email.parser import BytesParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PYTHON = Path(os.environ.get("WSCXR_LABEL_PYTHON") or ROOT / ".venv-label" / "bin" / "python")
+ORTHANC = shutil.which("Orthanc") or shutil.which("orthanc")
+
+needs_label_environment = pytest.mark.skipif(
+    not PYTHON.exists(), reason=f"no MONAI Label environment ({PYTHON}); `make label-setup` makes it"
+)
+needs_orthanc = pytest.mark.skipif(ORTHANC is None, reason="no Orthanc: apt-get install orthanc orthanc-dicomweb")
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Client:
+    def __init__(self, port, password=None):
+        self.base = f"http://127.0.0.1:{port}"
+        self.headers = {}
+        if password:
+            self.headers["Authorization"] = "Basic " + base64.b64encode(f"x:{password}".encode()).decode()
+
+    def __call__(self, method, path, body=None, headers=None):
+        """Status, headers and body of one request."""
+        request = urllib.request.Request(self.base + path, body, {**self.headers, **(headers or {})}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                body = answer.read()
+                if answer.headers["Content-Encoding"] == "gzip":  # an archive's answer, passed on as it came
+                    body = gzip.decompress(body)
+                return answer.status, answer.headers, body
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers, error.read()
+
+    def headers_only(self, method, path, headers):
+        """Status of a request whose body never comes."""
+        connection = http.client.HTTPConnection(self.base.partition("//")[2], timeout=30)
+        with contextlib.closing(connection):
+            connection.putrequest(method, path)
+            for name, value in {**self.headers, **headers}.items():
+                connection.putheader(name, value)
+            connection.endheaders()
+            return connection.getresponse().status
+
+    def json(self, method, path, value=None):
+        """Body of a request that must succeed, as JSON."""
+        body = None if value is None else json.dumps(value).encode()
+        status, _, answer = self(method, path, body, {"Content-Type": "application/json"} if body else None)
+        assert status == 200, (method, path, status, answer[:500])
+        return json.loads(answer)
+
+    def form(self, method, path, fields=None, files=None):
+        """A multipart form: fields by name, files as name -> (file name, bytes)."""
+        mark = uuid.uuid4().hex
+        parts = [
+            f'--{mark}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+            for name, value in (fields or {}).items()
+        ]
+        for name, (file, data) in (files or {}).items():
+            head = f'--{mark}\r\nContent-Disposition: form-data; name="{name}"; filename="{file}"\r\n\r\n'
+            parts.append(head.encode() + data + b"\r\n")
+        parts.append(f"--{mark}--\r\n".encode())
+        return self(method, path, b"".join(parts), {"Content-Type": f"multipart/form-data; boundary={mark}"})
+
+    def label(self, image_id, value):
+        """Save an image-level label as MONAI Label's clients do."""
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        return self.form(
+            "PUT", f"/datastore/label?image={image_id}&tag=final", {"params": "{}"}, {"label": ("a.json", data)}
+        )
+
+    def train(self, limit=120):
+        """Start a training and wait for its end."""
+        task = self.json("POST", "/train/wscxr", {})
+        assert task["status"] in ("SUBMITTED", "RUNNING")
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            task = self.json("GET", "/train/")
+            if task["status"] in ("DONE", "ERROR"):
+                return task
+            time.sleep(0.2)
+        raise AssertionError("the training does not end")
+
+
+def multipart(headers, body):
+    """Parts of a multipart answer by name: (content type, bytes)."""
+    text = b"Content-Type: " + headers["Content-Type"].encode() + b"\r\n\r\n" + body
+    message = BytesParser(policy=policy.HTTP).parsebytes(text)
+    return {
+        part.get_param("name", header="content-disposition"): (part.get_content_type(), part.get_payload(decode=True))
+        for part in message.iter_parts()
+    }
+
+
+@contextlib.contextmanager
+def running(command, port, log, ready, environment=None, limit=400):
+    """A server process from when it answers at `ready` until the end of the block; its output goes to `log`."""
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+        )
+    try:
+        end = time.monotonic() + limit
+        while True:
+            with contextlib.suppress(OSError):
+                if Client(port)("GET", ready)[0] in (200, 401):
+                    break
+            if process.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"the server does not start:\n{Path(log).read_text(errors='replace')[-3000:]}")
+            time.sleep(0.2)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def label_server(studies, log, *options, environment=None, password=None):
+    """The MONAI Label server of this package in its own environment; gives a client."""
+    port = free_port()
+    command = [PYTHON, "-m", "monai_wscxr.label", studies, "--port", port, *options]
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **(environment or {}),
+    }
+    with running([str(part) for part in command], port, log, "/info/", environment):
+        yield Client(port, password)
+
+
+@contextlib.contextmanager
+def orthanc(folder):
+    """An Orthanc with DICOMweb on the loopback; gives its port."""
+    port = free_port()
+    configuration = {
+        "Name": "test",
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "index"),
+        "HttpPort": port,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomServerEnabled": False,
+        "Plugins": ["/usr/share/orthanc/plugins/libOrthancDicomWeb.so"],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(configuration))
+    with running([ORTHANC, str(folder / "orthanc.json")], port, folder / "orthanc.log", "/system"):
+        yield port

@@ -1,0 +1,440 @@
+"""Studies, labels, ranking and retraining, without any server."""
+
+import io
+import json
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from monai_wscxr.artefact import load_model
+from monai_wscxr.errors import InputError
+from monai_wscxr.label.models import ModelFolders
+from monai_wscxr.label.ranking import Scored, moves, ordered, ranks
+from monai_wscxr.label.studies import FolderStudies, Label, LabelFile, Refused, UnknownImage, known_normals
+from monai_wscxr.label.workbench import Workbench
+from monai_wscxr.networks import anomaly_score
+from monai_wscxr.predictor import predict_files
+
+OPTIONS = {
+    "image_size": 64,
+    "neighbourhood": 3,
+    "epochs": 2,
+    "min_batches": 5,
+    "device": "cpu",
+    "backbone": "timm/test_resnet",
+    "false_positive_rate": 0.3,
+}
+
+
+@pytest.fixture
+def studies_folder(phantoms, tmp_path):
+    """4 normal and 4 abnormal phantoms under one folder, in subfolders."""
+    folder = tmp_path / "studies"
+    shutil.copytree(phantoms / "test", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """A small backbone with random weights, the same ones for every model: nothing has to be downloaded."""
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "weights.pt"
+    torch.save(timm.create_model("test_resnet", pretrained=False).state_dict(), file)
+    return {**OPTIONS, "weights": str(file)}
+
+
+@pytest.fixture
+def make(phantoms, studies_folder, tmp_path, options):
+    """Opens a workbench on the studies; the one before is closed."""
+    opened = []
+
+    def open_bench(normals=phantoms / "train" / "normal", refresh=True, **named):
+        for bench in opened:
+            bench.close()
+        bench = Workbench(
+            FolderStudies(studies_folder, tmp_path / "work"), tmp_path / "work", normals, options=options, **named
+        )
+        opened.append(bench)
+        if refresh:
+            bench.refresh()
+        return bench
+
+    yield open_bench
+    for bench in opened:
+        bench.close()
+
+
+def named(bench, part):
+    return next(e["id"] for e in bench.queue("random") + bench.queue("labelled") if part in e["name"])
+
+
+# ---- labels
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ((2,), "bad_label"),
+        ((True,), "bad_label"),
+        ((1.0,), "bad_label"),
+        (("1",), "bad_label"),
+        ((None,), "bad_label"),
+        ((0, "nodule"), "contradiction"),
+        ((1, "Normal"), "contradiction"),
+        ((1, "a/b"), "bad_class"),
+        ((1, "x" * 65), "bad_class"),
+        ((1, 5), "bad_class"),
+        ((1, "line\nbreak"), "bad_class"),
+        ((1, None, True), "contradiction"),
+        ((None, None, 1), "bad_label"),
+    ],
+)
+def test_a_wrong_label_is_refused_with_its_reason(values, reason):
+    with pytest.raises(Refused) as error:
+        Label.checked(*values)
+    assert error.value.reason == reason
+
+
+def test_labels_outlive_a_process_that_is_killed_in_the_middle_of_a_line(tmp_path):
+    file = LabelFile(tmp_path / "labels.jsonl")
+    file.put("a", "a.png", Label.checked(1, " nodule "))
+    file.put("b", "b.png", Label.checked(0))
+    file.put("a", "a.png", None)
+    file.put("c", "c.png", Label.checked(1))
+    with open(tmp_path / "labels.jsonl", "ab") as opened:
+        opened.write(b'{"id": "d", "na')
+    again = LabelFile(tmp_path / "labels.jsonl")
+    assert again.labels() == {"b": Label(0), "c": Label(1, "abnormal")}
+    again.put("e", "e.png", Label.checked(None, None, True))
+    assert list(LabelFile(tmp_path / "labels.jsonl").labels()) == ["b", "c", "e"]
+
+
+def test_a_label_that_an_exact_copy_contradicts_is_refused(make, studies_folder, phantoms):
+    first = sorted((studies_folder / "normal").iterdir())[0]
+    shutil.copy(first, studies_folder / "copy.png")
+    shutil.copy(sorted((phantoms / "train/normal").iterdir())[0], studies_folder / "known.png")
+    bench = make()
+    bench.set_label(named(bench, first.name), 0)
+    with pytest.raises(Refused, match=f"exact copy of normal/{first.name}") as error:
+        bench.set_label(named(bench, "copy.png"), 1)
+    assert error.value.reason == "contradiction"
+    assert bench.set_label(named(bench, "copy.png"), 0)["label"] == 0
+    with pytest.raises(Refused, match="a known normal image"):
+        bench.set_label(named(bench, "known.png"), 1)
+    assert bench.set_label(named(bench, "copy.png"), None)["label"] is None
+
+
+def test_a_file_that_is_no_radiograph_is_listed_and_takes_no_label(make, studies_folder):
+    (studies_folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing")
+    bench = make()
+    assert bench.status()["rejected"] == 1
+    assert bench.status()["scored"] == 8
+    broken = next(i for i in bench.studies.ids() if bench.studies.name(i) == "broken.png")
+    assert broken not in {e["id"] for e in bench.queue("random")}
+    with pytest.raises(Refused) as error:
+        bench.set_label(broken, 1)
+    assert error.value.reason == "unreadable"
+
+
+# ---- studies
+
+
+def test_ids_name_nothing_outside_the_folder(studies_folder, tmp_path):
+    outside = tmp_path / "secret.png"
+    shutil.copy(next(studies_folder.rglob("*.png")), outside)
+    (studies_folder / "link.png").symlink_to(outside)
+    (studies_folder / "loop.png").symlink_to(studies_folder / "loop.png")
+    (studies_folder / "folder").symlink_to(tmp_path, target_is_directory=True)
+    (studies_folder / ".hidden.png").write_bytes(outside.read_bytes())
+    inside = studies_folder / "inside.png"
+    inside.symlink_to(next(studies_folder.glob("normal/*.png")))
+    studies = FolderStudies(studies_folder, tmp_path / "kept")
+    names = {studies.name(i) for i in studies.ids()}
+    assert len(names) == 9
+    assert "inside.png" in names
+    assert studies.outside == 2
+    for wrong in ("../secret.png", str(outside), "", ".."):
+        with pytest.raises(UnknownImage):
+            studies.file(wrong)
+    image_id = next(i for i in studies.ids() if studies.name(i) == "inside.png")
+    inside.unlink()
+    inside.symlink_to(outside)  # after the search
+    with pytest.raises(UnknownImage):
+        studies.file(image_id)
+
+
+def test_known_normals_come_from_a_data_set_or_any_folder(phantoms, tmp_path):
+    assert len(known_normals(phantoms)) == 20
+    assert len(known_normals(phantoms / "train" / "normal")) == 20
+    with pytest.raises(InputError, match="nothing"):
+        known_normals(tmp_path / "nothing")
+
+
+# ---- ranking
+
+
+def scored(value):
+    return Scored(value, 0.5, value > 1, (0.5, 0.5))
+
+
+def test_strategies_order_by_score_by_distance_to_the_threshold_and_at_random():
+    scores = {"a": scored(3.0), "b": scored(1.2), "c": scored(0.1), "d": scored(3.0)}
+    ids = ["c", "z", "d", "a", "b"]
+    assert ordered("most_suspicious", ids, scores, 1.0) == ["a", "d", "b", "c", "z"]
+    assert ordered("most_uncertain", ids, scores, 1.0) == ["b", "c", "a", "d", "z"]
+    drawn = [ordered("random", ids, scores, 1.0, seed) for seed in range(20)]
+    assert all(sorted(order) == sorted(ids) for order in drawn)
+    assert len({tuple(order) for order in drawn}) > 10
+    assert ordered("random", ids[::-1], scores, 1.0, 3) == drawn[3]
+    with pytest.raises(InputError, match="unknown strategy"):
+        ordered("best", ids, scores, 1.0)
+    assert ranks(scores) == {"a": 1, "d": 2, "b": 3, "c": 4}
+
+
+def test_moves_lists_the_largest_first():
+    before = {"a": scored(3.0), "b": scored(2.0), "c": scored(1.0)}
+    after = {"a": scored(1.0), "b": scored(2.0), "c": scored(3.0), "new": scored(0.0)}
+    found = moves(before, after, [("a", "A"), ("b", "B"), ("c", "C"), ("new", "N")])
+    assert [(m["id"], m["rank_before"], m["rank_after"]) for m in found] == [("c", 3, 1), ("a", 1, 3), ("b", 2, 2)]
+
+
+def test_scores_from_cached_features_are_those_of_the_model_on_the_files(make):
+    bench = make()
+    for part, label in (("consolidation", 1), ("effusion", 1), ("normal_0000", 0)):
+        bench.set_label(named(bench, part), label)
+    bench.train()
+    model = load_model(bench.folder / "model")
+    entries = {str(bench.studies.file(e["id"])): e for e in map(bench.item, bench.studies.ids())}
+    for prediction in predict_files(model, list(entries)):
+        entry = entries[prediction.file]
+        assert entry["anomaly_score"] == pytest.approx(prediction.anomaly_score, rel=1e-4, abs=1e-5)
+        assert entry["p_value"] == prediction.p_value
+        assert entry["abnormal"] == prediction.abnormal
+        h, w = prediction.patch_scores.shape
+        y, x = np.unravel_index(prediction.patch_scores.argmax(), (h, w))
+        assert entry["peak"] == pytest.approx([(x + 0.5) / w, (y + 0.5) / h])
+
+
+def test_before_the_first_abnormal_label_the_score_is_the_distance_to_the_normals(make):
+    bench = make()
+    assert bench.status()["model"]["abnormal"] == 0
+    features = bench.trainer.extractor
+    known = features.bank([{"image": i["image"]} for i in bench._normals])
+    model = load_model(bench.folder / "model")
+    # an independent computation in float64 of the whitened squared length, from the same normal images
+    held = {
+        p
+        for p in known.files
+        if features.digest(p)
+        not in json.loads((bench.folder / "model/artefact.json").read_text())["training"]["digests"]
+    }
+    assert not held
+    image_id = bench.studies.ids()[0]
+    _, rows, _ = features.usable([str(bench.studies.file(image_id))])
+    whitened = (rows[0].double() - model.network.whitening.mean.double()) @ model.network.whitening.matrix.double()
+    expected = anomaly_score((whitened**2).mean(1).reshape(1, 1, *features.grid), model.score_share)
+    assert bench.item(image_id)["anomaly_score"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_without_normals_there_is_no_model_and_no_score(make):
+    bench = make(normals=None)
+    assert bench.status()["model"] is None
+    entry = bench.queue("most_suspicious")[0]
+    assert (entry["anomaly_score"], entry["rank"], entry["peak"]) == (None, None, None)
+    with pytest.raises(Refused) as error:
+        bench.map_png(entry["id"])
+    assert error.value.reason == "no_model"
+    for part in ("normal_0000", "normal_0001", "normal_0002"):
+        bench.set_label(named(bench, part), 0)
+    bench.refresh()
+    assert bench.status()["model"]["abnormal"] == 0
+    assert bench.status()["scored"] == 8
+
+
+def test_a_file_that_changes_is_scored_again(make, studies_folder):
+    bench = make()
+    path = sorted((studies_folder / "normal").iterdir())[0]
+    image_id = named(bench, path.name)
+    before = bench.item(image_id)["anomaly_score"]
+    picture = np.asarray(Image.open(path)).copy()
+    picture[20:40, 20:40] = 255
+    Image.fromarray(picture).save(path)
+    os.utime(path, ns=(1, 1))
+    bench.refresh()
+    assert bench.item(image_id)["anomaly_score"] != before
+    path.unlink()
+    bench.refresh()
+    assert bench.status()["images"] == bench.status()["scored"] == 7
+
+
+# ---- queue and pictures
+
+
+def test_the_queue_leaves_out_what_has_been_looked_at(make):
+    bench = make()
+    first, second, *_ = bench.queue("most_suspicious")
+    assert (first["rank"], second["rank"]) == (1, 2)
+    bench.set_label(first["id"], 1, "nodule")
+    bench.set_label(second["id"], None, skipped=True)
+    rest = bench.queue("most_suspicious")
+    assert len(rest) == 6
+    assert bench.queue("most_suspicious", 2, 2) == rest[2:4]
+    labelled = bench.queue("labelled")
+    assert [e["id"] for e in labelled] == [second["id"], first["id"]]
+    assert labelled[0]["skipped"]
+    assert labelled[1]["class"] == "nodule"
+    assert bench.status()["labels"] == {"normal": 0, "abnormal": 1, "skipped": 1}
+    assert bench.status()["classes"] == ["nodule"]
+    for n, offset in ((0, 0), (1001, 0), (5, -1)):
+        with pytest.raises(InputError):
+            bench.queue("random", n, offset)
+
+
+def test_pictures_have_one_size_and_the_aspect_of_the_image(make, studies_folder):
+    wide = np.asarray(Image.open(next(studies_folder.rglob("*.png"))).resize((1500, 900)))
+    Image.fromarray(wide).save(studies_folder / "wide.png")
+    bench = make()
+    image_id = named(bench, "wide.png")
+    radiograph = Image.open(io.BytesIO(bench.radiograph_png(image_id)))
+    overlaid = Image.open(io.BytesIO(bench.map_png(image_id)))
+    assert radiograph.mode == "L"
+    assert overlaid.mode == "RGBA"
+    assert radiograph.size == overlaid.size == (1024, 614)
+    alpha, model = np.asarray(overlaid)[..., 3], load_model(bench.folder / "model")
+    values = bench.predict(image_id).anomaly_map
+    assert (values.max() > model.calibration.colour_low) == (alpha.max() > 0)
+    with pytest.raises(UnknownImage):
+        bench.radiograph_png("nothing")
+
+
+# ---- training
+
+
+def test_training_is_refused_until_it_can_work(make):
+    bench = make()
+    with pytest.raises(Refused) as error:
+        bench.start_training()
+    assert error.value.reason == "no_abnormal"
+    bench = make(normals=None)
+    bench.set_label(named(bench, "effusion"), 1)
+    with pytest.raises(Refused) as error:
+        bench.start_training()
+    assert error.value.reason == "no_normal"
+    bench = make(read_only=True)
+    for call in (bench.start_training, lambda: bench.set_label(bench.studies.ids()[0], 0)):
+        with pytest.raises(Refused) as error:
+            call()
+        assert error.value.reason == "read_only"
+
+
+def test_training_in_the_background_reports_its_stages_and_what_changed(make):
+    bench = make()
+    for part in ("consolidation", "effusion", "nodule"):
+        bench.set_label(named(bench, part), 1, part)
+    bench.set_label(named(bench, "normal_0000"), 0)
+    before = {e["id"]: e for e in map(bench.item, bench.studies.ids())}
+    assert bench.changes() is None
+    bench.start_training()
+    with pytest.raises(Refused) as error:
+        bench.start_training()
+    assert error.value.reason == "busy"
+    stages = set()
+    while (state := bench.training())["state"] == "running":
+        stages.add(state["stage"])
+        time.sleep(0.001)
+    assert state["state"] == "done", state
+    assert {"features", "training"} <= stages <= {"features", "mining", "training", "scoring"}
+    changes = bench.changes()
+    assert changes["new_labels"] == 4
+    assert changes["model_before"] != changes["model_after"] == bench.status()["model"]["sha256"]
+    assert bench.status()["model"]["normal"] + 1 < 21
+    assert bench.status()["model"]["abnormal"] == 3
+    assert len(changes["moved"]) == 8
+    for move in changes["moved"]:
+        assert move["rank_before"] == before[move["id"]]["rank"]
+        assert move["score_after"] == bench.item(move["id"])["anomaly_score"]
+        assert bench.item(move["id"])["rank_before"] == move["rank_before"]
+
+
+def test_a_training_that_fails_leaves_the_old_model_at_work(make, monkeypatch):
+    bench = make()
+    old = bench.status()["model"]["sha256"]
+    order = [e["id"] for e in bench.queue("most_suspicious")]
+    bench.set_label(named(bench, "effusion"), 1)
+
+    def fail(*_):
+        raise RuntimeError("PATIENT NAME")
+
+    monkeypatch.setattr("monai_wscxr.label.workbench.load_model", fail)
+    bench._job.begin("features")
+    bench._train_quietly()
+    assert bench.training()["state"] == "failed"
+    assert "PATIENT" not in bench.training()["message"]
+    assert bench.status()["model"]["sha256"] == old == load_model(bench.folder / "model").sha256
+    assert [e["id"] for e in bench.queue("most_suspicious")] == [i for i in order if i != named(bench, "effusion")]
+
+
+def test_a_restart_finds_labels_and_model(make):
+    bench = make()
+    bench.set_label(named(bench, "effusion"), 1, "fluid")
+    bench.train()
+    sha256 = bench.status()["model"]["sha256"]
+    scores = {i: bench.item(i)["anomaly_score"] for i in bench.studies.ids()}
+    again = make()
+    assert again.status()["model"]["sha256"] == sha256
+    assert again.item(named(again, "effusion"))["class"] == "fluid"
+    assert {i: again.item(i)["anomaly_score"] for i in scores} == pytest.approx(scores, rel=1e-5)
+
+
+def test_a_work_folder_belongs_to_one_server_and_its_studies(make, tmp_path, phantoms, options):
+    bench = make()
+    studies = FolderStudies(phantoms / "test", tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="another server is working"):
+        Workbench(studies, bench.folder, options=options)
+    bench.close()
+    with pytest.raises(InputError, match="belongs to the studies"):
+        Workbench(studies, bench.folder, options=options)
+
+
+def test_an_option_that_train_yaml_lacks_or_that_changes_features_is_refused(make, studies_folder, tmp_path):
+    bench = make()
+    bench.close()
+    for options, words in (
+        ({"image_sise": 64}, "no option"),
+        ({"k": 3}, "no option"),
+        ({"neighbourhood": 1}, "other options"),
+    ):
+        with pytest.raises(InputError, match=words):
+            Workbench(FolderStudies(studies_folder, tmp_path / "work"), tmp_path / "work", options=options)
+    # without options those of the model hold
+    Workbench(FolderStudies(studies_folder, tmp_path / "work"), tmp_path / "work", options={}).close()
+
+
+def test_the_link_moves_in_one_step_and_only_to_finished_models(tmp_path):
+    folders = ModelFolders(tmp_path, keep=2)
+    assert folders.current() is None
+    made = []
+    for number in range(4):
+        folder = folders.new()
+        folder.mkdir()
+        (folder / "artefact.json").write_text(str(number))
+        made.append(folder)
+        folders.publish(folder)
+        assert folders.current() == folder.resolve()
+        assert os.readlink(tmp_path / "model") == f"models/{folder.name}"
+    assert [p.exists() for p in made] == [False, False, True, True]
+    unfinished = folders.new()
+    unfinished.mkdir()  # a training that was killed
+    assert folders.current() == made[-1].resolve()
+    assert folders.new() != unfinished
+    last = folders.new()
+    last.mkdir()
+    (last / "artefact.json").write_text("x")
+    folders.publish(last)
+    assert not unfinished.exists()
