@@ -285,9 +285,9 @@ function askClass() {
 
 async function train() {
   if (training.state === "running" || by("train").disabled) { return; }
+  waiting = true;
   try {
     training = await api.train();
-    waiting = true;
     said("");
     announce("Retraining.");
   } catch (error) {
