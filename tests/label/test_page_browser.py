@@ -77,6 +77,9 @@ def test_label_five_by_keyboard_retrain_and_see_the_order_change(page, workbench
     assert text(page, "#moved .ranks") == f"{first['rank_before']} → {first['rank_after']}"
     assert "Retrained with 4 new labels." in page.text("#announcer")
     assert text(page, "#train-note") == "up to date"
+    assert page.until(SEEN, "") == after[0]  # nobody did anything meanwhile, so the new top is on the screen
+    page.click("#moved button")
+    page.until('return document.getElementById("name").textContent === arguments[0]', first["name"])
 
 
 def test_a_training_that_ends_leaves_the_image_on_the_screen_alone(page, workbench):

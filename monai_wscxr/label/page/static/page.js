@@ -320,11 +320,11 @@ async function look() {
   by("read-only").hidden = !status.read_only;
   showLabels(status);
   showTraining(training, status.read_only);
-  const waiting = status.images - status.scored - (status.rejected ?? 0);
-  by("queue-note").textContent = status.model && waiting > 0 ? `${status.scored} of ${status.images} scored` : `${status.images} images`;
+  const unscored = status.images - status.scored - (status.rejected ?? 0);
+  by("queue-note").textContent = status.model && unscored > 0 ? `${status.scored} of ${status.images} scored` : `${status.images} images`;
   if (failed) { announce(`The training failed. ${training.message}`); }
   const newModel = before?.model?.sha256 !== status.model?.sha256;
-  const newScores = before && (before.images !== status.images || (before.scored !== status.scored && waiting <= 0));
+  const newScores = before && (before.images !== status.images || (before.scored !== status.scored && unscored <= 0));
   if (!before || newModel) {
     if (before) { pictures.clear(); }
     const changes = await api.changes().catch(() => null);
@@ -374,7 +374,7 @@ document.addEventListener("keydown", (event) => {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const arrow = key.startsWith("Arrow");
   if (!arrow && !by("single-keys").checked && key !== "?") { return; }
-  if (arrow && event.target.matches("input")) { return; }  // sliders and the choice of strategy use them
+  if (arrow && event.target.matches('input:not([type="checkbox"])')) { return; }  // sliders and the choice of strategy use them
   if (event.target.matches('input[type="text"]')) { return; }
   if (event.shiftKey && PAN[key]) {
     event.preventDefault();
