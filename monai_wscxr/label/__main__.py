@@ -138,11 +138,9 @@ def build(options: argparse.Namespace) -> Any:
 
 
 def _mount_page(app: Any, workbench: Any, dependencies: list[Any]) -> None:
-    try:
-        from monai_wscxr.label.page.router import router
-    except ModuleNotFoundError:
-        return
-    app.include_router(router(workbench), prefix="/wscxr", dependencies=dependencies)
+    from monai_wscxr.label.page import router
+
+    app.include_router(router(workbench, hosts=None), prefix="/wscxr", dependencies=dependencies)  # Guard checks hosts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

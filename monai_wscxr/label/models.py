@@ -89,7 +89,13 @@ def hold(folder: Path) -> IO[bytes]:
 
 
 def described(model: TrainedModel) -> dict[str, Any]:
-    """Which model this is: hash of its weights, when it was trained, on how many images."""
+    """Which model this is: hash of its weights, when it was trained, on how many images, and the bar its scores lie on.
+
+    The bar runs from the lowest score of the held-out normals, over the operating point, to as far above it as the
+    operating point is above their median, twice; it is the model's, never that of the image at hand.
+    """
+    normals, threshold = model.calibration.normal_scores, model.calibration.threshold
+    reach = max(threshold - normals[len(normals) // 2], 1e-6 * max(1.0, abs(threshold)))
     path = model.folder / ARTEFACT
     record = json.loads(path.read_text(encoding="utf-8"))["training"]
     return {
@@ -97,4 +103,6 @@ def described(model: TrainedModel) -> dict[str, Any]:
         "trained": datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(timespec="seconds"),
         "normal": record["normal_images"],
         "abnormal": sum(record["abnormal_images"].values()),
+        "held_out": len(normals),
+        "scale": {"low": normals[0], "threshold": threshold, "high": threshold + 2 * reach},
     }

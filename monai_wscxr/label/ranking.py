@@ -118,7 +118,7 @@ def ordered(
 def moves(
     before: Mapping[str, Scored], after: Mapping[str, Scored], names: Sequence[tuple[str, str]], largest: int = 50
 ) -> list[dict[str, Any]]:
-    """What a new model changed: rank, score and p-value of the images that moved most, largest move first.
+    """What a new model changed: rank, score, p-value and decision of the images that moved most, largest move first.
 
     Args:
         before, after: by id; only images in both are looked at.
@@ -136,6 +136,8 @@ def moves(
             "score_after": after[image_id].anomaly_score,
             "p_before": before[image_id].p_value,
             "p_after": after[image_id].p_value,
+            "flagged_before": before[image_id].abnormal,
+            "flagged_after": after[image_id].abnormal,
         }
         for image_id, name in names
         if image_id in old and image_id in new

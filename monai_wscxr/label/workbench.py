@@ -101,7 +101,7 @@ class Workbench:
         self._rejected: dict[str, tuple[str, str]] = {}
         self._digests: dict[str, str] = {}
         self._changes: dict[str, Any] | None = None
-        self._labelled_before = len(self._votes(1)) + len(self._votes(0))
+        self._trained_on = self._votes()  # labels that the model in use has seen
         self._job = Job()
 
     def close(self) -> None:
@@ -175,6 +175,7 @@ class Workbench:
         labels = self.studies.labels()
         with self._lock:
             model, scored, rejected = self._model, len(self._scores), len(self._rejected)
+            trained_on = self._trained_on
         counts = Counter("skipped" if v.skipped else ("normal", "abnormal")[v.label or 0] for v in labels.values())
         return {
             "images": len(self.studies.ids()),
@@ -182,6 +183,7 @@ class Workbench:
             "rejected": rejected,
             "known_normals": len(self._normals),
             "labels": {name: counts[name] for name in ("normal", "abnormal", "skipped")},
+            "new_labels": _changed(self._votes(), trained_on),
             "classes": sorted({v.image_class for v in labels.values() if v.image_class}),
             "model": None if model is None else described(model),
             "operating_point": None if model is None else model.calibration.false_positive_rate,
@@ -236,6 +238,7 @@ class Workbench:
                 **described_label(labels.get(i)),
                 "rank": rank.get(i),
                 "rank_before": before.get(i),
+                **dict(zip(("reason", "message"), self._rejected.get(i, (None, None)), strict=True)),
             }
             for i in ids
         ]
@@ -432,7 +435,7 @@ class Workbench:
     def _replace(self) -> list[str]:
         """Train, score the archive, put the new model in use."""
         normal, abnormal = self._items(0), self._items(1)
-        votes = len(self._votes())
+        votes = self._votes()
         folder, said = self.trainer.train(normal, abnormal, self._job.report)
         self._job.report("scoring", 0.0)
         model = load_model(folder, self.trainer.extractor.device)
@@ -447,13 +450,13 @@ class Workbench:
             self._changes = {
                 "model_before": old and old.sha256,
                 "model_after": model.sha256,
-                "new_labels": votes - self._labelled_before,
+                "new_labels": _changed(votes, self._trained_on),
                 "seconds": self.training()["seconds"],
                 "moved": moves(before, scores, [(i, self.studies.name(i)) for i in scores]),
                 "now_flagged": sum(s.abnormal for s in scores.values()),
                 "flagged_before": sum(s.abnormal for s in before.values()),
             }
-            self._labelled_before = votes
+            self._trained_on = votes
         return said
 
     def training(self) -> dict[str, Any]:
@@ -464,3 +467,8 @@ class Workbench:
         """What the latest training changed; None before the first one since the start."""
         with self._lock:
             return self._changes
+
+
+def _changed(now: Mapping[str, Label], before: Mapping[str, Label]) -> int:
+    """Images whose label was given, replaced or taken back."""
+    return sum(now.get(i) != before.get(i) for i in now.keys() | before.keys())
