@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 from monai_wscxr.artefact import save_model
 from monai_wscxr.bank import FeatureBank
 from monai_wscxr.calibration import calibrate
-from monai_wscxr.copies import nuisance_of, with_copies
+from monai_wscxr.copies import nuisance_of
 from monai_wscxr.data.split import TrainingSplit, count_classes
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
@@ -68,10 +68,9 @@ class MiningHandler:
         device: where the banks live while training.
         whitening: fitted to the normal bank; everything handed over is whitened. None leaves features as they are.
         shrinkage: of its covariance, > 0.
-        copies: altered copies made of every few-shot abnormal image and of some normal ones; 0 makes none, as published.
-            Copies of abnormal images are mined with them.
-        copied_normals: how many normal images of the bank have copies; always the same ones, so that runs share them.
-        nuisance: weight of what the alteration does to the normals' features in the covariance, >= 0.
+        copies: altered copies made of some normal images; 0 makes none, as published.
+        copied_normals: how many images of the bank have copies; always the same ones, so that runs share them.
+        nuisance: weight of what the alteration does to their features in the covariance, >= 0.
         scope: of mining, see `mine`.
 
     Attributes:
@@ -125,9 +124,9 @@ class MiningHandler:
         for finding in self.split.findings:
             logger.warning("allowed overlap between training and test: %s", finding)
         self.extractor.digests.update(self.split.digests)
-        normal, abnormal, nuisance = self._extract()
+        normal, nuisance = self._extract()
         began = time.perf_counter()
-        self.mined = mine(normal.to(self.device), abnormal.to(self.device), self.retention, self.scope)
+        self.mined = mine(normal.to(self.device), self.abnormal.to(self.device), self.retention, self.scope)
         self.seconds["mining"] = time.perf_counter() - began
         if self.whitening is not None:
             self.whitening.fit(normal.rows.to(self.device), self.shrinkage, nuisance)
@@ -145,15 +144,15 @@ class MiningHandler:
             logger.warning("rejected (%s): %s", code, message or file)
         logger.info(
             "mining: %d of %d abnormal patches against %d normal ones, %.2f s",
-            *(len(self.mined.bank), len(abnormal), len(normal), self.seconds["mining"]),
+            *(len(self.mined.bank), len(self.abnormal), len(normal), self.seconds["mining"]),
         )
 
     def _whitened(self, bank: FeatureBank) -> FeatureBank:
         bank = bank.to(self.device)
         return bank if self.whitening is None else dataclasses.replace(bank, rows=self.whitening(bank.rows))
 
-    def _extract(self) -> tuple[FeatureBank, FeatureBank, Tensor | None]:
-        """Normal bank, abnormal bank with its copies, and the nuisance covariance."""
+    def _extract(self) -> tuple[FeatureBank, Tensor | None]:
+        """Normal bank and nuisance covariance."""
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if several and self.extractor.store is None:
             raise InputError("training with several processes needs the feature cache; leave --cache on")
@@ -165,15 +164,13 @@ class MiningHandler:
         normal = self.extractor.bank(self.split.normal, "normal images")
         self.held_out = self.extractor.bank(self.split.held_out, "held-out normal images")
         self.abnormal = self.extractor.bank(self.split.abnormal, "abnormal images")
-        abnormal, nuisance = self.abnormal, None
-        if self.copies:
-            abnormal = with_copies(self.extractor, abnormal, self.copies)
-            if self.whitening is not None and self.nuisance:
-                nuisance = self.nuisance * nuisance_of(self.extractor, normal, self.copied_normals, self.copies)
+        nuisance = None
+        if self.copies and self.nuisance and self.whitening is not None and self.whitening.active:
+            nuisance = self.nuisance * nuisance_of(self.extractor, normal, self.copied_normals, self.copies)
         self.seconds["extraction"] = time.perf_counter() - began
         if several and dist.get_rank() == 0:
             dist.barrier()
-        return normal, abnormal, nuisance
+        return normal, nuisance
 
 
 class EpochStateHandler:
