@@ -80,14 +80,6 @@ def copy_features(
     return torch.stack([found[key] for key in keys]) if store is None else store.read(keys)
 
 
-def with_copies(extractor: PatchExtractor, images: FeatureBank, copies: int) -> FeatureBank:
-    """A bank of whole images, and behind them `copies` altered copies of each."""
-    own = images.rows.reshape(len(images.files), -1, images.rows.shape[1])
-    files = [file for file in images.files for _ in range(copies)]
-    made = copy_features(extractor, images.files, ALTERED, copies)
-    return FeatureBank.from_images(torch.cat([own, made]), [*images.files, *files], images.grid)
-
-
 def nuisance_of(extractor: PatchExtractor, normal: FeatureBank | BankOnDisk, count: int, copies: int) -> Tensor:
     """What `ALTERED` does to the patch features of normal images, see `nuisance_covariance`.
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from monai_wscxr import copies as module
-from monai_wscxr.copies import ALTERED, Alteration, copy_features, nuisance_of, with_copies
+from monai_wscxr.copies import ALTERED, Alteration, copy_features, nuisance_of
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.transforms import Preprocessing
@@ -50,16 +50,6 @@ def test_cached_copies_are_not_made_again(extractor, normal_items, monkeypatch):
     assert torch.equal(copy_features(extractor, files_of(bank), ALTERED, 2), first)
     with pytest.raises(TypeError):
         copy_features(extractor, files_of(bank), Alteration("altered", 2, ALTERED.change), 2)  # another version
-
-
-def test_the_bank_with_copies(extractor, normal_items):
-    bank = extractor.bank(normal_items[:3])
-    both = with_copies(extractor, bank, 2)
-    assert both.files == (*bank.files, *(f for f in bank.files for _ in range(2)))
-    assert torch.equal(both.images[:3], bank.images)
-    made = copy_features(extractor, files_of(bank), ALTERED, 2)
-    assert torch.equal(both.images[5].flatten(1).T, made[2])  # image 1's first copy
-    assert both.origin(len(bank) + 4) == (bank.files[1 if len(bank) == 3 else 0], *both.origin(len(bank) + 4)[1:])
 
 
 def test_the_nuisance_covariance_is_that_of_the_chosen_images(extractor, normal_items):

@@ -55,7 +55,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no copies": {"copies": 0},
     "1 copy": {"copies": 1},
     "4 copies": {"copies": 4},
-    "copies, covariance unchanged": {"nuisance": 0.0},
     "nuisance 4": {"nuisance": 4.0},
     "nuisance 10": {"nuisance": 10.0},
     "mined over all images": {"mining_scope": "all"},

@@ -122,24 +122,17 @@ class DrawData:
         self.place = {i: n for n, i in enumerate(subset)}
         self.normal = bank_of(features[draw.normal])
         few = draw.few_shot[max(draw.few_shot)]
-        every = torch.cat([self.few(few, copy) for copy in range(len(copies) + 1)])
-        distance, _ = min_distance(bank_of(every).rows, self.normal.rows)
-        names = [(i, copy) for copy in range(len(copies) + 1) for i in few]
-        self.distance = dict(zip(names, distance.split(features.shape[2] * features.shape[3]), strict=True))
+        distance, _ = min_distance(bank_of(features[few]).rows, self.normal.rows)
+        self.distance = dict(zip(few, distance.split(features.shape[2] * features.shape[3]), strict=True))
         self.whitened: dict[tuple, tuple[NormalWhitening, FeatureBank, Tensor, dict[str, Tensor]]] = {}
         self.trained: dict[str, Discriminator] = {}
 
-    def few(self, items: Sequence[int], copy: int) -> Tensor:
-        """Features of these items: as they are (0), or of their altered copies."""
-        return self.copies[copy - 1][[self.place[i] for i in items]] if copy else self.features[items]
-
-    def mined(self, k: int, retention: float, copies: int = 0, scope: str = "all") -> Tensor:
-        """Rows of the mined bank (Eq. 4 and 5) with copies; distances were measured once for all k."""
+    def mined(self, k: int, retention: float, scope: str = "all") -> Tensor:
+        """Rows of the mined bank (Eq. 4 and 5); distances were measured once for all k."""
         few = self.draw.few_shot[k]
-        every = torch.cat([self.few(few, copy) for copy in range(copies + 1)])
-        distance = torch.stack([self.distance[i, copy] for copy in range(copies + 1) for i in few])
+        distance = torch.stack([self.distance[i] for i in few])
         images = distance if scope == "image" else distance.reshape(1, -1)  # all together are one large image
-        return bank_of(every).rows[farthest_of_each(images, retention)]
+        return bank_of(self.features[few]).rows[farthest_of_each(images, retention)]
 
     def nuisance(self, options: Mapping[str, Any]) -> Tensor | None:
         """Weighted covariance of what alterations do to normal images of this draw."""
@@ -147,7 +140,8 @@ class DrawData:
             return None
         copied = [i for i in self.draw.normal if i in self.place][: options["copied_normals"]]
         before = bank_of(self.features[copied]).rows
-        made = [nuisance_covariance(before, bank_of(self.few(copied, c + 1)).rows) for c in range(options["copies"])]
+        where = [self.place[i] for i in copied]
+        made = [nuisance_covariance(before, bank_of(maps[where]).rows) for maps in self.copies[: options["copies"]]]
         return options["nuisance"] * torch.stack(made).mean(0)
 
     def white(self, options: Mapping[str, Any]) -> tuple[NormalWhitening, FeatureBank, Tensor, dict[str, Tensor]]:
@@ -176,7 +170,7 @@ class DrawData:
             self.trained[key] = train(
                 options,
                 normal,
-                whitening(self.mined(k, options["retention"], options["copies"], options["mining_scope"])),
+                whitening(self.mined(k, options["retention"], options["mining_scope"])),
             )
         discriminator = self.trained[key]
         few: Any = _Banks(normal, bank_of(self.features[self.draw.few_shot[k]]))

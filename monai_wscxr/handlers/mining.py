@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from monai_wscxr.bank import BankOnDisk, FeatureBank
-from monai_wscxr.copies import nuisance_of, with_copies
+from monai_wscxr.copies import nuisance_of
 from monai_wscxr.data.split import TrainingSplit
 from monai_wscxr.distributed import first_process, from_first, process_count, share, wait_for_all
 from monai_wscxr.errors import InputError
@@ -65,10 +65,9 @@ class MiningHandler:
         device: where the banks live while training.
         whitening: fitted to the normal bank; everything handed over is whitened. None leaves features as they are.
         shrinkage: of its covariance, > 0.
-        copies: altered copies made of every few-shot abnormal image and of some normal ones; 0 makes none, as published.
-            Copies of abnormal images are mined with them.
-        copied_normals: how many normal images of the bank have copies; always the same ones, so that runs share them.
-        nuisance: weight of what the alteration does to the normals' features in the covariance, >= 0.
+        copies: altered copies made of some normal images; 0 makes none, as published.
+        copied_normals: how many images of the bank have copies; always the same ones, so that runs share them.
+        nuisance: weight of what the alteration does to their features in the covariance, >= 0.
         scope: of mining, see `mine`.
         bank_memory: bytes for the normal bank; a bank that needs more stays on disk, with the same result. None takes
             half of the memory that is free.
@@ -127,10 +126,10 @@ class MiningHandler:
         for finding in self.split.findings:
             logger.warning("allowed overlap between training and test: %s", finding)
         self.extractor.digests.update(self.split.digests)
-        normal, abnormal, nuisance = self._extract()
+        normal, nuisance = self._extract()
         self.on_mining()
         began = time.perf_counter()
-        self.mined = mine(normal.to(self.device), abnormal.to(self.device), self.retention, self.scope)
+        self.mined = mine(normal.to(self.device), self.abnormal.to(self.device), self.retention, self.scope)
         self.seconds["mining"] = time.perf_counter() - began
         if self.whitening is not None:
             self._fit_whitening(normal, nuisance)
@@ -149,7 +148,7 @@ class MiningHandler:
             logger.warning("rejected (%s): %s", code, message or file)
         logger.info(
             "mining: %d of %d abnormal patches against %d normal ones, %.2f s",
-            *(len(self.mined.bank), len(abnormal), len(normal), self.seconds["mining"]),
+            *(len(self.mined.bank), len(self.abnormal), len(normal), self.seconds["mining"]),
         )
 
     @property
@@ -182,30 +181,28 @@ class MiningHandler:
                 block.copy_(self.whitening(block))
         return bank
 
-    def _extract(self) -> tuple[FeatureBank | BankOnDisk, FeatureBank, Tensor | None]:
-        """Normal bank, abnormal bank with its copies, and the nuisance covariance."""
+    def _extract(self) -> tuple[FeatureBank | BankOnDisk, Tensor | None]:
+        """Normal bank and nuisance covariance."""
         began = time.perf_counter()
         if process_count() > 1:
             self._extract_shares()
         normal = self.extractor.bank_within(self.split.normal, "normal images", self.bank_memory)
         self.held_out = self.extractor.bank(self.split.held_out, "held-out normal images")
         self.abnormal = self.extractor.bank(self.split.abnormal, "abnormal images")
-        abnormal, nuisance = self._copies(normal)
+        nuisance = self._nuisance(normal)
         self.seconds["extraction"] = time.perf_counter() - began
-        return normal, abnormal, nuisance
+        return normal, nuisance
 
-    def _copies(self, normal: FeatureBank | BankOnDisk) -> tuple[FeatureBank, Tensor | None]:
-        """Abnormal bank with its copies, and the nuisance covariance; the first process makes what is not known yet."""
-        if not self.copies:
-            return self.abnormal, None
+    def _nuisance(self, normal: FeatureBank | BankOnDisk) -> Tensor | None:
+        """Weighted covariance of what alterations do; the first process makes the copies that are not known yet."""
+        if not (self.copies and self.nuisance and self.whitening is not None and self.whitening.active):
+            return None
         if not first_process():
             wait_for_all()
-        abnormal, nuisance = with_copies(self.extractor, self.abnormal, self.copies), None
-        if self.whitening is not None and self.nuisance:
-            nuisance = self.nuisance * nuisance_of(self.extractor, normal, self.copied_normals, self.copies)
+        nuisance = self.nuisance * nuisance_of(self.extractor, normal, self.copied_normals, self.copies)
         if first_process():
             wait_for_all()
-        return abnormal, nuisance
+        return nuisance
 
     def _extract_shares(self) -> None:
         """Every process brings its share of the images into the store, from which all then read."""

@@ -8,7 +8,7 @@ import torch
 from bundle_runs import SMALL, run
 
 from monai_wscxr import cross_validation
-from monai_wscxr.copies import nuisance_of, with_copies
+from monai_wscxr.copies import ALTERED, copy_features, nuisance_of
 from monai_wscxr.cross_validation import Draw, DrawData, make_draw, train
 from monai_wscxr.cross_validation.maps import CHANGES
 from monai_wscxr.cross_validation.training import TRAINING_OPTIONS, bank_of
@@ -62,16 +62,14 @@ def test_mined_rows_are_those_of_mine(phantoms, make_features):
     files = sorted(phantoms.glob("train/*/*.png"))[:8] + sorted(phantoms.glob("train/abnormal/*/*.png"))
     own = extractor.bank([{"image": str(f)} for f in files])
     bank = own.images
-    made = with_copies(extractor, own, 2).images[len(files) :]
+    made = copy_features(extractor, own.files, ALTERED, 2).unflatten(1, own.grid).permute(0, 3, 1, 2)
     n = len(files)
     draw = Draw(list(range(6)), [6, 7], {1: [n - 1], 2: [n - 1, n - 2]}, {1: [n - 2], 2: [n - 3]})
     data = DrawData(draw, bank, {}, [made[0::2], made[1::2]], range(n), torch.zeros(n).numpy())
-    for k, retention, copies in ((1, 0.3, 0), (2, 0.5, 1), (2, 1.0, 2), (1, 0.4, 2)):
-        few = draw.few_shot[k]
-        every = torch.cat([bank[few], *([made[0::2][few], made[1::2][few]][:copies])])
+    for k, retention in ((1, 0.3), (2, 0.5), (2, 1.0)):
+        few = bank_of(bank[draw.few_shot[k]])
         for scope in ("all", "image"):
-            expected = mine(data.normal, bank_of(every), retention, scope).bank.rows
-            assert torch.equal(data.mined(k, retention, copies, scope), expected)
+            assert torch.equal(data.mined(k, retention, scope), mine(data.normal, few, retention, scope).bank.rows)
     options = {"copies": 2, "nuisance": 3.0, "copied_normals": 6}
     normal = extractor.bank([{"image": str(f)} for f in files[:6]])
     torch.testing.assert_close(data.nuisance(options), 3 * nuisance_of(extractor, normal, 6, 2), rtol=1e-5, atol=1e-9)
