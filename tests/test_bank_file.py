@@ -156,11 +156,12 @@ def test_another_width_is_an_error():
 
 MEASURE = """
 import sys, torch
-from monai_wscxr.bank_file import BankFile, min_distance_streamed, plan_search
+from monai_wscxr.bank_file import BankFile, min_distance_streamed, plan_search, save_rows
 torch.set_num_threads(1)
 path, budget = sys.argv[1], int(sys.argv[2])
 query = torch.randn(256, 256, generator=torch.Generator().manual_seed(1))
-min_distance_streamed(query, torch.randn(64, 256), budget)  # libraries and threads are there before measuring
+save_rows(path + ".small", torch.randn(64, 256))
+min_distance_streamed(query, BankFile(path + ".small"), budget)  # libraries and threads are there before measuring
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 open("/proc/self/clear_refs", "w").write("5")  # resets the peak

@@ -41,10 +41,15 @@ def test_only_the_first_rank_listens(monkeypatch, rank, listens):
     monkeypatch.delenv("RANK", raising=False)
     if rank:
         monkeypatch.setenv("RANK", rank)
-    before = signal.getsignal(signal.SIGTERM)
-    interruption.stop_cleanly()
-    assert (signal.getsignal(signal.SIGTERM) != before) == listens
-    assert (signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM)) == listens
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        interruption.stop_cleanly()
+        found = {number: signal.getsignal(number) for number in before}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert all((handler is not signal.SIG_DFL) == listens for handler in found.values())
+    assert len(set(found.values())) == 1
 
 
 SCRIPT = """

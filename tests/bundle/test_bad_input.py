@@ -112,7 +112,7 @@ def test_a_disk_without_space_for_the_bank(phantoms, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("monai_wscxr.store.shutil.disk_usage", lambda _: usage(10**9, 10**9, 10**6))
     said = refusal("train", phantoms, tmp_path / "run", cache=str(tmp_path / "cache"))
-    assert "GB are free; make room" in said
+    assert "bytes are missing); make room" in said
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
