@@ -31,8 +31,8 @@ ALLOWED = {  # mean movement of a score as a share of the gap between normal and
 def scored(tmp_path_factory):
     """Scores of test phantoms by name of the perturbation, and their labels."""
     folder = tmp_path_factory.mktemp("robust")
-    write_phantoms(folder / "data", 50, 4, 12, 3, size=SIZE, progress=False)
-    run("train", folder / "data", folder / "run", image_size=SIZE, k=4, epochs=2, min_batches=100, neighbourhood=3)
+    write_phantoms(folder / "data", 120, 6, 24, 6, size=SIZE, progress=False)
+    run("train", folder / "data", folder / "run", image_size=SIZE, k=6, epochs=2, min_batches=100, neighbourhood=3)
     model = load_model(folder / "run")
     files = sorted((folder / "data" / "test").glob("normal/*.png")) + sorted(
         (folder / "data" / "test" / "abnormal").glob("*/*.png")
