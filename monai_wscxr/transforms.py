@@ -138,7 +138,7 @@ class StandardiseIntensityd(MapTransform):
 class NormaliseChannelsd(MapTransform):
     """Radiographs [1, H, W] to [3, H, W], each channel less its mean and divided by its standard deviation.
 
-    The numbers are those of MONAI's `RepeatChanneld` and `NormalizeIntensityd` in an eighth of their time.
+    The numbers are those of MONAI's `RepeatChanneld` and `NormalizeIntensityd`, in one step.
     """
 
     def __init__(self, keys: KeysCollection, mean: Sequence[float], std: Sequence[float]) -> None:

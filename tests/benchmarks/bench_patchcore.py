@@ -49,6 +49,7 @@ def test_auroc_within_half_a_point():
 
     figures = auroc(labels, ours.scores(test)[0]), auroc(labels, theirs)
     print(
-        f"\nAUROC on {len(labels)} test images, {len(normal.files)} in the bank: PatchCore here {figures[0]:.4f}, anomalib {figures[1]:.4f}"
+        f"\nAUROC on {len(labels)} test images, {len(normal.files)} in the bank: PatchCore here {figures[0]:.4f}, "
+        f"anomalib {figures[1]:.4f}"
     )
     assert abs(figures[0] - figures[1]) < 0.005
