@@ -223,7 +223,7 @@ def chart(summary: dict[Key, dict[str, Any]]) -> str:
     """SVG: honest AUROC over k, a line per method with its interval; methods without abnormal images are level lines."""
     ks = sorted({k for _, k in summary if k is not None}) or [1]
     values = [s["honest"]["auroc"] for s in summary.values()]
-    low = max(0.0, math.floor(20 * min(v["low"] for v in values)) / 20)
+    low = min(0.95, math.floor(20 * min(v["low"] for v in values)) / 20)  # room below 1 even when all is perfect
     names = list(dict.fromkeys(name for name, _ in summary))
 
     def x(k: float) -> float:

@@ -15,6 +15,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.protocol import cells as cells_module
 from monai_wscxr.protocol import run_protocol
 from monai_wscxr.protocol.cells import Laboratory
+from monai_wscxr.protocol.output import chart
 from monai_wscxr.protocol.run import grid
 
 OPTIONS = {
@@ -165,6 +166,13 @@ def test_both_columns_are_those_of_the_bundles_own_evaluation(phantoms, tmp_path
             assert cell["honest"][figure] == pytest.approx(metrics["honest"][figure]), figure
         for figure, value in metrics["paper"].items():
             assert cell["paper"][figure] == pytest.approx(value, abs=1e-5), figure
+
+
+def test_a_chart_of_perfect_figures():
+    perfect = {"honest": {"auroc": {"mean": 1.0, "sd": 0.0, "low": 1.0, "high": 1.0}}}
+    drawn = chart({("wscxr", 1): perfect, ("patchcore", None): perfect})
+    assert drawn.startswith("<svg")
+    assert "nan" not in drawn
 
 
 def test_table2_says_which_way_it_falls(phantoms, tmp_path):
