@@ -224,16 +224,16 @@ def plan_training(
 
 @dataclass
 class _Shape:
-    """A source of which nothing but its shape is needed."""
+    """A source of which nothing but its shape is needed: `plan_search` reads no row."""
 
     shape: tuple[int, int]
     dtype: torch.dtype
 
     def read(self, first: int, out: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise AssertionError("planning reads no rows")
 
     def gather(self, index: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise AssertionError("planning reads no rows")
 
 
 def _training_costs(source: Tensor | FileRows, mined: Tensor, batch_size: int, channels: int) -> tuple[Cost, Cost]:
