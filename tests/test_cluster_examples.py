@@ -25,8 +25,11 @@ def test_shellcheck_has_no_complaint():
 
 
 def test_the_batch_script_gives_torchrun_what_it_needs(tmp_path):
-    """Run it with stand-ins for Slurm's commands and look at what reaches torchrun."""
-    for name, body in (("scontrol", "echo first-host; echo second-host"), ("srun", 'shift; printf "%s\\n" "$@"')):
+    """Run it with stand-ins for Slurm's commands and look at what reaches torchrun.
+
+    The list of machines is longer than a pipe holds: a script that stops reading it after the first would end there.
+    """
+    for name, body in (("scontrol", "echo first-host; seq -f host-%g 100000"), ("srun", 'shift; printf "%s\\n" "$@"')):
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     script = BATCH.read_text().replace("project=/shared/monai_wscxr", f"project={ROOT}")
