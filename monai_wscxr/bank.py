@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from monai_wscxr.heap import give_back_large_blocks
-from monai_wscxr.row_source import RowSource, row_blocks, scratch_rows
+from monai_wscxr.row_source import RowFunction, RowSource, row_blocks, scratch_rows
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,15 @@ class FeatureBank:
         """Maps [images, C, h, w] of consecutive images (fewer in the last part); only for a bank of whole images."""
         yield from self.images.split(images)
 
-    def changed(self, function: Callable[[Tensor], Tensor], folder: Path | None = None) -> FeatureBank:
-        """The bank with `function` applied to its rows, block by block; `folder` is for banks on disk."""
-        return dataclasses.replace(self, rows=torch.cat([function(block) for block in row_blocks(self.rows)]))
+    def changed(self, function: RowFunction, folder: Path | None = None, in_place: bool = False) -> FeatureBank:
+        """The bank with `function` applied to its rows, block by block; `folder` is for banks on disk.
+
+        With `in_place` this bank's own rows change, and memory for a second copy is not needed.
+        """
+        rows = self.rows if in_place else torch.empty_like(self.rows)
+        for block, out in zip(row_blocks(self.rows), row_blocks(rows), strict=True):
+            function(block, out)
+        return dataclasses.replace(self, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,8 @@ class BankOnDisk:
         for rows in row_blocks(self.rows, images * h * w):
             yield rows.reshape(-1, h, w, rows.shape[1]).permute(0, 3, 1, 2)
 
-    def changed(self, function: Callable[[Tensor], Tensor], folder: Path | None = None) -> BankOnDisk:
-        """The bank with `function` applied to its rows, block by block, in a nameless file of `folder`."""
+    def changed(self, function: RowFunction, folder: Path | None = None, in_place: bool = False) -> BankOnDisk:
+        """The bank with `function` applied to its rows, block by block, in a nameless file of `folder`; never in place."""
         if folder is None:
             raise ValueError("a bank on disk needs a folder for the rows that change")
         return dataclasses.replace(self, rows=scratch_rows(self.rows, function, folder))

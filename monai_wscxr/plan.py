@@ -189,9 +189,10 @@ def plan_training(
         whitening = NormalWhitening(channels)
         fit = timed(lambda: whitening.fit(piece if in_memory else source, 1.0))
         if in_memory:
-            change = timed(lambda: torch.cat([whitening(block) for block in row_blocks(piece)]))
+            changed = torch.empty_like(piece)
+            change = timed(lambda: whitening.into(piece, changed))
         else:
-            change = timed(lambda: scratch_rows(source, whitening, Path(temporary)))
+            change = timed(lambda: scratch_rows(source, whitening.into, Path(temporary)))
         statistics = (fit + change) * scale if whiten else Cost(0, 0)
 
         step, order = _training_costs(piece if in_memory else source, mined, batch_size, channels)

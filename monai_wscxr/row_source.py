@@ -21,6 +21,7 @@ from torch import Tensor
 from monai_wscxr.errors import InputError
 
 BLOCK_ROWS = 8192  # rows per step of whatever runs over a bank; sums depend on it, so it is one number everywhere
+RowFunction = Callable[[Tensor, Tensor], None]  # writes what becomes of rows [n, C] into its second argument [n, C]
 _GATHER_ROWS = 2048  # rows per step of a gather: the kernel maps up to 64 KiB around each
 
 
@@ -38,12 +39,17 @@ class RowSource(Protocol):
 
 
 def row_blocks(rows: Tensor | RowSource, size: int = BLOCK_ROWS) -> Iterator[Tensor]:
-    """Consecutive blocks [size, C] (the last one smaller) of rows in memory or in files."""
+    """Consecutive blocks [size, C] (the last one smaller) of rows in memory or in files.
+
+    Blocks from files share one memory: each is valid until the next one is asked for. New memory for every block would cost
+    six times the time of reading, which the system spends clearing pages.
+    """
     if isinstance(rows, Tensor):
         yield from rows.split(size)
         return
+    buffer = torch.empty(min(size, rows.shape[0]), rows.shape[1], dtype=rows.dtype)
     for first in range(0, rows.shape[0], size):
-        yield rows.read(first, torch.empty(min(size, rows.shape[0] - first), rows.shape[1], dtype=rows.dtype))
+        yield rows.read(first, buffer[: rows.shape[0] - first])
 
 
 class RowsOnDisk:
@@ -181,34 +187,35 @@ def _joined(pieces: Tensor) -> Tensor:
     return torch.stack([pieces[starts, 0], pieces[starts, 1], total[ends] - total[starts]], dim=1)
 
 
-def scratch_rows(rows: RowSource, function: Callable[[Tensor], Tensor], folder: Path) -> FileRows:
-    """`function` of every block of rows, kept in a file of `folder` that has no name and vanishes with the process.
+def scratch_rows(rows: RowSource, function: RowFunction, folder: Path) -> FileRows:
+    """`function` of every block of rows, kept as float32 in a file of `folder` that has no name and vanishes with the process.
 
     Args:
         rows: [N, C], N >= 1.
-        function: block [n, C] to [n, D] on any device.
-        folder: on a disk with room for N * D numbers.
+        function: takes a block [n, C] and writes what becomes of it into its second argument [n, C].
+        folder: on a disk with room for N * C numbers.
 
     Raises:
         InputError: when the disk is full; says how much is missing.
     """
+    count, channels = rows.shape
     folder.mkdir(parents=True, exist_ok=True)
     file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the rows do
+    result = torch.empty(min(BLOCK_ROWS, count), channels)
     done = 0
     for block in row_blocks(rows):
-        result = function(block).cpu().contiguous()
+        function(block, result[: len(block)])
         try:
-            file.write(result.view(torch.uint8).numpy().data)
-            done += len(result)
-            if done == rows.shape[0]:
+            file.write(result[: len(block)].view(torch.uint8).numpy().data)
+            done += len(block)
+            if done == count:
                 file.flush()
         except OSError as error:
-            missing = (rows.shape[0] - done) * result.shape[1] * result.dtype.itemsize
+            missing = (count - done) * channels * result.dtype.itemsize
             with contextlib.suppress(OSError):
                 file.close()
             raise InputError(
                 f"{folder} has no room for the whitened bank ({error.strerror}): {missing:,} bytes are missing. Make room, "
                 "or point MONAI_WSCXR_CACHE at another disk, and run again"
             ) from error
-    pieces = torch.tensor([[0, 0, done]])
-    return FileRows([RowsOnDisk(file, 0, done)], pieces, result.shape[1], result.dtype)
+    return FileRows([RowsOnDisk(file, 0, done)], torch.tensor([[0, 0, done]]), channels, result.dtype)

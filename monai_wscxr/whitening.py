@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from monai_wscxr.errors import InputError
 from monai_wscxr.row_source import BLOCK_ROWS, RowSource, row_blocks
 
+_PART_NUMBERS = 1 << 19  # of a part of the rows: 2 MB
+
 
 class NormalWhitening(nn.Module):
     """z = W (m - mu) for a patch feature m, with the mean mu of the normal bank and W = (Sigma + s t I)^(-1/2).
@@ -51,12 +53,27 @@ class NormalWhitening(nn.Module):
         return ((features.permute(0, 2, 3, 1) - self.mean) @ self.matrix).permute(0, 3, 1, 2)
 
     @torch.jit.unused
+    def into(self, rows: Tensor, out: Tensor) -> None:
+        """Write whitened rows [N, C] into `out` [N, C], which may be the rows themselves.
+
+        On a CPU it works on parts that stay in the processor's cache and takes no memory as large as the rows.
+        """
+        if not self.active or self.mean.device.type != "cpu":
+            out.copy_(self(rows.to(self.mean.device)))
+            return
+        part = max(1, _PART_NUMBERS // rows.shape[1])
+        for some, place in zip(rows.split(part), out.split(part), strict=True):
+            torch.mm(some - self.mean, self.matrix, out=place)
+
+    @torch.jit.unused
     def fit(
         self, rows: Tensor | RowSource, shrinkage: float, nuisance: Tensor | None = None, part: int = BLOCK_ROWS
     ) -> None:
         """Take mean and covariance from the normal bank; nothing happens when not active.
 
-        Sums run over parts of the bank in float64, the root is symmetric, so the result hardly depends on rounding.
+        One pass: sums and products of rows minus the mean of the first part, added up in float64, are corrected for the
+        mean of all at the end. The root is symmetric, so the result hardly depends on rounding, whatever the first part is:
+        where its mean lies far from that of all, its own rows make the covariance as large.
 
         Args:
             rows: [N, C] of the normal bank, at least one; in memory or on disk, with the same result.
@@ -71,16 +88,18 @@ class NormalWhitening(nn.Module):
             return
         if not (math.isfinite(shrinkage) and shrinkage > 0):
             raise InputError(f"the shrinkage must be greater than 0, got {shrinkage}")
-        device, count = self.mean.device, rows.shape[0]
-        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
+        device, (count, channels) = self.mean.device, rows.shape
+        pivot = next(row_blocks(rows, part)).to(device).double().mean(0).to(self.mean.dtype)
+        total = torch.zeros(channels, dtype=torch.float64, device=device)
+        products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+        centred = torch.empty(min(part, count), channels, dtype=pivot.dtype, device=device)
         for block in row_blocks(rows, part):
-            total += block.to(device).double().sum(0)
-        centre = (total / count).to(self.mean.dtype)
-        covariance = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=device)
-        for block in row_blocks(rows, part):
-            centred = block.to(device) - centre
-            covariance += (centred.T @ centred).double()
-        covariance /= count
+            moved = torch.sub(block.to(device), pivot, out=centred[: len(block)])
+            total += moved.sum(0)
+            products += moved.T @ moved
+        shift = total / count
+        centre = (pivot + shift).to(self.mean.dtype)
+        covariance = products / count - shift.outer(shift)
         if nuisance is not None:
             covariance += nuisance.to(covariance)
         typical = covariance.diagonal().mean()

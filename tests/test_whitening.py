@@ -48,6 +48,38 @@ def test_maps_and_rows_alike_and_inactive_changes_nothing():
     assert not any(v.numel() for v in idle.state_dict().values())
 
 
+def test_whitening_in_place_and_into_other_memory_is_the_formula(monkeypatch):
+    x = rows()
+    whitening = NormalWhitening(6)
+    whitening.fit(x, 1.0)
+    expected = (x.double() - whitening.mean.double()) @ whitening.matrix.double()
+    monkeypatch.setattr("monai_wscxr.whitening._PART_NUMBERS", 6 * 37)  # several parts, the last one smaller
+    out = torch.full_like(x, math.nan)
+    whitening.into(x, out)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    whitening.into(x, x)
+    assert torch.equal(x, out)
+    idle = NormalWhitening(6, active=False)
+    idle.into(x + 1, out)
+    assert torch.equal(out, x + 1)
+    whitening.into(x[:0], out[:0])
+
+
+@pytest.mark.parametrize("first", [1e4, -3e5])
+def test_a_first_part_far_from_the_rest_does_not_spoil_the_covariance(first):
+    """The pass is centred on the first part's mean; where that is an outlier its own rows dominate the covariance."""
+    x = rows(4000)
+    x[:10] += first
+    y = x.double()
+    expected = torch.cov(y.T, correction=0)
+    whitening = NormalWhitening(6)
+    whitening.fit(x, 1e-3, part=10)
+    w = whitening.matrix.double()
+    shrunken = expected + 1e-3 * expected.trace() / 6 * torch.eye(6, dtype=torch.float64)
+    torch.testing.assert_close(w @ shrunken @ w, torch.eye(6, dtype=torch.float64), rtol=0, atol=2e-3)
+    torch.testing.assert_close(whitening.mean.double(), y.mean(0), rtol=1e-5, atol=1e-2)
+
+
 def test_repeated_fit_gives_equal_bits_and_wide_banks_work():
     one, two = NormalWhitening(20), NormalWhitening(20)
     few = rows(5, 20)  # fewer rows than channels: the covariance is singular

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from ignite.engine import Engine, Events
@@ -20,11 +21,12 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.mining import Mined, check_scope, mine
 from monai_wscxr.mixing import MixingInferer, PatchBatches
-from monai_wscxr.row_source import row_blocks
 from monai_wscxr.store import fingerprint
 from monai_wscxr.whitening import NormalWhitening
 
 logger = logging.getLogger("monai_wscxr")
+
+B = TypeVar("B", FeatureBank, BankOnDisk)
 
 
 class ImageFeatures(IterableDataset):
@@ -133,7 +135,8 @@ class MiningHandler:
         self.seconds["mining"] = time.perf_counter() - began
         if self.whitening is not None:
             self._fit_whitening(normal, nuisance)
-        self.normal = self._whitened_normal(normal)
+        # the largest thing in memory, and nobody needs it as it was any more
+        self.normal = self._whitened(normal, in_place=True)
         self.held_out, self.abnormal = self._whitened(self.held_out), self._whitened(self.abnormal)
         self.dataset.fill(self.normal.rows)
         self.inferer.fill(self._whitened(self.mined.bank).rows)
@@ -164,22 +167,13 @@ class MiningHandler:
             self.whitening.fit(normal.to(self.device).rows, self.shrinkage, nuisance)
         self.whitening.load_state_dict(from_first({k: v.cpu() for k, v in self.whitening.state_dict().items()}))
 
-    def _whiten(self, rows: Tensor) -> Tensor:
-        return rows if self.whitening is None else self.whitening(rows.to(self.device))
-
-    def _whitened(self, bank: FeatureBank) -> FeatureBank:
-        return bank.to(self.device).changed(self._whiten)
-
-    def _whitened_normal(self, bank: FeatureBank | BankOnDisk) -> FeatureBank | BankOnDisk:
-        """The normal bank is the largest thing in memory and nobody needs it unwhitened any more: no second copy."""
-        if isinstance(bank, BankOnDisk):
-            assert self.extractor.store is not None
-            return bank.changed(self._whiten, self.extractor.store.folder)
-        bank = bank.to(self.device)
-        if self.whitening is not None:
-            for block in row_blocks(bank.rows):
-                block.copy_(self.whitening(block))
-        return bank
+    def _whitened(self, bank: B, in_place: bool = False) -> B:
+        """A bank on the device, whitened where features are."""
+        bank = bank.to(self.device)  # type: ignore[assignment]
+        if self.whitening is None or not self.whitening.active:
+            return bank
+        folder = None if self.extractor.store is None else self.extractor.store.folder
+        return bank.changed(self.whitening.into, folder, in_place)  # type: ignore[return-value]
 
     def _extract(self) -> tuple[FeatureBank | BankOnDisk, Tensor | None]:
         """Normal bank and nuisance covariance."""

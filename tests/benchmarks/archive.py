@@ -140,10 +140,10 @@ def main() -> int:
 
     def statistics():
         whitening.fit(normal.rows, 1.0)
-        return normal.changed(whitening, folder)
+        return normal.changed(whitening.into, folder)
 
     white = measured("statistics", statistics)
-    others = abnormal.changed(whitening)
+    others = abnormal.changed(whitening.into)
     trained = measured("training", lambda: train(white, whitening(mined.bank.rows), others, options.epochs))
 
     within = True
