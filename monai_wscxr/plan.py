@@ -6,6 +6,8 @@ piece of the real thing and scaled up. The pieces are the package's own function
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,6 +29,7 @@ from monai_wscxr.whitening import NormalWhitening
 
 MINING_BUDGET = 1 << 30
 _SLICE_ROWS = 8 * BLOCK_ROWS
+_STEPS = 512  # at least, in a training that is timed: its start must not count much
 
 
 @dataclass
@@ -181,10 +184,10 @@ def plan_training(
         found = search_block(query, piece, *nothing_found(query))
         first = timed(lambda: search_block(query, piece, *nothing_found(query)))
         later = timed(lambda: search_block(query, piece, *found, len(piece)))
-        load = timed(lambda: list(row_blocks(source)))
         mining = first + later * (scale - 1)
         if not in_memory:
-            mining = mining + Cost(0.0, load.cpu) * scale  # read in a thread of its own
+            # read in a thread of its own, from the disk: an archive is seldom in the system's cache when a training starts
+            mining = mining + Cost(0.0, timed(lambda: _read_from_disk(source, path)).cpu) * scale
 
         whitening = NormalWhitening(channels)
         fit = timed(lambda: whitening.fit(piece if in_memory else source, 1.0))
@@ -192,7 +195,13 @@ def plan_training(
             changed = torch.empty_like(piece)
             change = timed(lambda: whitening.into(piece, changed))
         else:
-            change = timed(lambda: scratch_rows(source, whitening.into, Path(temporary)))
+            # all are kept: the first half gigabyte is quick, a whole bank is as slow as what follows
+            kept: list[FileRows] = []
+            runs = min(20, math.ceil(scale))
+            change = timed(
+                lambda: kept.append(scratch_rows(source, whitening.into, Path(temporary))), math.inf, most_runs=runs
+            )
+            del kept
         statistics = (fit + change) * scale if whiten else Cost(0, 0)
 
         step, order = _training_costs(piece if in_memory else source, mined, batch_size, channels)
@@ -223,6 +232,16 @@ def plan_training(
     ]
 
 
+def _read_from_disk(source: FileRows, path: Path) -> None:
+    """Read all rows after the system has forgotten them, where it can be told to."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for _ in row_blocks(source):
+        pass
+
+
 @dataclass
 class _Shape:
     """A source of which nothing but its shape is needed: `plan_search` reads no row."""
@@ -245,7 +264,7 @@ def _training_costs(source: Tensor | FileRows, mined: Tensor, batch_size: int, c
     from monai_wscxr.handlers import ThreadsHandler
     from monai_wscxr.losses import HingeLoss
 
-    dataset, inferer = PatchBatches(batch_size), MixingInferer()
+    dataset, inferer = PatchBatches(batch_size, min_batches=_STEPS), MixingInferer()
     dataset.fill(source)
     inferer.fill(mined)
     discriminator = Discriminator(channels)

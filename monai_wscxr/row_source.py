@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.machine import available_memory
 
 BLOCK_ROWS = 8192  # rows per step of whatever runs over a bank; sums depend on it, so it is one number everywhere
 RowFunction = Callable[[Tensor, Tensor], None]  # writes what becomes of rows [n, C] into its second argument [n, C]
@@ -86,8 +87,8 @@ class RowsOnDisk:
         except OSError as error:
             raise InputError(f"{self.file} cannot be read: {error.strerror}") from error
 
-    def mapped(self, channels: int, dtype: torch.dtype) -> Tensor:
-        """The matrix, memory-mapped."""
+    def mapped(self, channels: int, dtype: torch.dtype, read_ahead: bool = True) -> Tensor:
+        """The matrix, memory-mapped; `read_ahead` says whether the system may read what lies around a row that is needed."""
         if self._map is None:
             try:
                 descriptor = os.open(self.file, os.O_RDONLY) if isinstance(self.file, Path) else self.file.fileno()
@@ -99,6 +100,8 @@ class RowsOnDisk:
                         os.close(descriptor)
             except (OSError, ValueError) as error:
                 raise InputError(f"{self.file} cannot be read: {error}") from error
+            if not read_ahead and hasattr(mmap, "MADV_RANDOM"):
+                self._map.madvise(mmap.MADV_RANDOM)
             if len(self._map) < self.offset + self.rows * channels * dtype.itemsize:
                 raise InputError(f"{self.file} ends early; it was changed while it was in use")
         whole = torch.frombuffer(self._map, dtype=torch.uint8, offset=self.offset)
@@ -154,7 +157,11 @@ class FileRows:
         return out
 
     def gather(self, index: Tensor) -> Tensor:
-        """The rows at `index` [k] int64, in that order, [k, C]; read in the order in which they lie."""
+        """The rows at `index` [k] int64, in that order, [k, C]; read in the order in which they lie.
+
+        While the files fit into free memory, the system may read ahead: a few gathers bring all of them into its cache. Beyond
+        that it must not, or every gather of rows from all over would read the files whole.
+        """
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.shape[0]:
             raise IndexError(f"row numbers must lie in [0, {self.shape[0]})")
         piece = torch.searchsorted(self._ends, index, right=True)
@@ -165,9 +172,10 @@ class FileRows:
         out = torch.empty(len(index), self.shape[1], dtype=self.dtype)
         numbers, counts = file.unique_consecutive(return_counts=True)
         parts = zip(numbers.tolist(), order.split(counts.tolist()), row.split(counts.tolist()), strict=True)
+        read_ahead = sum(file.rows for file in self.files) * self.row_bytes <= available_memory()
         for number, places, rows in parts:
             source = self.files[number]
-            matrix = source.mapped(self.shape[1], self.dtype)
+            matrix = source.mapped(self.shape[1], self.dtype, read_ahead)
             for to, at in zip(places.split(_GATHER_ROWS), rows.split(_GATHER_ROWS), strict=True):
                 out[to] = matrix[at]
                 source.release()

@@ -181,3 +181,32 @@ def test_gathering_a_large_file_leaves_it_out_of_memory(tmp_path):
             file.write(bytes(40_000 * 1024))
     run = subprocess.run([sys.executable, "-c", RESIDENT, str(path)], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 200e6, f"{int(run.stdout) / 1e6:.0f} MB of a file of 410 MB, in steps of 20 MB"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bytes read are taken from /proc")
+def test_rows_from_all_over_an_archive_larger_than_memory_are_read_alone(tmp_path, monkeypatch):
+    """Read-ahead would bring in the whole file for a few hundred rows, over and over where it cannot be kept."""
+    rows, channels = 64_000, 256
+    path = tmp_path / "rows.bin"
+    path.write_bytes(os.urandom(1 << 20) * 64)
+    index = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:300]
+
+    def read_from_disk(free):
+        monkeypatch.setattr("monai_wscxr.row_source.available_memory", lambda: free)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        source = FileRows([RowsOnDisk(path, 0, rows)], torch.tensor([[0, 0, rows]]), channels, torch.float32)
+        before = bytes_read()
+        found = source.gather(index)
+        return found, bytes_read() - before
+
+    def bytes_read():
+        with open("/proc/self/io") as table:
+            return int(next(line for line in table if line.startswith("read_bytes")).split()[1])
+
+    (small, alone), (large, together) = read_from_disk(1 << 20), read_from_disk(1 << 40)
+    assert torch.equal(small.view(torch.int32), large.view(torch.int32))
+    if not together:
+        pytest.skip("this file system reads no blocks of a disk")
+    assert alone <= 300 * 2 * 4096 < together
