@@ -85,6 +85,10 @@ class FeatureBank:
         """The same bank with its rows on `device`."""
         return FeatureBank(self.rows.to(device), self.files, self.file_index, self.position, self.grid)
 
+    def load(self) -> FeatureBank:
+        """This bank: it is in memory."""
+        return self
+
     def maps(self, images: int) -> Iterator[Tensor]:
         """Maps [images, C, h, w] of consecutive images (fewer in the last part); only for a bank of whole images."""
         yield from self.images.split(images)
@@ -126,6 +130,11 @@ class BankOnDisk:
     def to(self, device: str | torch.device) -> BankOnDisk:
         """The same bank: its rows stay where they are, blocks of them move when they are used."""
         return self
+
+    def load(self) -> FeatureBank:
+        """The bank in memory, float32."""
+        rows = self.rows.read(0, torch.empty(self.rows.shape, dtype=self.rows.dtype)).float()
+        return FeatureBank.from_images(rows.reshape(len(self.files), -1, rows.shape[1]), self.files, self.grid)
 
     def maps(self, images: int) -> Iterator[Tensor]:
         """Maps [images, C, h, w] of consecutive images (fewer in the last part), on the CPU."""

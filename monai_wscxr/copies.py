@@ -36,7 +36,7 @@ class Alteration:
     change: Callable[[Tensor, int], Tensor]
 
 
-ALTERED = Alteration("altered", 1, lambda image, seed: altered(image, random.Random(seed)))
+ALTERED = Alteration("altered", 2, lambda image, seed: altered(image, random.Random(seed)))
 
 
 def copy_features(
@@ -92,10 +92,12 @@ def nuisance_of(extractor: PatchExtractor, normal: FeatureBank | BankOnDisk, cou
     chosen = sorted(range(len(normal.files)), key=lambda n: extractor.digests[normal.files[n]])[:count]
     made = copy_features(extractor, [normal.files[n] for n in chosen], ALTERED, copies)
     patches = len(normal) // len(normal.files)
-    rows = (patches * torch.tensor(chosen)[:, None] + torch.arange(patches)).flatten()
-    taken = normal.rows.gather(rows) if isinstance(normal, BankOnDisk) else normal.rows[rows]
-    own = taken.reshape(len(chosen), patches, -1)
-    return nuisance_covariance(own.repeat_interleave(copies, dim=0).flatten(0, 1), made.flatten(0, 1))
+    total = torch.zeros(made.shape[-1], made.shape[-1], dtype=torch.float64)
+    for number, copied in zip(chosen, made.split(copies), strict=True):
+        rows = patches * number + torch.arange(patches)
+        own = normal.rows.gather(rows) if isinstance(normal, BankOnDisk) else normal.rows[rows]
+        total += nuisance_covariance(own.repeat(copies, 1), copied.flatten(0, 1))
+    return total / len(chosen)
 
 
 def _extract(
@@ -103,36 +105,21 @@ def _extract(
     alteration: Alteration,
     extractor: PatchExtractor,
     pooled: bool,
-    advance: Callable[[int], Any],
+    advance: Callable[[], Any],
 ) -> Tensor:
     def alter(item: dict[str, Any]) -> dict[str, Any]:
         return {**item, "image": alteration.change(item["image"], _seed(f"{alteration.name}:{item['key']}"))}
 
     load = radiograph_transforms(extractor.preprocessing, allow=extractor.allow, after_resize=[alter])
     items = [{"image": file, "key": key} for file, key in wanted]
-    stream = RadiographStream(items, load, extractor.read_threads, 2 * extractor.batch_size)
+    stream = RadiographStream(items, load, extractor.read_threads, extractor.read_ahead)
     features: list[Tensor] = []
-    batch: list[dict[str, Any]] = []
-
-    def run() -> None:
-        with torch.inference_mode():
-            phi = extractor.network(torch.stack([item["image"] for item in batch]).to(extractor.device)).float()
-        rows = phi.mean(dim=(2, 3))[:, None] if pooled else phi.permute(0, 2, 3, 1).flatten(1, 2)
-        if not bool(torch.isfinite(rows).all()):
-            raise InputError(f"{extractor.features.backbone.name} gives NaN or Inf for a copy of {batch[0]['file']}")
-        features.append(rows.cpu().clone())
-        advance(len(batch))
-        batch.clear()
-
-    for item in stream:
-        batch.append(item)
-        if len(batch) == extractor.batch_size:
-            run()
-    if batch:
-        run()
+    for _, rows in extractor.run(stream):
+        features.append(rows.mean(dim=0, keepdim=True) if pooled else rows)
+        advance()
     if stream.rejected:
         raise InputError(f"{stream.rejected[0][0]} could be read before and cannot be read now; check the disk")
-    return torch.cat(features)
+    return torch.stack(features)
 
 
 def _seed(text: str) -> int:

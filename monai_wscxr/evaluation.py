@@ -27,7 +27,6 @@ from monai_wscxr.data.selection import check_overlap
 from monai_wscxr.data.split import count_classes
 from monai_wscxr.data.stream import RadiographStream
 from monai_wscxr.errors import InputError
-from monai_wscxr.heap import give_back
 from monai_wscxr.localisation import localisation_metrics
 from monai_wscxr.networks import EpochScores, anomaly_score
 from monai_wscxr.predictor import Prediction, in_order, to_map, to_prediction, write_csv
@@ -132,7 +131,6 @@ class ResultHandler:
         for item, patch_scores in zip(state.batch["items"], scores, strict=True):
             self.items.append(item)
             self.predictions.append(to_prediction(self.model, item["file"], patch_scores[-1]))
-        give_back()
 
     @property
     def seconds(self) -> float:

@@ -24,8 +24,8 @@ from monai_wscxr.data.radiograph import file_digest
 from monai_wscxr.data.stream import RadiographStream, Rejected, ahead
 from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchFeatures
+from monai_wscxr.heap import reused
 from monai_wscxr.inference import Inference
-from monai_wscxr.machine import available_memory
 from monai_wscxr.row_source import FileRows
 from monai_wscxr.store import FeatureStore
 from monai_wscxr.transforms import Preprocessing, radiograph_transforms
@@ -168,27 +168,14 @@ class PatchExtractor:
         found = [phi for _, phi in self._features(list(files), rejected, len(files))]
         return torch.stack(found) if found else self._none(), rejected
 
-    def bank_within(
-        self, items: Sequence[dict[str, Any]], what: str = "images", memory: int | None = None
-    ) -> FeatureBank | BankOnDisk:
-        """`bank` where it can be trained on within `memory` bytes, which takes twice its size; otherwise a bank on disk.
-
-        Args:
-            items: datalist items.
-            what: name for the progress bar and messages.
-            memory: bytes; None takes half of the memory that is free.
+    def bank_on_disk(self, items: Sequence[dict[str, Any]], what: str = "images") -> BankOnDisk:
+        """`bank` whose rows stay in the store.
 
         Raises:
-            InputError: as `bank`; or when the bank does not fit and nothing is kept on disk.
+            InputError: as `bank`; or when nothing is kept on disk.
         """
-        memory = available_memory() // 2 if memory is None else memory
-        if 2 * self.image_bytes * len(items) <= memory:
-            return self.bank(items, what)
         if self.store is None:
-            raise InputError(
-                f"training on {len(items)} {what} takes {2 * self.image_bytes * len(items) / 1e9:.1f} GB of memory, "
-                f"{memory / 1e9:.1f} GB are allowed: leave --cache on, so that the bank can stay on disk"
-            )
+            raise InputError("a bank on disk needs the feature cache: leave --cache on")
         used, rows, rejected = self._collect([str(item["image"]) for item in items], what, self._rows_of)
         if rows is None:
             raise InputError(f"none of the {len(items)} {what} can be used; first: {_first(rejected)}")
@@ -328,39 +315,49 @@ class PatchExtractor:
 
     def _features(self, files: list[str], rejected: list[Rejected], total: int) -> Iterator[tuple[str, Tensor]]:
         """Decode and run the network; yields (file, features [h*w, C]) in order."""
-        on_cpu = self.device.type == "cpu"
-        threads = torch.get_num_threads()
-        stream = RadiographStream(
-            [{"image": f} for f in files],
-            self.transform,
-            self.read_threads,
-            2 * (threads if on_cpu else self.batch_size),
-            self.read_workers,
-        )
+        items = [{"image": f} for f in files]
+        stream = RadiographStream(items, self.transform, self.read_threads, self.read_ahead, self.read_workers)
 
-        def loaded() -> Iterator[tuple[str, Tensor]]:
+        def loaded() -> Iterator[dict[str, Any]]:
             for item in stream:
                 self._check_share(len(rejected) + len(stream.rejected), rejected + stream.rejected, total, "images")
-                yield item["file"], item["image"]
+                yield item
 
-        batches = batched(loaded(), 1 if on_cpu else self.batch_size)
-        # threads that wait for each other inside operations lose more than they gain: each computes alone
-        for results in ahead(self._forward, batches, threads if on_cpu else 1, 2 * threads if on_cpu else 2):
-            yield from results
+        for item, rows in self.run(loaded()):
+            yield item["file"], rows
         rejected += stream.rejected
 
-    def _forward(self, batch: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-        image = torch.stack([image for _, image in batch]).to(self.device)
+    @property
+    def read_ahead(self) -> int:
+        """Images decoded ahead of the network."""
+        return 2 * (torch.get_num_threads() if self.device.type == "cpu" else self.batch_size)
+
+    def run(self, loaded: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Every loaded item with its features [h*w, C], in order, while later ones pass the network.
+
+        Raises:
+            InputError: when the network gives NaN.
+        """
+        on_cpu = self.device.type == "cpu"
+        threads = torch.get_num_threads()
+        batches = batched(loaded, 1 if on_cpu else self.batch_size)
+        # threads that wait for each other inside operations lose more than they gain: each computes alone
+        with reused():
+            for results in ahead(self._forward, batches, threads if on_cpu else 1, 2 * threads if on_cpu else 2):
+                yield from results
+
+    def _forward(self, batch: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Tensor]]:
+        image = torch.stack([item["image"] for item in batch]).to(self.device)
         if self.device.type == "cpu":
             image = image.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             phi = self.network(image).permute(0, 2, 3, 1).flatten(1, 2).cpu()  # [B, h*w, C]
         if not bool(torch.isfinite(phi).all()):
             raise InputError(
-                f"{self.features.backbone.name} gives NaN or Inf for {batch[0][0]} or one of the {len(batch) - 1} images "
+                f"{self.features.backbone.name} gives NaN or Inf for {batch[0]['file']} or one of the {len(batch) - 1} images "
                 "read with it; the weights are damaged or belong to another network"
             )
-        return [(file, rows) for (file, _), rows in zip(batch, phi.clone(), strict=True)]
+        return list(zip(batch, phi.clone(), strict=True))
 
     def _check_share(self, count: int, rejected: list[Rejected], total: int, what: str) -> None:
         if count > self.max_bad_share * total:

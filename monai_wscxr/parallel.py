@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from monai_wscxr.heap import reused
+
 
 class ThreadParallel(nn.Module):
     """Run a frozen network on parts of a CPU batch in threads, each of which computes alone.
@@ -33,7 +35,7 @@ class ThreadParallel(nn.Module):
         """The network's result for the whole batch."""
         if image.device.type != "cpu":
             return self.network(image)
-        with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with reused(), ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return torch.cat(list(pool.map(self._infer, image.split(self.part))))
 
     @torch.inference_mode()

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from monai_wscxr.bank_file import plan_search
-from monai_wscxr.data.stream import ahead
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.machine import Cost, available_memory, peak_memory, reset_peak_memory, resident_memory, timed
 from monai_wscxr.mixing import LOT_BYTES, MixingInferer, PatchBatches, prepare_patch_batch
@@ -108,12 +107,10 @@ def plan_extraction(extractor: PatchExtractor, images: int, sample: Sequence[str
     reading = timed(lambda: [transform({"image": file}) for file in sample]) * (1 / len(sample))
     torch.set_num_threads(threads)
     image = transform({"image": sample[0]})["image"]
-    batch = [("calibration", image)] * (1 if on_cpu else extractor.batch_size)
-    count, parallel = (4 * threads, threads) if on_cpu else (2, 1)
+    items = [{"file": sample[0], "image": image}] * (4 * threads if on_cpu else 2 * extractor.batch_size)
     base = resident_memory()
     reset_peak_memory()
-    network = timed(lambda: list(ahead(extractor._forward, [batch] * count, parallel, 2 * parallel)), 2.0)
-    network = network * (1 / (count * len(batch)))
+    network = timed(lambda: list(extractor.run(items)), 2.0) * (1 / len(items))
     working = peak_memory() - base
     shards = 4 * extractor.shard_images * extractor.image_bytes  # being filled, stacked, and two being written
     shards = min(shards, 4 * images * extractor.image_bytes)
@@ -332,7 +329,7 @@ def make_plan(
     rows = inside * h * w
     stages = plan_extraction(extractor, images + abnormal, sample)
     image = extractor.transform({"image": sample[0]})["image"]
-    features = extractor._forward([("calibration", image)])[0][1]
+    _, features = next(extractor.run([{"file": sample[0], "image": image}]))
     generator = torch.Generator().manual_seed(0)
     count = min(rows, _SLICE_ROWS)
     like = features[torch.randint(len(features), (count,), generator=generator)]

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from monai_wscxr.bank import FeatureBank
 from monai_wscxr.data.datalist import load_datalist
-from monai_wscxr.data.stream import ahead
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
 from monai_wscxr.machine import timed
@@ -184,7 +183,6 @@ def _scores(maps: Tensor, whitening: NormalWhitening, direction: Tensor) -> Tens
 
 def _network_seconds(extractor: PatchExtractor, items: list[dict[str, Any]]) -> float:
     """Processor seconds on a CPU, wall seconds elsewhere, of the network on some images."""
-    images = [extractor.transform({"image": str(item["image"])})["image"] for item in items[:8]]
-    batches = [[("timing", image)] for image in images]
-    cost = timed(lambda: list(ahead(extractor._forward, batches, torch.get_num_threads(), len(batches))), 2.0)
+    loaded = [extractor.transform({"image": str(item["image"]), "file": str(item["image"])}) for item in items[:8]]
+    cost = timed(lambda: list(extractor.run(loaded)), 2.0)
     return cost.cpu if extractor.device.type == "cpu" else cost.seconds

@@ -49,7 +49,7 @@ def test_cached_copies_are_not_made_again(extractor, normal_items, monkeypatch):
     monkeypatch.setattr(module, "_extract", None)
     assert torch.equal(copy_features(extractor, files_of(bank), ALTERED, 2), first)
     with pytest.raises(TypeError):
-        copy_features(extractor, files_of(bank), Alteration("altered", 2, ALTERED.change), 2)  # another version
+        copy_features(extractor, files_of(bank), Alteration("altered", 3, ALTERED.change), 2)  # another version
 
 
 def test_the_nuisance_covariance_is_that_of_the_chosen_images(extractor, normal_items):

@@ -34,7 +34,7 @@ def make(make_features, tmp_path):
         forward = extractor._forward
 
         def counted(batch):
-            extractor.seen += [file for file, _ in batch]
+            extractor.seen += [item["file"] for item in batch]
             return forward(batch)
 
         extractor._forward = counted
@@ -336,21 +336,23 @@ def test_features_do_not_depend_on_what_else_is_extracted(make, normal_items):
         assert torch.equal(alone.bank([normal_items[place]]).rows, together[place])
 
 
-def test_a_large_bank_stays_on_disk_and_holds_the_same_rows(make, normal_items):
+def test_a_bank_on_disk_holds_the_same_rows(make, normal_items):
     extractor = make(shard_images=6)
     items = [*normal_items[5:], *normal_items[:5], normal_items[2]]
     bank = extractor.bank(items)
-    size = 2 * bank.rows.nbytes
-    assert isinstance(extractor.bank_within(items, memory=size), FeatureBank)
-    on_disk = extractor.bank_within(items, memory=size - 1)
+    on_disk = extractor.bank_on_disk(items)
     assert isinstance(on_disk, BankOnDisk)
     assert (on_disk.files, on_disk.grid, len(on_disk)) == (bank.files, bank.grid, len(bank))
     assert torch.equal(on_disk.rows.gather(torch.arange(len(bank))), bank.rows)
     for ours, theirs in zip(on_disk.maps(8), bank.maps(8), strict=True):
         assert torch.equal(ours, theirs)
         assert ours.stride() == theirs.stride()  # sums in the same order, so the same bits
+    loaded = on_disk.load()
+    assert isinstance(loaded, FeatureBank)
+    assert torch.equal(loaded.rows, bank.rows)
+    assert torch.equal(loaded.file_index, bank.file_index)
     with pytest.raises(InputError, match="leave --cache on"):
-        make(cache=False).bank_within(items, memory=1000)
+        make(cache=False).bank_on_disk(items)
 
 
 def test_damage_to_a_bank_on_disk_is_found_before_it_is_used(make, normal_items):
@@ -360,7 +362,7 @@ def test_damage_to_a_bank_on_disk_is_found_before_it_is_used(make, normal_items)
     content = bytearray(path.read_bytes())
     content[-77] ^= 1
     path.write_bytes(content)
-    on_disk = extractor.bank_within(normal_items, memory=1)
+    on_disk = extractor.bank_on_disk(normal_items)
     assert torch.equal(on_disk.rows.gather(torch.arange(len(bank))), bank.rows)
     assert extractor.done.extracted == 4
 

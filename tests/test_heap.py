@@ -10,7 +10,7 @@ import sys
 from monai_wscxr import heap
 def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) >> 10
-if heap._trim is None:
+if heap._library is None:
     print("no glibc"); sys.exit()
 # every hundredth piece stays, so that the heap cannot shrink from its end
 kept = [bytearray(b"x" * 50_000) for _ in range(4000)][::100]
@@ -24,3 +24,40 @@ def test_freed_memory_leaves_the_process():
     if "no glibc" in done.stdout:
         pytest.skip("another C library than glibc")
     assert int(done.stdout) > 100  # MB of 200
+
+
+REUSED = """
+import resource, sys, threading
+import torch
+from monai_wscxr import heap
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        torch.empty(2 << 20).fill_(1)  # 8 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def resident():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) >> 10
+torch.set_num_threads(1)
+heap.give_back_large_blocks()
+outside = faults()
+with heap.reused():
+    with heap.reused():
+        faults()
+    heap.give_back_large_blocks()  # must not undo it
+    torch.empty(2 << 20).fill_(1)
+    inside = faults()
+    held = [torch.ones(2 << 20) for _ in range(10)]
+    del held
+    before = resident()
+print(outside, inside, before - resident(), faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
+def test_blocks_are_reused_while_it_lasts_and_go_back_afterwards():
+    done = subprocess.run([sys.executable, "-c", REUSED], capture_output=True, text=True, check=True)
+    outside, inside, returned, after = map(int, done.stdout.split())
+    assert outside > 50 * 1500  # 2,048 pages of 4 KiB a time
+    assert inside < outside / 10
+    assert returned > 50  # MB of 80
+    assert after > 50 * 1500

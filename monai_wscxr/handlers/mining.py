@@ -19,6 +19,7 @@ from monai_wscxr.data.split import TrainingSplit
 from monai_wscxr.distributed import first_process, from_first, process_count, share, wait_for_all
 from monai_wscxr.errors import InputError
 from monai_wscxr.extraction import PatchExtractor
+from monai_wscxr.machine import available_memory
 from monai_wscxr.mining import Mined, check_scope, mine
 from monai_wscxr.mixing import MixingInferer, PatchBatches
 from monai_wscxr.store import fingerprint
@@ -26,7 +27,7 @@ from monai_wscxr.whitening import NormalWhitening
 
 logger = logging.getLogger("monai_wscxr")
 
-B = TypeVar("B", FeatureBank, BankOnDisk)
+B = TypeVar("B", bound=FeatureBank | BankOnDisk)
 
 
 class ImageFeatures(IterableDataset):
@@ -180,12 +181,29 @@ class MiningHandler:
         began = time.perf_counter()
         if process_count() > 1:
             self._extract_shares()
-        normal = self.extractor.bank_within(self.split.normal, "normal images", self.bank_memory)
-        self.held_out = self.extractor.bank(self.split.held_out, "held-out normal images")
-        self.abnormal = self.extractor.bank(self.split.abnormal, "abnormal images")
+        fits = self._fits(len(self.split.normal))
+        # on disk as long as images pass the network, which needs memory of its own
+        keep = self.extractor.bank if self.extractor.store is None else self.extractor.bank_on_disk
+        normal = keep(self.split.normal, "normal images")
+        held_out = keep(self.split.held_out, "held-out normal images")
+        abnormal = keep(self.split.abnormal, "abnormal images")
         nuisance = self._nuisance(normal)
+        self.held_out, self.abnormal = held_out.load(), abnormal.load()
+        if fits:
+            normal = normal.load()
         self.seconds["extraction"] = time.perf_counter() - began
         return normal, nuisance
+
+    def _fits(self, images: int) -> bool:
+        """Whether the features of so many normal images can be trained on in memory, which takes twice their size."""
+        allowed = available_memory() // 2 if self.bank_memory is None else self.bank_memory
+        needed = 2 * self.extractor.image_bytes * images
+        if needed > allowed and self.extractor.store is None:
+            raise InputError(
+                f"training on {images} normal images takes {needed / 1e9:.1f} GB of memory, {allowed / 1e9:.1f} GB are "
+                "allowed: leave --cache on, so that the bank can stay on disk"
+            )
+        return needed <= allowed
 
     def _nuisance(self, normal: FeatureBank | BankOnDisk) -> Tensor | None:
         """Weighted covariance of what alterations do; the first process makes the copies that are not known yet."""

@@ -71,7 +71,7 @@ def main() -> None:
 
     stages = {
         "bare": lambda: list(ahead(bare, images, threads, 2 * threads)),
-        "prepared": lambda: list(ahead(ready._forward, [[("", i)] for i in images], threads, 2 * threads)),
+        "prepared": lambda: list(ready.run([{"file": "", "image": i} for i in images])),
         "extraction": extract,
         "  digests": lambda: [file_digest(item["image"]) for item in items],
         "  decoding, resizing": lambda: single(lambda: [ready.transform(dict(item)) for item in items]),
