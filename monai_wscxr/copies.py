@@ -80,16 +80,21 @@ def copy_features(
     return torch.stack([found[key] for key in keys]) if store is None else store.read(keys)
 
 
+def copied_images(extractor: PatchExtractor, files: Sequence[str], count: int) -> list[int]:
+    """Which of the files are copied: those with the smallest digests, so that runs with other splits share most."""
+    return sorted(range(len(files)), key=lambda n: extractor.digests[files[n]])[:count]
+
+
 def nuisance_of(extractor: PatchExtractor, normal: FeatureBank | BankOnDisk, count: int, copies: int) -> Tensor:
     """What `ALTERED` does to the patch features of normal images, see `nuisance_covariance`.
 
     Args:
         extractor: made the bank.
         normal: bank of whole images.
-        count: how many of them are copied: those with the smallest digests, so that runs with other splits share most.
+        count: how many of them are copied, see `copied_images`.
         copies: of each.
     """
-    chosen = sorted(range(len(normal.files)), key=lambda n: extractor.digests[normal.files[n]])[:count]
+    chosen = copied_images(extractor, normal.files, count)
     made = copy_features(extractor, [normal.files[n] for n in chosen], ALTERED, copies)
     patches = len(normal) // len(normal.files)
     total = torch.zeros(made.shape[-1], made.shape[-1], dtype=torch.float64)

@@ -293,7 +293,8 @@ class PatchExtractor:
         store = self.store
         if store is not None:
             store.check_space(len(files), self.image_bytes)
-        pending: list[tuple[str, Tensor]] = []
+        pending: list[str] = []
+        buffer = torch.empty(0)
         writing: deque[Future[None]] = deque()
         bar = tqdm(total=len(files), desc=f"{what}: features", unit="image", disable=not self.progress)
         with bar, ThreadPoolExecutor(1) as writer:
@@ -302,14 +303,17 @@ class PatchExtractor:
                 if store is None:
                     found[self.digests[file]] = phi
                     continue
-                pending.append((self.digests[file], phi))
+                if not pending:
+                    buffer = torch.empty(min(self.shard_images, len(files)), *phi.shape)
+                buffer[len(pending)] = phi
+                pending.append(self.digests[file])
                 if len(pending) == self.shard_images:
-                    writing.append(writer.submit(_write, store, pending))
+                    writing.append(writer.submit(store.write, pending, buffer))
                     pending = []
                     if len(writing) > 1:
                         writing.popleft().result()
             if store is not None and pending:
-                writing.append(writer.submit(_write, store, pending))
+                writing.append(writer.submit(store.write, pending, buffer[: len(pending)]))
             for future in writing:
                 future.result()
 
@@ -365,10 +369,6 @@ class PatchExtractor:
                 f"{count} of {total} {what} cannot be used, more than the allowed share of {self.max_bad_share:.0%}; "
                 f"first: {_first(rejected)}. Mend or remove them, or allow more with --max_bad_share"
             )
-
-
-def _write(store: FeatureStore, pending: list[tuple[str, Tensor]]) -> None:
-    store.write([digest for digest, _ in pending], torch.stack([phi for _, phi in pending]))
 
 
 def _reject_copies(files: list[str], digests: dict[str, str], rejected: list[Rejected]) -> None:

@@ -213,8 +213,8 @@ def plan_training(
         provenance = 8 * rows
         memory = [
             base + size + provenance + codes,
-            base + 2 * size + provenance,
-            base + 2 * size + provenance + 16 * rows,
+            base + size + provenance,  # whitened where it is
+            base + size + provenance + 16 * rows,
         ]
     else:
         shape = _Shape((rows, channels), torch.float32)
@@ -310,7 +310,8 @@ def make_plan(
     epochs: int = 5,
     bank_memory: int | None = None,
     holdout: float = 0.15,
-    discriminator: dict[str, Any] | None = None,
+    copies: int = 2,
+    copied_normals: int = 200,
 ) -> Plan:
     """The plan of a training on `images` normal images; takes about half a minute.
 
@@ -322,12 +323,14 @@ def make_plan(
         epochs: of the training.
         bank_memory: bytes for the normal bank; None takes half of what is free.
         holdout: share of the normal images that does not enter the bank.
+        copies, copied_normals: altered copies that pass the network as well, of each of how many images of the bank.
     """
     budget = available_memory() // 2 if bank_memory is None else bank_memory
     channels, (h, w) = extractor.features.channels, extractor.grid
     inside = images - round(holdout * images)
     rows = inside * h * w
-    stages = plan_extraction(extractor, images + abnormal, sample)
+    passing = images + abnormal + copies * min(copied_normals, inside)
+    stages = plan_extraction(extractor, passing, sample)
     image = extractor.transform({"image": sample[0]})["image"]
     _, features = next(extractor.run([{"file": sample[0], "image": image}]))
     generator = torch.Generator().manual_seed(0)
@@ -339,12 +342,12 @@ def make_plan(
     held_out = (images - inside) * extractor.image_bytes
     for stage in stages[2:]:
         stage.memory += held_out * 2
-    per_image = (stages[0].seconds + stages[1].seconds) / (images + abnormal)
+    per_image = (stages[0].seconds + stages[1].seconds) / passing
     stages.append(
         Stage(
             "prediction",
             1000 * per_image,
-            1000 * (stages[0].cpu_seconds + stages[1].cpu_seconds) / (images + abnormal),
+            1000 * (stages[0].cpu_seconds + stages[1].cpu_seconds) / passing,
             stages[1].memory,
             0,
             "per 1,000 images, without pictures and maps",
@@ -354,7 +357,8 @@ def make_plan(
     assumptions = [
         f"images like the {len(sample)} of the sample ({size / 1e3:.0f} kB each), read from a disk that keeps up",
         f"{torch.get_num_threads()} threads; time scales with what else runs here, processor time hardly does",
-        f"{abnormal} abnormal images, {epochs} epochs, {holdout:.0%} of the normal images held out (in memory, whitened)",
+        f"{abnormal} abnormal images, {epochs} epochs, {holdout:.0%} of the normal images held out (in memory, whitened), "
+        f"{passing - images - abnormal} altered copies",
         f"a bank stays in memory up to half of {budget / 1e9:.1f} GB; on disk it is whitened into a second file",
         "mining was timed on rows like the sample's; rows of which many are nearly equal take longer",
     ]

@@ -107,6 +107,14 @@ class RowsOnDisk:
         whole = torch.frombuffer(self._map, dtype=torch.uint8, offset=self.offset)
         return whole[: self.rows * channels * dtype.itemsize].view(dtype).view(self.rows, channels)
 
+    def want(self, rows: Sequence[int], row_bytes: int) -> None:
+        """Ask the system for these rows; it reads many of them at a time while others are copied."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        with open(self.file, "rb") if isinstance(self.file, Path) else contextlib.nullcontext(self.file) as file:
+            for row in rows:
+                os.posix_fadvise(file.fileno(), self.offset + row * row_bytes, row_bytes, os.POSIX_FADV_WILLNEED)
+
     def release(self) -> None:
         """Take the mapped pages out of the process; they stay in the page cache while there is room."""
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
@@ -176,6 +184,8 @@ class FileRows:
         for number, places, rows in parts:
             source = self.files[number]
             matrix = source.mapped(self.shape[1], self.dtype, read_ahead)
+            if not read_ahead:
+                source.want(rows.tolist(), self.row_bytes)
             for to, at in zip(places.split(_GATHER_ROWS), rows.split(_GATHER_ROWS), strict=True):
                 out[to] = matrix[at]
                 source.release()

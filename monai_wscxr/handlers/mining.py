@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from monai_wscxr.bank import BankOnDisk, FeatureBank
-from monai_wscxr.copies import nuisance_of
+from monai_wscxr.copies import ALTERED, copied_images, copy_features, nuisance_of
 from monai_wscxr.data.split import TrainingSplit
 from monai_wscxr.distributed import first_process, from_first, process_count, share, wait_for_all
 from monai_wscxr.errors import InputError
@@ -195,7 +195,8 @@ class MiningHandler:
         return normal, nuisance
 
     def _fits(self, images: int) -> bool:
-        """Whether the features of so many normal images can be trained on in memory, which takes twice their size."""
+        """Whether the features of so many normal images can be trained on in memory: with what a search makes of them, twice
+        their size is counted."""
         allowed = available_memory() // 2 if self.bank_memory is None else self.bank_memory
         needed = 2 * self.extractor.image_bytes * images
         if needed > allowed and self.extractor.store is None:
@@ -206,15 +207,15 @@ class MiningHandler:
         return needed <= allowed
 
     def _nuisance(self, normal: FeatureBank | BankOnDisk) -> Tensor | None:
-        """Weighted covariance of what alterations do; the first process makes the copies that are not known yet."""
+        """Weighted covariance of what alterations do; several processes share out the copies that are not known yet."""
         if not (self.copies and self.nuisance and self.whitening is not None and self.whitening.active):
             return None
-        if not first_process():
+        if process_count() > 1:
+            chosen = copied_images(self.extractor, normal.files, self.copied_normals)
+            if files := share([normal.files[n] for n in chosen]):
+                copy_features(self.extractor, files, ALTERED, self.copies)
             wait_for_all()
-        nuisance = self.nuisance * nuisance_of(self.extractor, normal, self.copied_normals, self.copies)
-        if first_process():
-            wait_for_all()
-        return nuisance
+        return self.nuisance * nuisance_of(self.extractor, normal, self.copied_normals, self.copies)
 
     def _extract_shares(self) -> None:
         """Every process brings its share of the images into the store, from which all then read."""

@@ -32,7 +32,8 @@ from monai_wscxr.label.ranking import (
 )
 from monai_wscxr.label.results import Predicted, encoded_results
 from monai_wscxr.label.studies import Label, Refused, Studies, described_label, known_normals
-from monai_wscxr.label.training import RUN_OPTIONS, Item, Trainer
+from monai_wscxr.label.training import RUN_OPTIONS, Trainer
+from monai_wscxr.label.votes import Votes, changed
 from monai_wscxr.networks import anomaly_map
 
 logger = logging.getLogger("monai_wscxr")
@@ -85,7 +86,7 @@ class Workbench:
     ) -> None:
         self.models = ModelFolders(self.folder)
         self._own()
-        self._normals = [] if normals is None else known_normals(normals)
+        known = [] if normals is None else known_normals(normals)
         first = self.models.current() or (None if model is None else Path(model))
         loaded = None if first is None else load_model(first)
         inherited = {} if loaded is None else {k: v for k, v in loaded.settings.items() if k not in RUN_OPTIONS}
@@ -93,6 +94,7 @@ class Workbench:
         if loaded is not None:
             self.trainer.check_fits(loaded)
             loaded.network.to(self.trainer.extractor.device)
+        self.votes = Votes(self.studies, known, self.trainer.extractor.digest)
         self._lock = threading.RLock()  # state below
         self._busy = threading.Lock()  # held while features are computed or a model is trained
         self._model = loaded
@@ -101,7 +103,7 @@ class Workbench:
         self._rejected: dict[str, tuple[str, str]] = {}
         self._digests: dict[str, str] = {}
         self._changes: dict[str, Any] | None = None
-        self._trained_on = self._votes()  # labels that the model in use has seen
+        self._trained_on = self.votes.given()  # labels that the model in use has seen
         self._job = Job()
 
     def close(self) -> None:
@@ -138,10 +140,10 @@ class Workbench:
         """Whether an image has not been looked at, or its file has changed since."""
         if image_id not in self._scores:
             return image_id not in self._rejected
-        return self._digest(str(self.studies.file(image_id))) != self._digests.get(image_id)
+        return self.trainer.extractor.digest(str(self.studies.file(image_id))) != self._digests.get(image_id)
 
     def _start(self) -> None:
-        normal = self._items(0)
+        normal = self.votes.items(0)
         if len({item["patient"] for item in normal}) < 2:
             return
         folder = self.trainer.start(normal)
@@ -181,9 +183,9 @@ class Workbench:
             "images": len(self.studies.ids()),
             "scored": scored,
             "rejected": rejected,
-            "known_normals": len(self._normals),
+            "known_normals": len(self.votes.normals),
             "labels": {name: counts[name] for name in ("normal", "abnormal", "skipped")},
-            "new_labels": _changed(self._votes(), trained_on),
+            "new_labels": changed(self.votes.given(), trained_on),
             "classes": sorted({v.image_class for v in labels.values() if v.image_class}),
             "model": None if model is None else described(model),
             "operating_point": None if model is None else model.calibration.false_positive_rate,
@@ -331,49 +333,9 @@ class Workbench:
                 rejected = self._rejected.get(image_id)
             if rejected:
                 raise Refused(*rejected)
-            self._check_copies(image_id, str(file), wanted.label)
+            self.votes.check_copies(image_id, str(file), wanted.label)
         self.studies.put(image_id, wanted)
         return self.item(image_id)
-
-    def _check_copies(self, image_id: str, file: str, label: int) -> None:
-        """Refuse a label that an exact copy of the image contradicts."""
-        digest = self._digest(file)
-        others: list[tuple[str, str, int | None]] = [
-            (str(self.studies.file(i)), self.studies.name(i), v.label)
-            for i, v in self._votes().items()
-            if i != image_id
-        ]
-        others += [(item["image"], "a known normal image", 0) for item in self._normals]
-        for other, name, given in others:
-            if given != label and self._digest(other) == digest:
-                words = ("normal", "abnormal")
-                raise Refused(
-                    "contradiction",
-                    f"this image is an exact copy of {name}, which is labelled {words[given or 0]}, so it cannot be "
-                    f"{words[label]}; correct the other one first",
-                )
-
-    def _digest(self, file: str) -> str:
-        return self.trainer.extractor.digest(file)
-
-    def _votes(self, label: int | None = None) -> dict[str, Label]:
-        """Labels that are no skips, of one kind or both."""
-        return {i: v for i, v in self.studies.labels().items() if v.label is not None and label in (None, v.label)}
-
-    def _items(self, label: int) -> list[Item]:
-        items = [
-            {
-                "image": str(self.studies.file(i)),
-                "label": label,
-                "class": vote.image_class or "normal",
-                "patient": self.studies.patient(i),
-            }
-            for i, vote in self._votes(label).items()
-        ]
-        if label == 0:  # an image of the archive may be a known normal as well
-            own = {Path(str(item["image"])).resolve() for item in items}
-            items += [item for item in self._normals if Path(item["image"]).resolve() not in own]
-        return items
 
     # ---- training
 
@@ -404,9 +366,9 @@ class Workbench:
     def _begin(self) -> None:
         if self.read_only:
             raise Refused("read_only", "this server does not train")
-        if not self._votes(1):
+        if not self.votes.given(1):
             raise Refused("no_abnormal", "no image is labelled abnormal yet; training needs at least one")
-        if len({item["patient"] for item in self._items(0)}) < 2:
+        if len({item["patient"] for item in self.votes.items(0)}) < 2:
             raise Refused(
                 "no_normal",
                 "training needs normal images of two patients or more: label some, or name known normal images when starting",
@@ -434,8 +396,8 @@ class Workbench:
 
     def _replace(self) -> list[str]:
         """Train, score the archive, put the new model in use."""
-        normal, abnormal = self._items(0), self._items(1)
-        votes = self._votes()
+        normal, abnormal = self.votes.items(0), self.votes.items(1)
+        votes = self.votes.given()
         folder, said = self.trainer.train(normal, abnormal, self._job.report)
         self._job.report("scoring", 0.0)
         model = load_model(folder, self.trainer.extractor.device)
@@ -450,7 +412,7 @@ class Workbench:
             self._changes = {
                 "model_before": old and old.sha256,
                 "model_after": model.sha256,
-                "new_labels": _changed(votes, self._trained_on),
+                "new_labels": changed(votes, self._trained_on),
                 "seconds": self.training()["seconds"],
                 "moved": moves(before, scores, [(i, self.studies.name(i)) for i in scores]),
                 "now_flagged": sum(s.abnormal for s in scores.values()),
@@ -467,8 +429,3 @@ class Workbench:
         """What the latest training changed; None before the first one since the start."""
         with self._lock:
             return self._changes
-
-
-def _changed(now: Mapping[str, Label], before: Mapping[str, Label]) -> int:
-    """Images whose label was given, replaced or taken back."""
-    return sum(now.get(i) != before.get(i) for i in now.keys() | before.keys())

@@ -116,6 +116,11 @@ def test_a_disk_without_space_for_the_bank(phantoms, tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
+def test_a_bank_larger_than_memory_and_no_cache_to_keep_it_in(phantoms, tmp_path):
+    text = refusal("train", phantoms, tmp_path / "run", cache=False, bank_memory=1)
+    assert "leave --cache on, so that the bank can stay on disk" in text
+
+
 def test_nan_in_the_weights(phantoms, tmp_path):
     import torchvision
 
