@@ -77,9 +77,10 @@ def test_several_processes_train_what_one_does(one, world):
     statuses, output = ranks("training", world, folder / str(world))
     assert statuses == [0] * world, output
     results = found(folder / str(world), world)
-    assert alone["forwarded"] == 24
-    assert sum(r["forwarded"] for r in results) == 24  # every image passed a network once
-    assert {r["forwarded"] for r in results} == {24 // world}
+    assert alone["forwarded"] == 24 + 2 * 17  # the images, and two copies of each normal one in the bank
+    passed = [r["forwarded"] for r in results]
+    assert sum(passed) == alone["forwarded"]  # everything passed a network once
+    assert max(passed) - min(passed) <= 2  # the copies of one image
     for result in results:
         assert torch.equal(result["rows"], alone["rows"])
         assert torch.equal(result["mined"], alone["mined"])

@@ -225,7 +225,7 @@ def test_before_the_first_abnormal_label_the_score_is_the_distance_to_the_normal
     bench = make()
     assert bench.status()["model"]["abnormal"] == 0
     features = bench.trainer.extractor
-    known = features.bank([{"image": i["image"]} for i in bench._normals])
+    known = features.bank([{"image": i["image"]} for i in bench.votes.normals])
     model = load_model(bench.folder / "model")
     # an independent computation in float64 of the whitened squared length, from the same normal images
     held = {
