@@ -39,18 +39,16 @@ class ImageFeatures(IterableDataset):
 
     def __init__(self, batch_size: int = 32) -> None:
         self.batch_size = batch_size
-        self.features = torch.empty(0)
-        self.labels = torch.empty(0)
+        self.parts: list[tuple[Tensor, int]] = []
 
     def fill(self, normal: FeatureBank, abnormal: FeatureBank) -> None:
         """Hold the images of two banks."""
-        self.features = torch.cat([normal.images, abnormal.images])
-        self.labels = torch.cat([torch.zeros(len(normal.files)), torch.ones(len(abnormal.files))])
+        self.parts = [(normal.images, 0), (abnormal.images, 1)]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        parts = zip(self.features.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
-        for features, labels in parts:
-            yield {"image": features, "label": labels[:, None]}
+        for images, label in self.parts:
+            for features in images.split(self.batch_size):
+                yield {"image": features, "label": torch.full((len(features), 1), float(label))}
 
 
 class MiningHandler:
@@ -136,9 +134,10 @@ class MiningHandler:
         self.seconds["mining"] = time.perf_counter() - began
         if self.whitening is not None:
             self._fit_whitening(normal, nuisance)
-        # the largest thing in memory, and nobody needs it as it was any more
+        # the largest things in memory, and nobody needs them as they were any more
         self.normal = self._whitened(normal, in_place=True)
-        self.held_out, self.abnormal = self._whitened(self.held_out), self._whitened(self.abnormal)
+        self.held_out = self._whitened(self.held_out, in_place=True)
+        self.abnormal = self._whitened(self.abnormal, in_place=True)
         self.dataset.fill(self.normal.rows)
         self.inferer.fill(self._whitened(self.mined.bank).rows)
         self.validation.fill(self.held_out, self.abnormal)
