@@ -52,6 +52,10 @@ class PatchBatches(IterableDataset):
             )
         self.rows = rows
 
+    def release(self) -> None:
+        """Hold no rows any more."""
+        self.rows = torch.empty(0, 0)
+
     @property
     def batches_per_pass(self) -> int:
         """Number of batches in one pass; a remainder too small for every rank is left out."""

@@ -75,7 +75,7 @@ class MiningHandler:
 
     Attributes:
         mined: result of mining (on features as published), after training has started; its rows are not whitened.
-        normal, held_out, abnormal: banks of whole images, whitened.
+        normal, held_out, abnormal: banks of whole images, whitened; `release` lets go of `normal`.
         seconds: {"extraction", "mining"}.
         on_mining: called when all features are there and mining begins, for who shows how far a training is.
     """
@@ -153,6 +153,12 @@ class MiningHandler:
             "mining: %d of %d abnormal patches against %d normal ones, %.2f s",
             *(len(self.mined.bank), len(self.abnormal), len(normal), self.seconds["mining"]),
         )
+
+    def release(self) -> None:
+        """Let go of the normal bank, the largest thing in memory, when the training is over."""
+        self.dataset.release()
+        if hasattr(self, "normal"):  # a run that found nothing left to do has none
+            del self.normal
 
     @property
     def identity(self) -> str:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from bundle_runs import SMALL, run
+from bundle_runs import SMALL, workflow
 
 from monai_wscxr import cross_validation
 from monai_wscxr.copies import ALTERED, copy_features, nuisance_of
@@ -45,7 +45,8 @@ def test_draws_keep_patients_apart_and_nest():
 
 def test_it_trains_what_the_bundle_trains(phantoms, tmp_path):
     """The bundle's run of the same split gives the same weights."""
-    started = run("train", phantoms, tmp_path / "run")
+    started = workflow("train", phantoms, tmp_path / "run")
+    started.run()
     mining = started.parser.get_parsed_content("train#handlers#0")
     trained = started.parser.get_parsed_content("network").discriminator
     options = {key: started.parser.get(key) for key in TRAINING_OPTIONS} | SMALL
