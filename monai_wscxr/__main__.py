@@ -1,6 +1,6 @@
 """`python -m monai_wscxr ...`."""
 
-from monai_wscxr.cli import main
+from monai_wscxr.commands.main import main
 
 if __name__ == "__main__":
     main()

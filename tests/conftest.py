@@ -41,8 +41,8 @@ def make_features():
     """Builds a small patch feature network, the same on every call: 4 x 4 patches of a 64-pixel image."""
 
     def make(layers=("3",), neighbourhood=3, aligned_channels=None, seed=0, align_to="finest"):
-        from monai_wscxr.backbones import create_backbone
-        from monai_wscxr.features import PatchFeatures
+        from monai_wscxr.features.backbones import create_backbone
+        from monai_wscxr.features.patches import PatchFeatures
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -57,10 +57,10 @@ def make_model(make_features):
     """Writes an untrained but complete model to a folder and returns its network."""
 
     def make(folder, depth=2, bias=True, layers=("3",), seed=0, align_to="finest"):
-        from monai_wscxr.artefact import save_model
-        from monai_wscxr.calibration import calibrate
-        from monai_wscxr.networks import Discriminator, WSCXRNet
-        from monai_wscxr.transforms import Preprocessing
+        from monai_wscxr.data.transforms import Preprocessing
+        from monai_wscxr.model.artefact import save_model
+        from monai_wscxr.model.calibration import calibrate
+        from monai_wscxr.model.networks import Discriminator, WSCXRNet
 
         features = make_features(layers, align_to=align_to)
         with torch.random.fork_rng():

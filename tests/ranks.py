@@ -49,8 +49,8 @@ def search(rank, world, folder):
     """Sharded search of tensors and of a bank in a file."""
     import torch
 
-    from monai_wscxr import distributed
-    from monai_wscxr.bank_file import BankFile, save_rows
+    from monai_wscxr.bank.file import BankFile, save_rows
+    from monai_wscxr.system import processes as distributed
 
     device = distributed.join_processes()
     found = {}
@@ -97,7 +97,7 @@ def training(rank, world, folder):
     import torch
     from ignite.engine import Events
 
-    from monai_wscxr.extraction import PatchExtractor
+    from monai_wscxr.features.extraction import PatchExtractor
 
     os.environ["MONAI_WSCXR_CACHE"] = str(folder / "cache")
     forwarded = []
@@ -133,7 +133,7 @@ def dying(rank, world, folder):
     """The last rank is killed in the second epoch; the others must end, with a sentence."""
     from ignite.engine import Events
 
-    from monai_wscxr.distributed import lost_process
+    from monai_wscxr.system.processes import lost_process
 
     os.environ["MONAI_WSCXR_CACHE"] = str(folder / "cache")
     started = workflow(folder)
@@ -158,9 +158,8 @@ def main(case, world, folder):
     import torch.distributed.nn
     import torch.distributed.run
 
-    import monai_wscxr.bank_file
-    import monai_wscxr.handlers
-    import monai_wscxr.transforms  # noqa: F401
+    import monai_wscxr.bank.search
+    import monai_wscxr.data.transforms  # noqa: F401
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

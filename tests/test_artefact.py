@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import monai_wscxr
-from monai_wscxr.artefact import ARTEFACT, WEIGHTS, load_model
 from monai_wscxr.errors import InputError
+from monai_wscxr.model.artefact import ARTEFACT, WEIGHTS, load_model
 
 
 def refusal(folder):

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from monai_wscxr import atomic
-from monai_wscxr.atomic import (
+from monai_wscxr.errors import InputError
+from monai_wscxr.system import atomic
+from monai_wscxr.system.atomic import (
     DamagedError,
     DiskFullError,
     load_sealed,
@@ -26,7 +27,6 @@ from monai_wscxr.atomic import (
     write_text_atomic,
     write_together,
 )
-from monai_wscxr.errors import InputError
 
 
 def names(folder):
@@ -79,7 +79,7 @@ def test_missing_bytes_on_a_real_small_disk(tmp_path):
     """A file size limit of the process stands for the disk: the kernel refuses the write itself."""
     script = f"""
 import resource, signal, pathlib
-from monai_wscxr.atomic import write_bytes_atomic, DiskFullError
+from monai_wscxr.system.atomic import write_bytes_atomic, DiskFullError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
 path = pathlib.Path({str(tmp_path / "file")!r})

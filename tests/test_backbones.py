@@ -12,8 +12,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import save_file
 from torch import nn
 
-from monai_wscxr.backbones import IMAGENET_MEAN, Backbone, create_backbone, weights_hash
 from monai_wscxr.errors import InputError
+from monai_wscxr.features.backbones import IMAGENET_MEAN, Backbone, create_backbone, weights_hash
 
 
 def refusal(*arguments, **options):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from monai_wscxr.bank import FeatureBank
+from monai_wscxr.bank.feature_bank import FeatureBank
 
 FILES = ("a.png", "b.png", "c.png")
 

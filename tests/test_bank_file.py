@@ -8,15 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from monai_wscxr.bank_file import (
-    BankFile,
-    load_packed,
-    min_distance_streamed,
-    mine_streamed,
-    plan_search,
-    save_packed,
-    save_rows,
-)
+from monai_wscxr.bank.file import BankFile, save_rows
+from monai_wscxr.bank.search import load_packed, min_distance_streamed, mine_streamed, plan_search, save_packed
 from monai_wscxr.errors import InputError
 from monai_wscxr.ops import PackedBank, min_distance, mine_top_r
 
@@ -156,7 +149,7 @@ def test_another_width_is_an_error():
 
 MEASURE = """
 import sys, torch
-from monai_wscxr.bank_file import BankFile, min_distance_streamed, plan_search, save_rows
+from monai_wscxr.bank.search import BankFile, min_distance_streamed, plan_search, save_rows
 torch.set_num_threads(1)
 path, budget = sys.argv[1], int(sys.argv[2])
 query = torch.randn(256, 256, generator=torch.Generator().manual_seed(1))

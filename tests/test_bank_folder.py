@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from monai_wscxr import bank_folder
-from monai_wscxr.bank_folder import BankFolder
+from monai_wscxr.bank import folder as bank_folder
+from monai_wscxr.bank.folder import BankFolder
 from monai_wscxr.errors import InputError
 
 SETTINGS = {"backbone": "x", "neighbourhood": 5}

@@ -8,9 +8,10 @@ import monai.bundle
 import pytest
 import torch
 
-from monai_wscxr import bundle
-from monai_wscxr.bundle import check_options, from_command_line, start
 from monai_wscxr.errors import InputError
+from monai_wscxr.training import start as bundle
+from monai_wscxr.training.options import check_options, from_command_line
+from monai_wscxr.training.start import start
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "wscxr_chest_xray" / "configs"
 TRAIN = str(CONFIGS / "train.yaml")

@@ -8,8 +8,8 @@ from fractions import Fraction
 
 import pytest
 
-from monai_wscxr.calibration import Calibration, calibrate, p_value_error
 from monai_wscxr.errors import InputError
+from monai_wscxr.model.calibration import Calibration, calibrate, p_value_error
 
 RATES = ["0.001", "0.01", "0.05", "0.07", "0.1", "0.25", "0.29", "0.5", "0.9", "0.999"]
 COUNTS = [1, 2, 3, 5, 9, 18, 19, 20, 39, 99, 100, 199]

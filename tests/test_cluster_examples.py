@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from monai_wscxr.bundle import check_options
+from monai_wscxr.training.options import check_options
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "docs" / "examples"

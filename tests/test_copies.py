@@ -5,11 +5,12 @@ import shutil
 import pytest
 import torch
 
-from monai_wscxr import copies as module
-from monai_wscxr.copies import ALTERED, Alteration, copy_features, nuisance_of
+from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.errors import InputError
-from monai_wscxr.extraction import PatchExtractor
-from monai_wscxr.transforms import Preprocessing
+from monai_wscxr.features import copies as module
+from monai_wscxr.features.copies import ALTERED, Alteration, copy_features
+from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.model.nuisance import nuisance_of
 
 
 @pytest.fixture

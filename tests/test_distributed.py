@@ -10,10 +10,10 @@ import pytest
 import torch
 from ranks import KINDS, banks
 
-from monai_wscxr import distributed
-from monai_wscxr.bundle import show_input_errors_plainly
 from monai_wscxr.errors import InputError, find_input_error
 from monai_wscxr.ops import min_distance
+from monai_wscxr.system import processes as distributed
+from monai_wscxr.training.start import show_input_errors_plainly
 
 
 def ranks(case, world, folder, timeout=300, gpu=False):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from monai_wscxr import cli, ops
+from monai_wscxr import ops
+from monai_wscxr.commands import main as cli
 
 ROOT = Path(__file__).parents[1]
 NVCC = shutil.which("nvcc") or next((p for p in ("/usr/local/cuda/bin/nvcc",) if Path(p).exists()), None)

@@ -11,15 +11,15 @@ from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
-from monai_wscxr import extraction
-from monai_wscxr import store as store_module
-from monai_wscxr.bank import BankOnDisk, FeatureBank
+from monai_wscxr.bank import cache as store_module
+from monai_wscxr.bank.cache import fingerprint
+from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
+from monai_wscxr.bank.shard import Shard
+from monai_wscxr.data.transforms import Preprocessing, radiograph_transforms
 from monai_wscxr.errors import InputError
-from monai_wscxr.extraction import PatchExtractor
-from monai_wscxr.features import to_rows
-from monai_wscxr.shard import Shard
-from monai_wscxr.store import fingerprint
-from monai_wscxr.transforms import Preprocessing, radiograph_transforms
+from monai_wscxr.features import extraction
+from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.features.patches import to_rows
 
 
 @pytest.fixture

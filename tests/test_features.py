@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.features import PatchFeatures, to_rows
+from monai_wscxr.features.patches import PatchFeatures, to_rows
 
 
 class Maps(nn.Module):

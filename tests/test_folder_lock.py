@@ -14,11 +14,11 @@ import time
 import pytest
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.folder_lock import NAME, lock_folder
+from monai_wscxr.system.folder_lock import NAME, lock_folder
 
 HOLD = """
 import sys, time, pathlib
-from monai_wscxr.folder_lock import lock_folder
+from monai_wscxr.system.folder_lock import lock_folder
 lock = lock_folder(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -53,9 +53,7 @@ def test_the_lock_of_a_dead_process_blocks_nobody(tmp_path, holder, how):
 
 
 def free(folder):
-    probe = (
-        "import sys, pathlib; from monai_wscxr.folder_lock import lock_folder; lock_folder(pathlib.Path(sys.argv[1]))"
-    )
+    probe = "import sys, pathlib; from monai_wscxr.system.folder_lock import lock_folder; lock_folder(pathlib.Path(sys.argv[1]))"
     return subprocess.run([sys.executable, "-c", probe, str(folder)], capture_output=True, check=False).returncode == 0
 
 

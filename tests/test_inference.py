@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.inference import Inference, fold_normalisations
+from monai_wscxr.features.inference import Inference, fold_normalisations
 
 
 def trained_norms(network, seed=0):

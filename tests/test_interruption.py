@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_wscxr import interruption
+from monai_wscxr.system import signals as interruption
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_only_the_first_rank_listens(monkeypatch, rank, listens):
 
 SCRIPT = """
 import os, signal, time
-from monai_wscxr.interruption import stop_cleanly
+from monai_wscxr.system.signals import stop_cleanly
 stop_cleanly()
 try:
     os.kill(os.getpid(), signal.SIGTERM)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.localisation import boxes_to_mask, localisation_metrics, pointing_game, region_overlap
-from monai_wscxr.metrics import pixel_auroc
+from monai_wscxr.evaluation.localisation import boxes_to_mask, localisation_metrics, pointing_game, region_overlap
+from monai_wscxr.evaluation.metrics import pixel_auroc
 
 
 def flood_regions(mask):

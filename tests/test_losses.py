@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from monai_wscxr.losses import HingeLoss
+from monai_wscxr.model.losses import HingeLoss
 
 
 def naive_loss(normal, abnormal, margin=1.0):

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.metrics import at_threshold, auroc, honest_metrics, paper_metrics, pixel_auroc, youden_threshold
+from monai_wscxr.evaluation.metrics import (
+    at_threshold,
+    auroc,
+    honest_metrics,
+    paper_metrics,
+    pixel_auroc,
+    youden_threshold,
+)
 
 
 def naive_auroc(labels, scores):

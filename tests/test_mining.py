@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from monai_wscxr.bank import FeatureBank
+from monai_wscxr.bank.feature_bank import FeatureBank
 from monai_wscxr.errors import InputError
-from monai_wscxr.mining import mine
+from monai_wscxr.model.mining import mine
 
 
 def bank_of(rows, grid):

@@ -10,12 +10,12 @@ from monai.bundle import ConfigWorkflow
 from torch import nn
 from torch.utils.data import DataLoader
 
-from monai_wscxr import mixing
-from monai_wscxr.bank_file import BankFile, save_rows
+from monai_wscxr.bank.file import BankFile, save_rows
 from monai_wscxr.errors import InputError
-from monai_wscxr.losses import HingeLoss
-from monai_wscxr.mixing import MixingInferer, PatchBatches, prepare_patch_batch
-from monai_wscxr.networks import Discriminator
+from monai_wscxr.model import mixing
+from monai_wscxr.model.losses import HingeLoss
+from monai_wscxr.model.mixing import MixingInferer, PatchBatches, prepare_patch_batch
+from monai_wscxr.model.networks import Discriminator
 from monai_wscxr.ops import mixup
 
 CONFIG = Path(__file__).parents[1] / "bundles" / "wscxr_chest_xray" / "configs" / "train.yaml"

@@ -8,18 +8,11 @@ import pytest
 import torch
 from scipy import ndimage
 
-from monai_wscxr.backbones import create_backbone
 from monai_wscxr.errors import InputError
-from monai_wscxr.features import PatchFeatures, to_rows
-from monai_wscxr.networks import (
-    Discriminator,
-    EpochScores,
-    WSCXRNet,
-    anomaly_map,
-    anomaly_score,
-    image_scores,
-)
-from monai_wscxr.whitening import NormalWhitening
+from monai_wscxr.features.backbones import create_backbone
+from monai_wscxr.features.patches import PatchFeatures, to_rows
+from monai_wscxr.model.networks import Discriminator, EpochScores, WSCXRNet, anomaly_map, anomaly_score, image_scores
+from monai_wscxr.model.whitening import NormalWhitening
 
 
 def naive_map(scores, size, sigma):

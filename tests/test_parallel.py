@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from monai_wscxr.parallel import ThreadParallel
+from monai_wscxr.features.parallel import ThreadParallel
 
 
 class Recorder(nn.Module):

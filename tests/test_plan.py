@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from monai_wscxr import cli
-from monai_wscxr.machine import Cost, available_memory, peak_memory, resident_memory, timed
-from monai_wscxr.plan import plan_training
+from monai_wscxr.commands import main as cli
+from monai_wscxr.planning.plan import plan_training
+from monai_wscxr.planning.timing import Cost, timed
+from monai_wscxr.system.memory import available_memory, peak_memory, resident_memory
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from monai_wscxr.artefact import load_model
+from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.errors import InputError
-from monai_wscxr.networks import anomaly_map
-from monai_wscxr.predictor import (
+from monai_wscxr.model.artefact import load_model
+from monai_wscxr.model.networks import anomaly_map
+from monai_wscxr.model.predictor import (
     COLUMNS,
     Prediction,
     collate,
@@ -21,7 +22,6 @@ from monai_wscxr.predictor import (
     to_prediction,
     write_csv,
 )
-from monai_wscxr.transforms import radiograph_transforms
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
+from monai_wscxr.bank.rows import BLOCK_ROWS, FileRows, RowsOnDisk, row_blocks, scratch_rows
 from monai_wscxr.errors import InputError
-from monai_wscxr.row_source import BLOCK_ROWS, FileRows, RowsOnDisk, row_blocks, scratch_rows
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -110,7 +110,7 @@ FULL = """
 import resource, sys, torch
 from pathlib import Path
 from monai_wscxr.errors import InputError
-from monai_wscxr.row_source import FileRows, RowsOnDisk, scratch_rows
+from monai_wscxr.bank.rows import FileRows, RowsOnDisk, scratch_rows
 path = Path(sys.argv[1])
 source = FileRows([RowsOnDisk(path, 0, 20000)], torch.tensor([[0, 0, 20000]]), 10, torch.float32)
 import signal
@@ -137,8 +137,8 @@ HELD = """
 import sys, torch
 from pathlib import Path
 from monai_wscxr.bank import BankOnDisk
-from monai_wscxr.machine import peak_memory, reset_peak_memory, resident_memory
-from monai_wscxr.row_source import FileRows, RowsOnDisk, row_blocks
+from monai_wscxr.system.memory import peak_memory, reset_peak_memory, resident_memory
+from monai_wscxr.bank.rows import FileRows, RowsOnDisk, row_blocks
 torch.set_num_threads(1)
 rows = FileRows([RowsOnDisk(Path(sys.argv[1]), 0, 400_000)], torch.tensor([[0, 0, 400_000]]), 256, torch.float32)
 bank = BankOnDisk(rows, tuple(map(str, range(4000))), (10, 10))
@@ -160,8 +160,8 @@ def test_a_pass_with_small_results_does_not_come_to_hold_the_bank(tmp_path):
 RESIDENT = """
 import sys, torch
 from pathlib import Path
-from monai_wscxr.machine import peak_memory, reset_peak_memory, resident_memory
-from monai_wscxr.row_source import FileRows, RowsOnDisk
+from monai_wscxr.system.memory import peak_memory, reset_peak_memory, resident_memory
+from monai_wscxr.bank.rows import FileRows, RowsOnDisk
 source = FileRows([RowsOnDisk(Path(sys.argv[1]), 0, 400_000)], torch.tensor([[0, 0, 400_000]]), 256, torch.float32)
 order = torch.randperm(400_000)
 source.gather(order[:100])
@@ -192,7 +192,7 @@ def test_rows_from_all_over_an_archive_larger_than_memory_are_read_alone(tmp_pat
     index = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:300]
 
     def read_from_disk(free):
-        monkeypatch.setattr("monai_wscxr.row_source.available_memory", lambda: free)
+        monkeypatch.setattr("monai_wscxr.bank.rows.available_memory", lambda: free)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -6,10 +6,10 @@ import os
 import pytest
 import torch
 
-from monai_wscxr.artefact import ARTEFACT
-from monai_wscxr.atomic import DiskFullError
 from monai_wscxr.errors import InputError
-from monai_wscxr.run_folder import SETTINGS, RunFolder, epoch_discriminators
+from monai_wscxr.model.artefact import ARTEFACT
+from monai_wscxr.system.atomic import DiskFullError
+from monai_wscxr.training.run_folder import SETTINGS, RunFolder, epoch_discriminators
 
 OPTIONS = {"k": 8, "retention": 0.2, "layers": None, "backbone": "efficientnet_lite0"}
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from monai_wscxr import cli
-from monai_wscxr.bank_folder import BankFolder
-from monai_wscxr.data.radiograph import file_digest
+from monai_wscxr.bank.folder import BankFolder
+from monai_wscxr.commands import main as cli
+from monai_wscxr.data.radiograph.read import file_digest
 
 NETWORK = ["--backbone", "timm/test_resnet", "--weights", "none", "--size", "64"]
 
@@ -16,7 +16,7 @@ NETWORK = ["--backbone", "timm/test_resnet", "--weights", "none", "--size", "64"
 @pytest.fixture(autouse=True)
 def same_random_weights(monkeypatch):
     """'none' draws weights; these commands must see the same ones."""
-    from monai_wscxr import backbones
+    from monai_wscxr.features import backbones
 
     create = backbones.create_backbone
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from monai_wscxr.atomic import save_sealed, write_text_atomic
+from monai_wscxr.bank.cache import FeatureStore, cache_root, fingerprint
 from monai_wscxr.errors import InputError
-from monai_wscxr.store import FeatureStore, cache_root, fingerprint
+from monai_wscxr.system.atomic import save_sealed, write_text_atomic
 
 SETTINGS = {"size": 64, "layers": ["3"], "preprocessing": {"mean": [0.5], "std": [0.5]}}
 

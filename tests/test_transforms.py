@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_wscxr.data.radiograph import READER_CHAIN, RadiographError, read_radiograph
-from monai_wscxr.errors import InputError
-from monai_wscxr.transforms import (
+from monai_wscxr.data.radiograph.read import READER_CHAIN, RadiographError, read_radiograph
+from monai_wscxr.data.transforms import (
     LoadMaskd,
     LoadRadiographd,
     Preprocessing,
@@ -17,6 +16,7 @@ from monai_wscxr.transforms import (
     StandardiseIntensityd,
     radiograph_transforms,
 )
+from monai_wscxr.errors import InputError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.losses import HingeLoss
-from monai_wscxr.mixing import MixingInferer, PatchBatches, prepare_patch_batch
-from monai_wscxr.networks import Discriminator
-from monai_wscxr.whitening import NormalWhitening, nuisance_covariance
+from monai_wscxr.model.losses import HingeLoss
+from monai_wscxr.model.mixing import MixingInferer, PatchBatches, prepare_patch_batch
+from monai_wscxr.model.networks import Discriminator
+from monai_wscxr.model.nuisance import nuisance_covariance
+from monai_wscxr.model.whitening import NormalWhitening
 
 
 def rows(n=500, channels=6, seed=0):
@@ -53,7 +54,7 @@ def test_whitening_in_place_and_into_other_memory_is_the_formula(monkeypatch):
     whitening = NormalWhitening(6)
     whitening.fit(x, 1.0)
     expected = (x.double() - whitening.mean.double()) @ whitening.matrix.double()
-    monkeypatch.setattr("monai_wscxr.whitening._PART_NUMBERS", 6 * 37)  # several parts, the last one smaller
+    monkeypatch.setattr("monai_wscxr.model.whitening._PART_NUMBERS", 6 * 37)  # several parts, the last one smaller
     out = torch.full_like(x, math.nan)
     whitening.into(x, out)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)

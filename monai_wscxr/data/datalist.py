@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_wscxr.data.radiograph import RadiographError, sniff_format
+from monai_wscxr.data.radiograph.read import RadiographError, sniff_format
 from monai_wscxr.errors import InputError
 
 Item = dict[str, Any]

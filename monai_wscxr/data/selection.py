@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from monai_wscxr.data.datalist import DatalistError, Item, by_path, few
-from monai_wscxr.data.radiograph import file_digest
+from monai_wscxr.data.radiograph.read import file_digest
 
 
 def choose_few_shot(items: Iterable[Item], k: int, seed: int, strict: bool = False) -> list[Item]:

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from monai_wscxr.data.radiograph import RadiographError
+from monai_wscxr.data.radiograph.read import RadiographError
+from monai_wscxr.system.progress import ahead
 
 T = TypeVar("T")
 R = TypeVar("R")
 Rejected = tuple[str, str, str]
-
-
-def ahead(function: Callable[[T], R], items: Iterable[T], threads: int, depth: int) -> Iterator[R]:
-    """`map` with `threads` threads that run at most `depth` items ahead; results come in order.
-
-    After an error, or when no more results are asked for, what has not begun is not begun any more.
-    """
-    # each thread computes alone: threads of operations inside it would wait for each other
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        waiting: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 class RadiographStream(IterableDataset):

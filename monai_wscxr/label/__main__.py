@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.label.worktable import is_address
+from monai_wscxr.label.archive.open import is_address
 
 APP = Path(__file__).parent / "app"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -105,7 +105,7 @@ def build(options: argparse.Namespace) -> Any:
     from monailabel.endpoints.user.auth import RBAC
     from monailabel.interfaces.utils.app import app_instance
 
-    from monai_wscxr.label.guard import Guard, explain
+    from monai_wscxr.label.server.guard import Guard, explain
 
     values = {
         "normals": options.normals,

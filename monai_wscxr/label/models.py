@@ -12,8 +12,8 @@ import uuid
 from pathlib import Path
 from typing import IO, Any
 
-from monai_wscxr.artefact import ARTEFACT, TrainedModel
 from monai_wscxr.errors import InputError
+from monai_wscxr.model.artefact import ARTEFACT, TrainedModel
 
 CURRENT = "model"
 _NAME = re.compile(r"\d{6}")

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from monai_wscxr.artefact import TrainedModel
-from monai_wscxr.data.radiograph import read_radiograph
-from monai_wscxr.report.overlay import ColourScale, colour_map, encode_png, grey_levels, overlay, shrink
-from monai_wscxr.transforms import Preprocessing, StandardiseIntensityd
+from monai_wscxr.data.encoding import encode_png
+from monai_wscxr.data.radiograph.read import read_radiograph
+from monai_wscxr.data.transforms import Preprocessing, StandardiseIntensityd
+from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.report.overlay import ColourScale, colour_map, grey_levels, overlay, shrink
 
 LARGEST_SIDE = 1024
 

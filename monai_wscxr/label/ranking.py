@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_wscxr.artefact import TrainedModel
 from monai_wscxr.errors import InputError
-from monai_wscxr.networks import anomaly_score
+from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.networks import anomaly_score
 
 STRATEGIES = ("most_suspicious", "most_uncertain", "random")
 

@@ -13,11 +13,11 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_wscxr.artefact import TrainedModel
-from monai_wscxr.data.radiograph import Radiograph, quiet, read_radiograph
+from monai_wscxr.data.radiograph.read import Radiograph, quiet, read_radiograph
+from monai_wscxr.label.archive.studies import Refused
 from monai_wscxr.label.pictures import colour_scale, overlay_png, resized_map
 from monai_wscxr.label.ranking import Scored
-from monai_wscxr.label.studies import Refused
+from monai_wscxr.model.artefact import TrainedModel
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from monai_wscxr.atomic import write_text_atomic
 from monai_wscxr.data.datalist import by_path, load_datalist
 from monai_wscxr.errors import InputError
+from monai_wscxr.evaluation.metrics import auroc
+from monai_wscxr.label.archive.studies import Label, UnknownImage
 from monai_wscxr.label.ranking import STRATEGIES, score_images
-from monai_wscxr.label.studies import Label, UnknownImage
 from monai_wscxr.label.workbench import Workbench
-from monai_wscxr.metrics import auroc
+from monai_wscxr.system.atomic import write_text_atomic
 
 Item = dict[str, Any]
 

@@ -13,19 +13,19 @@ from typing import Any
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from monai_wscxr.artefact import TrainedModel, save_model
-from monai_wscxr.atomic import write_text_atomic
-from monai_wscxr.backbones import weights_hash
-from monai_wscxr.bundle import quiet_training
-from monai_wscxr.calibration import calibrate
 from monai_wscxr.data.selection import check_overlap, hold_out
 from monai_wscxr.data.split import count_classes
 from monai_wscxr.errors import InputError
-from monai_wscxr.extraction import Extraction, PatchExtractor
-from monai_wscxr.handlers import MiningHandler
+from monai_wscxr.features.backbones import weights_hash
+from monai_wscxr.features.extraction import Extraction, PatchExtractor
 from monai_wscxr.label.models import ModelFolders
-from monai_wscxr.networks import Discriminator, WSCXRNet, image_scores
-from monai_wscxr.whitening import NormalWhitening
+from monai_wscxr.model.artefact import TrainedModel, save_model
+from monai_wscxr.model.calibration import calibrate
+from monai_wscxr.model.networks import Discriminator, WSCXRNet, image_scores
+from monai_wscxr.model.whitening import NormalWhitening
+from monai_wscxr.system.atomic import write_text_atomic
+from monai_wscxr.training.mining_handler import MiningHandler
+from monai_wscxr.training.start import quiet_training
 
 logger = logging.getLogger("monai_wscxr")
 

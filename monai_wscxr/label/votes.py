@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from monai_wscxr.label.studies import Label, Refused, Studies
+from monai_wscxr.label.archive.studies import Label, Refused, Studies
 from monai_wscxr.label.training import Item
 
 

@@ -13,11 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_wscxr.artefact import TrainedModel, load_model
-from monai_wscxr.atomic import write_text_atomic
-from monai_wscxr.bundle import find_configs
 from monai_wscxr.errors import InputError
 from monai_wscxr.label import pictures
+from monai_wscxr.label.archive.studies import Label, Refused, Studies, described_label, known_normals
 from monai_wscxr.label.job import Job
 from monai_wscxr.label.models import ModelFolders, described, hold
 from monai_wscxr.label.ranking import (
@@ -31,10 +29,12 @@ from monai_wscxr.label.ranking import (
     score_images,
 )
 from monai_wscxr.label.results import Predicted, encoded_results
-from monai_wscxr.label.studies import Label, Refused, Studies, described_label, known_normals
 from monai_wscxr.label.training import RUN_OPTIONS, Trainer
 from monai_wscxr.label.votes import Votes, changed
-from monai_wscxr.networks import anomaly_map
+from monai_wscxr.model.artefact import TrainedModel, load_model
+from monai_wscxr.model.networks import anomaly_map
+from monai_wscxr.system.atomic import write_text_atomic
+from monai_wscxr.training.options import find_configs
 
 logger = logging.getLogger("monai_wscxr")
 

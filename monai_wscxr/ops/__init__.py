@@ -11,7 +11,7 @@ from monai_wscxr.ops._library import (
 )
 from monai_wscxr.ops.coreset import coreset
 from monai_wscxr.ops.min_distance import min_distance
-from monai_wscxr.ops.mine_top_r import mine_top_r, mined_count
+from monai_wscxr.ops.mine_top_r import mine_top_k, mine_top_r, mined_count
 from monai_wscxr.ops.mixup import mixup
 from monai_wscxr.ops.packed_bank import PackedBank
 
@@ -26,6 +26,7 @@ __all__ = [
     "backend",
     "coreset",
     "min_distance",
+    "mine_top_k",
     "mine_top_r",
     "mined_count",
     "mixup",

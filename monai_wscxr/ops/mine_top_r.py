@@ -45,9 +45,28 @@ def mine_top_r(query: Tensor, bank: Tensor | PackedBank, r: float) -> tuple[Tens
     Raises:
         ValueError: as `min_distance`, and for `r` outside (0, 1] or an empty query.
     """
+    check_rows(query, bank.rows if isinstance(bank, PackedBank) else bank, "mine_top_r")
+    return mine_top_k(query, bank, mined_count(query.shape[0], r))
+
+
+def mine_top_k(query: Tensor, bank: Tensor | PackedBank, k: int) -> tuple[Tensor, Tensor]:
+    """Keep the `k` rows with the largest distance to their nearest bank row; otherwise as `mine_top_r`.
+
+    Args:
+        query: [Nq, C] abnormal patch features, Nq >= 1.
+        bank: [Nb, C] normal patch features, Nb >= 1, or a `PackedBank` of them.
+        k: number of rows to keep, from 1 to Nq.
+
+    Returns:
+        index [k] int64 into `query` and distance [k] float32.
+
+    Raises:
+        ValueError: as `min_distance`, and for `k` outside [1, Nq].
+    """
     rows = bank.rows if isinstance(bank, PackedBank) else bank
-    check_rows(query, rows, "mine_top_r")
-    k = mined_count(query.shape[0], r)
+    check_rows(query, rows, "mine_top_k")
+    if not 1 <= k <= query.shape[0]:
+        raise ValueError(f"mine_top_k: k must lie between 1 and the number of query rows ({query.shape[0]}), got {k}")
     with plain_errors():
         if isinstance(bank, PackedBank):
             return torch.ops.monai_wscxr.mine_packed(query, rows, *bank.packed, k)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import monai_wscxr
-from monai_wscxr.artefact import TrainedModel
 from monai_wscxr.errors import InputError
+from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.prediction.inputs import Input
 from monai_wscxr.prediction.journal import NAME as JOURNAL
 from monai_wscxr.prediction.journal import Record, check_idle

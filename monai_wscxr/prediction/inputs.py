@@ -11,7 +11,7 @@ from typing import Any
 
 import pydicom
 
-from monai_wscxr.data.radiograph import quiet
+from monai_wscxr.data.radiograph.read import quiet
 from monai_wscxr.errors import InputError
 from monai_wscxr.prediction.journal import NAME as JOURNAL
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from monai_wscxr.data.radiograph_gates import check_allowed
+from monai_wscxr.data.radiograph.gates import check_allowed
 from monai_wscxr.errors import InputError
 from monai_wscxr.prediction.tasks import MAP_FORMATS
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
-from monai_wscxr.data.radiograph import RadiographError
+from monai_wscxr.data.radiograph.read import RadiographError
 from monai_wscxr.prediction import tasks
 from monai_wscxr.prediction.inputs import Input
 from monai_wscxr.prediction.tasks import Loaded

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 
 import monai_wscxr
-from monai_wscxr.artefact import TrainedModel
-from monai_wscxr.atomic import write_text_atomic
-from monai_wscxr.data.radiograph import RadiographError
+from monai_wscxr.data.radiograph.read import RadiographError
+from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.predictor import Prediction, write_csv
 from monai_wscxr.prediction import tasks
 from monai_wscxr.prediction.folder import stamp
 from monai_wscxr.prediction.inputs import Input
 from monai_wscxr.prediction.journal import Record
 from monai_wscxr.prediction.options import Summary
 from monai_wscxr.prediction.tasks import Loaded, Written
-from monai_wscxr.predictor import Prediction, write_csv
 from monai_wscxr.report.run import Entry, write_run_report
+from monai_wscxr.system.atomic import write_text_atomic
 
 _PRIVATE = ("stamp", "number", "sizes")  # of a record; for resuming only
 

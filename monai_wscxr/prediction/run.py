@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from monai_wscxr.artefact import TrainedModel, load_model
-from monai_wscxr.data.radiograph import MEMORY_LIMIT
+from monai_wscxr.data.radiograph.read import MEMORY_LIMIT
 from monai_wscxr.errors import InputError
-from monai_wscxr.extraction import progress_bar
-from monai_wscxr.parallel import ThreadParallel
+from monai_wscxr.features.parallel import ThreadParallel
+from monai_wscxr.model.artefact import TrainedModel, load_model
+from monai_wscxr.model.predictor import Prediction, to_prediction
 from monai_wscxr.prediction import folder, tasks
 from monai_wscxr.prediction.inputs import Input, find_inputs
 from monai_wscxr.prediction.journal import Journal, Record
@@ -35,7 +35,7 @@ from monai_wscxr.prediction.reading import Found, Reader
 from monai_wscxr.prediction.results import add_files, make_record, write_results
 from monai_wscxr.prediction.tasks import Loaded, Wanted, Written
 from monai_wscxr.prediction.workers import WorkerLostError, WorkerPool, start_server
-from monai_wscxr.predictor import Prediction, to_prediction
+from monai_wscxr.system.progress import progress_bar
 
 logger = logging.getLogger("monai_wscxr")
 

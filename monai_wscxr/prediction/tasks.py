@@ -17,22 +17,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from monai_wscxr.artefact import TrainedModel
-from monai_wscxr.atomic import write_bytes_atomic
-from monai_wscxr.data.radiograph import RadiographError, quiet, read_radiograph
-from monai_wscxr.networks import WSCXRNet
-from monai_wscxr.predictor import Prediction, to_map
-from monai_wscxr.report.overlay import (
-    THRESHOLD_COLOUR,
-    ColourScale,
-    encode_jpeg,
-    encode_png,
-    grey_levels,
-    heatmap,
-    outline,
-    overlay,
-)
-from monai_wscxr.transforms import radiograph_transforms
+from monai_wscxr.data.encoding import encode_jpeg, encode_png
+from monai_wscxr.data.radiograph.read import RadiographError, quiet, read_radiograph
+from monai_wscxr.data.transforms import radiograph_transforms
+from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.networks import WSCXRNet
+from monai_wscxr.model.predictor import Prediction, to_map
+from monai_wscxr.report.overlay import THRESHOLD_COLOUR, ColourScale, grey_levels, heatmap, outline, overlay
+from monai_wscxr.system.atomic import write_bytes_atomic
 
 MAP_FORMATS = ("nifti", "tiff", "npy", "none")
 _MAP_ENDINGS = {"nifti": "nii.gz", "tiff": "tiff", "npy": "npy"}

@@ -35,7 +35,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 import monai_wscxr
-from monai_wscxr.data.pydicom_decoding import encoded
+from monai_wscxr.data.radiograph.pydicom_versions import encoded
 
 from .case import number_text
 from .overlay import THRESHOLD_COLOUR, ColourScale, heatmap, outline, overlay

@@ -19,7 +19,7 @@ from string import Template
 
 import numpy as np
 
-from monai_wscxr.atomic import write_text_atomic
+from monai_wscxr.system.atomic import write_text_atomic
 
 from .case import KIND, MISSING, Case, class_text, decision_text, number_text, outcome_text
 from .charts import DOTS_PER_CLASS, roc_chart, strip_chart

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from monai_wscxr.bank import FeatureBank
-from monai_wscxr.baselines.cutpaste import CutPaste, cutpaste, pooled, scar
-from monai_wscxr.copies import Alteration, copy_features
+from monai_wscxr.bank.feature_bank import FeatureBank
+from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.errors import InputError
-from monai_wscxr.extraction import PatchExtractor
-from monai_wscxr.transforms import Preprocessing
+from monai_wscxr.experiments.baselines.cutpaste import CutPaste, cutpaste, pooled, scar
+from monai_wscxr.features.copies import Alteration, copy_features
+from monai_wscxr.features.extraction import PatchExtractor
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from monai_wscxr.bank import FeatureBank
-from monai_wscxr.baselines.patchcore import PatchCore, project
+from monai_wscxr.bank.feature_bank import FeatureBank
 from monai_wscxr.errors import InputError
+from monai_wscxr.experiments.baselines.patchcore import PatchCore, project
 
 
 def bank(n, channels=12, seed=0, grid=(3, 4)):

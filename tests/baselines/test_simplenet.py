@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from monai_wscxr.bank import FeatureBank
-from monai_wscxr.baselines.simplenet import SimpleNet, build, truncated_l1
+from monai_wscxr.bank.feature_bank import FeatureBank
 from monai_wscxr.errors import InputError
+from monai_wscxr.experiments.baselines.simplenet import SimpleNet, build, truncated_l1
 
 
 def plane(n, seed, off=0.0):

@@ -24,17 +24,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from monai_wscxr.bank import FeatureBank
-from monai_wscxr.bank_folder import BankFolder
-from monai_wscxr.handlers import DistanceHandler, ThreadsHandler
-from monai_wscxr.losses import HingeLoss
-from monai_wscxr.machine import peak_memory, reset_peak_memory, resident_memory
-from monai_wscxr.mining import mine
-from monai_wscxr.mixing import MixingInferer, PatchBatches, prepare_patch_batch
-from monai_wscxr.networks import Discriminator
-from monai_wscxr.plan import plan_training
-from monai_wscxr.row_source import row_blocks
-from monai_wscxr.whitening import NormalWhitening
+from monai_wscxr.bank.feature_bank import FeatureBank
+from monai_wscxr.bank.folder import BankFolder
+from monai_wscxr.bank.rows import row_blocks
+from monai_wscxr.model.losses import HingeLoss
+from monai_wscxr.model.mining import mine
+from monai_wscxr.model.mixing import MixingInferer, PatchBatches, prepare_patch_batch
+from monai_wscxr.model.networks import Discriminator
+from monai_wscxr.model.whitening import NormalWhitening
+from monai_wscxr.planning.plan import plan_training
+from monai_wscxr.system.memory import peak_memory, reset_peak_memory, resident_memory
+from monai_wscxr.training.epoch_handlers import DistanceHandler, ThreadsHandler
 
 GRID, CHANNELS, SHARD = (8, 8), 320, 1000
 

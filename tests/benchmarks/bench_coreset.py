@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 
-from monai_wscxr.baselines.patchcore import project
+from monai_wscxr.experiments.baselines.patchcore import project
 from monai_wscxr.ops import backend, coreset
 
 SIZES = {"small": (10_000, 1_000), "medium": (40_000, 4_000), "full": (73_000, 7_300)}

@@ -12,9 +12,9 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from monai_wscxr.baselines.common import normal_split
-from monai_wscxr.baselines.patchcore import PatchCore
-from monai_wscxr.metrics import auroc
+from monai_wscxr.evaluation.metrics import auroc
+from monai_wscxr.experiments.baselines.common import normal_split
+from monai_wscxr.experiments.baselines.patchcore import PatchCore
 
 CONFIG = Path(__file__).parents[2] / "bundles" / "wscxr_chest_xray" / "configs" / "train.yaml"
 

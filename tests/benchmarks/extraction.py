@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from monai_wscxr.backbones import create_backbone
 from monai_wscxr.data.datalist import load_datalist
-from monai_wscxr.data.radiograph import file_digest
-from monai_wscxr.data.stream import ahead
-from monai_wscxr.extraction import PatchExtractor
-from monai_wscxr.features import PatchFeatures
-from monai_wscxr.transforms import Preprocessing
+from monai_wscxr.data.radiograph.read import file_digest
+from monai_wscxr.data.transforms import Preprocessing
+from monai_wscxr.features.backbones import create_backbone
+from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.features.patches import PatchFeatures
+from monai_wscxr.system.progress import ahead
 
 
 def main() -> None:

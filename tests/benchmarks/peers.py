@@ -142,8 +142,8 @@ class Recipe:
         import torch
         from torch.utils.data import DataLoader
 
-        from monai_wscxr.backbones import create_backbone
-        from monai_wscxr.features import PatchFeatures
+        from monai_wscxr.features.backbones import create_backbone
+        from monai_wscxr.features.patches import PatchFeatures
 
         torch.manual_seed(seed)
         self.seed = seed
@@ -163,7 +163,7 @@ class Recipe:
         """Patch features [B*h*w, C] of a batch."""
         import torch
 
-        from monai_wscxr.features import to_rows
+        from monai_wscxr.features.patches import to_rows
 
         with torch.no_grad():
             return to_rows(self.features(batch))
@@ -202,7 +202,7 @@ class Recipe:
         """On the test part: maximum of the patch scores."""
         import torch
 
-        from monai_wscxr.metrics import auroc
+        from monai_wscxr.evaluation.metrics import auroc
 
         with torch.no_grad():
             parts = [
@@ -256,8 +256,8 @@ def anomalib(folder: Path, size: int = SIZE, layers: Sequence[str] = ("blocks.6"
     from anomalib.models import Patchcore
     from lightning.pytorch.callbacks import Callback
 
-    from monai_wscxr.backbones import _packaged_lite0
-    from monai_wscxr.metrics import auroc
+    from monai_wscxr.evaluation.metrics import auroc
+    from monai_wscxr.features.backbones import _packaged_lite0
 
     class Scores(Callback):
         """Scores as they come: anomalib's own AUROC wants them scaled to [0, 1], and rounds large ones to 1."""

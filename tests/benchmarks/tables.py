@@ -29,7 +29,8 @@ import numpy as np
 import torch
 
 from monai_wscxr import ops
-from monai_wscxr.bank_file import BankFile, min_distance_streamed, plan_search, save_rows
+from monai_wscxr.bank.file import BankFile, save_rows
+from monai_wscxr.bank.search import min_distance_streamed, plan_search
 from monai_wscxr.ops import PackedBank, min_distance, mine_top_r, mixup
 
 SMALL = {"min_distance": "64x1000x256,1024x20000x320", "mine_top_r": "2048x20000x320", "mixup": "512x432,65536x1024"}
@@ -120,11 +121,11 @@ def kinds(kind: str, n_query: int, n_bank: int, channels: int) -> tuple[torch.Te
 
 def real_features(folder: str, images: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Patch features of at most so many training images of each class: abnormal ones ask, normal ones are the bank."""
-    from monai_wscxr.backbones import create_backbone
     from monai_wscxr.data.split import training_split
-    from monai_wscxr.extraction import PatchExtractor
-    from monai_wscxr.features import PatchFeatures
-    from monai_wscxr.transforms import Preprocessing
+    from monai_wscxr.data.transforms import Preprocessing
+    from monai_wscxr.features.backbones import create_backbone
+    from monai_wscxr.features.extraction import PatchExtractor
+    from monai_wscxr.features.patches import PatchFeatures
 
     backbone = create_backbone("efficientnet_lite0")
     features = PatchFeatures(backbone, align_to="coarsest")

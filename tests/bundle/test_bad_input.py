@@ -110,7 +110,7 @@ def test_the_output_folder_of_another_run(trained, phantoms, tmp_path):
 
 def test_a_disk_without_space_for_the_bank(phantoms, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("monai_wscxr.store.shutil.disk_usage", lambda _: usage(10**9, 10**9, 10**6))
+    monkeypatch.setattr("monai_wscxr.bank.cache.shutil.disk_usage", lambda _: usage(10**9, 10**9, 10**6))
     said = refusal("train", phantoms, tmp_path / "run", cache=str(tmp_path / "cache"))
     assert "bytes are missing); make room" in said
     assert not list((tmp_path / "cache").rglob("*.safetensors"))

@@ -7,10 +7,10 @@ import pytest
 from bundle_runs import CONFIGS, SMALL
 from monai.bundle import create_workflow
 
-from monai_wscxr.baselines.common import normal_split
-from monai_wscxr.bundle import check_options
 from monai_wscxr.data.split import training_split
 from monai_wscxr.errors import InputError
+from monai_wscxr.experiments.baselines.common import normal_split
+from monai_wscxr.training.options import check_options
 
 SHRUNK = {"patchcore": {"coreset": 0.5}, "simplenet": {"simplenet_epochs": 2}, "cutpaste": {"steps": 10}}
 

@@ -7,14 +7,15 @@ import pytest
 import torch
 from bundle_runs import SMALL, workflow
 
-from monai_wscxr import cross_validation
-from monai_wscxr.copies import ALTERED, copy_features, nuisance_of
-from monai_wscxr.cross_validation import Draw, DrawData, make_draw, train
-from monai_wscxr.cross_validation.maps import CHANGES
-from monai_wscxr.cross_validation.training import TRAINING_OPTIONS, bank_of
 from monai_wscxr.errors import InputError
-from monai_wscxr.extraction import PatchExtractor
-from monai_wscxr.mining import mine
+from monai_wscxr.experiments import cross_validation
+from monai_wscxr.experiments.cross_validation import Draw, DrawData, make_draw, train
+from monai_wscxr.experiments.cross_validation.maps import CHANGES
+from monai_wscxr.experiments.cross_validation.training import TRAINING_OPTIONS, bank_of
+from monai_wscxr.features.copies import ALTERED, copy_features
+from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.model.mining import mine
+from monai_wscxr.model.nuisance import nuisance_of
 
 
 def items():
@@ -55,7 +56,7 @@ def test_it_trains_what_the_bundle_trains(phantoms, tmp_path):
 
 
 def test_mined_rows_are_those_of_mine(phantoms, make_features):
-    from monai_wscxr.transforms import Preprocessing
+    from monai_wscxr.data.transforms import Preprocessing
 
     features = make_features()
     preprocessing = Preprocessing(64, features.backbone.mean, features.backbone.std)

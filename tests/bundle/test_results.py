@@ -13,8 +13,8 @@ from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_i
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from monai_wscxr.artefact import load_model
-from monai_wscxr.predictor import COLUMNS, predict_files, to_map
+from monai_wscxr.model.artefact import load_model
+from monai_wscxr.model.predictor import COLUMNS, predict_files, to_map
 
 
 def rows(path):

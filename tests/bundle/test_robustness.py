@@ -7,12 +7,12 @@ import pytest
 import torch
 from bundle_runs import run
 
-from monai_wscxr.artefact import load_model
 from monai_wscxr.data.perturbation import PERTURBATIONS
 from monai_wscxr.data.phantom import write_phantoms
-from monai_wscxr.metrics import auroc
-from monai_wscxr.networks import anomaly_score
-from monai_wscxr.transforms import LoadRadiographd, ResizeRadiographd, radiograph_transforms
+from monai_wscxr.data.transforms import LoadRadiographd, ResizeRadiographd, radiograph_transforms
+from monai_wscxr.evaluation.metrics import auroc
+from monai_wscxr.model.artefact import load_model
+from monai_wscxr.model.networks import anomaly_score
 
 SIZE = 192
 ALLOWED = {  # mean movement of a score as a share of the gap between normal and abnormal

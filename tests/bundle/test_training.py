@@ -12,9 +12,9 @@ from bundle_runs import CONFIGS, SMALL, run, workflow
 from ignite.engine import Events
 from safetensors import safe_open
 
-from monai_wscxr.artefact import load_model
-from monai_wscxr.bank import BankOnDisk
-from monai_wscxr.store import cache_root
+from monai_wscxr.bank.cache import cache_root
+from monai_wscxr.bank.feature_bank import BankOnDisk
+from monai_wscxr.model.artefact import load_model
 
 
 def artefact(folder):

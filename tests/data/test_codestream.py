@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_wscxr.data.codestream import FrameSize, frame_size
+from monai_wscxr.data.radiograph.codestream import FrameSize, frame_size
 
 
 def encoded(shape, kind, **options):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_wscxr.cli import main
+from monai_wscxr.commands.main import main
 from monai_wscxr.data.collections import READERS, Limits, Record, assemble, make_datalist, write_datalist
 from monai_wscxr.data.collections.common import box_mask
 from monai_wscxr.data.collections.nih import read_boxes

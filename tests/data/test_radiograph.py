@@ -13,13 +13,7 @@ import pytest
 from PIL import Image, ImageFile
 from radiograph_files import GREY, png, rejected
 
-from monai_wscxr.data.radiograph import (
-    GATES,
-    REASON_CODES,
-    RadiographError,
-    file_digest,
-    read_radiograph,
-)
+from monai_wscxr.data.radiograph.read import GATES, REASON_CODES, RadiographError, file_digest, read_radiograph
 
 # ---- PNG and JPEG
 

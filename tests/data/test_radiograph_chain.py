@@ -17,7 +17,7 @@ from pydicom.uid import (
 )
 from radiograph_files import GREY, WINDOW, dicom, rejected, sample, table
 
-from monai_wscxr.data.radiograph import GATES, read_radiograph
+from monai_wscxr.data.radiograph.read import GATES, read_radiograph
 
 GDCM = "python-gdcm writes JPEG lossless here; it is not installed"
 WORDS = np.arange(4096, dtype=np.uint16).reshape(64, 64)

@@ -26,13 +26,9 @@ from pydicom.uid import (
 )
 from radiograph_files import GREY, SECRET, WINDOW, dicom, rejected, sample, table
 
-from monai_wscxr.data.radiograph import (
-    GATES,
-    read_radiograph,
-    sniff_format,
-)
-from monai_wscxr.data.radiograph_dicom import PROJECTION_MODALITIES
-from monai_wscxr.data.radiograph_grey import _as_stored, _used_bits
+from monai_wscxr.data.radiograph.dicom import PROJECTION_MODALITIES
+from monai_wscxr.data.radiograph.grey import _as_stored, _used_bits
+from monai_wscxr.data.radiograph.read import GATES, read_radiograph, sniff_format
 
 PINNED = {  # values at a few places, computed once by hand-checked code and kept
     "RG1_J2KR.dcm": [0.370346, 0.645488, 0.891163, 0.903063],
@@ -290,7 +286,7 @@ def test_float_pixels_with_nan(tmp_path):
 
 def test_missing_decoder_names_the_package(tmp_path, monkeypatch):
     path = dicom(tmp_path / "a", GREY, JPEGLSLossless, PixelData=b"\xfe\xff\x00\xe0" + b"\0" * 4)
-    monkeypatch.setattr("monai_wscxr.data.radiograph_decoders.available_plugins", lambda syntax: ())
+    monkeypatch.setattr("monai_wscxr.data.radiograph.decoders.available_plugins", lambda syntax: ())
     error = rejected(path)
     assert error.code == "missing_decoder"
     assert "pip install pyjpegls" in str(error)
@@ -309,7 +305,7 @@ def test_missing_decoder_names_the_package(tmp_path, monkeypatch):
 def test_missing_decoders_name_what_to_install(tmp_path, monkeypatch, syntax, depth, package):
     pixels = GREY.astype(np.uint8 if depth == 8 else np.uint16)
     path = dicom(tmp_path / "a", pixels, syntax, PixelData=b"\xfe\xff\x00\xe0" + b"\0" * 4)
-    monkeypatch.setattr("monai_wscxr.data.radiograph_decoders.available_plugins", lambda syntax: ())
+    monkeypatch.setattr("monai_wscxr.data.radiograph.decoders.available_plugins", lambda syntax: ())
     error = rejected(path)
     assert error.code == "missing_decoder"
     assert package in str(error)

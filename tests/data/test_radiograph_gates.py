@@ -11,11 +11,8 @@ from pydicom.uid import DigitalXRayImageStorageForProcessing
 from radiograph_files import GREY, SECRET, WINDOW, codes, dicom, png, rejected, sample
 
 from monai_wscxr.data.phantom import make_phantom
-from monai_wscxr.data.radiograph import (
-    GATES,
-    read_radiograph,
-)
-from monai_wscxr.data.radiograph_gates import POLARITY_LIMIT, chest_likeness
+from monai_wscxr.data.radiograph.gates import POLARITY_LIMIT, chest_likeness
+from monai_wscxr.data.radiograph.read import GATES, read_radiograph
 
 
 @pytest.mark.parametrize(

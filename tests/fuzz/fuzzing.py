@@ -94,12 +94,12 @@ def tiny_model(folder: Path) -> None:
     """An untrained but complete model with a network of a few thousand weights."""
     import torch
 
-    from monai_wscxr.artefact import save_model
-    from monai_wscxr.backbones import create_backbone
-    from monai_wscxr.calibration import calibrate
-    from monai_wscxr.features import PatchFeatures
-    from monai_wscxr.networks import Discriminator, WSCXRNet
-    from monai_wscxr.transforms import Preprocessing
+    from monai_wscxr.data.transforms import Preprocessing
+    from monai_wscxr.features.backbones import create_backbone
+    from monai_wscxr.features.patches import PatchFeatures
+    from monai_wscxr.model.artefact import save_model
+    from monai_wscxr.model.calibration import calibrate
+    from monai_wscxr.model.networks import Discriminator, WSCXRNet
 
     torch.manual_seed(0)
     backbone = create_backbone("timm/test_resnet", ("3",), weights="none")
@@ -120,7 +120,7 @@ def fuzz(count: int, seed: int, workers: int = 2, large_share: float = 0.1, chun
         large_share: share of broken versions of whole radiographs.
         chunk: files per prediction run.
     """
-    from monai_wscxr.data.radiograph import GATES, MEMORY_LIMIT, REASON_CODES
+    from monai_wscxr.data.radiograph.read import GATES, MEMORY_LIMIT, REASON_CODES
     from monai_wscxr.prediction.options import Options
     from monai_wscxr.prediction.run import predict
 

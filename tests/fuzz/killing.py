@@ -121,8 +121,7 @@ class Killing:
     def prepare(self) -> None:
         """Phantoms and weights, made in a child: this process must not compute before it forks."""
 
-        import monai_wscxr.handlers
-        import monai_wscxr.transforms  # noqa: F401
+        import monai_wscxr.data.transforms  # noqa: F401
 
         def make() -> None:
             import timm
@@ -182,10 +181,12 @@ class Killing:
 
     def _watch(self, kill_at: int | None) -> None:
         """Note stages and count steps; the training itself is not touched."""
-        from monai_wscxr.extraction import PatchExtractor
-        from monai_wscxr.handlers import epochs, mining, result
-        from monai_wscxr.run_folder import RunFolder
-        from monai_wscxr.store import FeatureStore
+        from monai_wscxr.bank.cache import FeatureStore
+        from monai_wscxr.features.extraction import PatchExtractor
+        from monai_wscxr.training import artefact_handler as result
+        from monai_wscxr.training import epoch_handlers as epochs
+        from monai_wscxr.training import mining_handler as mining
+        from monai_wscxr.training.run_folder import RunFolder
 
         board = self.board
 

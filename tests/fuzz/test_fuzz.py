@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_seeds_are_readable_and_mutations_repeat(tmp_path):
-    from monai_wscxr.data.radiograph import read_radiograph
+    from monai_wscxr.data.radiograph.read import read_radiograph
 
     seeds = small_seeds()
     assert len(seeds) == 26

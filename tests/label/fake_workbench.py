@@ -25,9 +25,10 @@ from fastapi import FastAPI
 from PIL import Image
 from scipy import ndimage
 
+from monai_wscxr.data.encoding import encode_png
+from monai_wscxr.label.archive.studies import Refused, UnknownImage
 from monai_wscxr.label.page import router
-from monai_wscxr.label.studies import Refused, UnknownImage
-from monai_wscxr.report.overlay import colour_map, encode_png
+from monai_wscxr.report.overlay import colour_map
 
 HELD_OUT = 39
 STAGES = ("features", "mining", "training", "scoring")

@@ -8,7 +8,7 @@ import pytest
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.__main__ import check_host, read_password
-from monai_wscxr.label.guard import Guard
+from monai_wscxr.label.server.guard import Guard
 
 
 async def echo(scope, receive, send):

@@ -14,7 +14,7 @@ from pydicom.uid import generate_uid
 from serving import Client, label_server, needs_label_environment, needs_orthanc, orthanc
 
 from monai_wscxr.data.phantom import write_phantoms
-from monai_wscxr.data.pydicom_decoding import encoded
+from monai_wscxr.data.radiograph.pydicom_versions import encoded
 
 pytestmark = [needs_label_environment, needs_orthanc]
 

@@ -15,7 +15,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from webdriver import until
 
-from monai_wscxr.data.radiograph_base import RadiographError
+from monai_wscxr.data.radiograph.base import RadiographError
 
 API = "/wscxr/api"
 STATIC = resources.files("monai_wscxr.label.page").joinpath("static")

@@ -8,7 +8,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from webdriver import until
 
-from monai_wscxr.label.studies import FolderStudies
+from monai_wscxr.label.archive.studies import FolderStudies
 from monai_wscxr.label.workbench import Workbench
 
 API = "/wscxr/api"

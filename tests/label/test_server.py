@@ -157,7 +157,7 @@ def test_after_a_restart_labels_model_and_order_are_there(data, server):
 
 
 def test_the_models_of_the_server_run_with_predict(data, server, capsys):
-    from monai_wscxr.cli import main
+    from monai_wscxr.commands.main import main
 
     model = data / "studies" / ".wscxr" / "model"
     paths = sorted(str(p) for p in (data / "studies").glob("*.png"))[:3]

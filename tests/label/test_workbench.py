@@ -12,14 +12,14 @@ import timm
 import torch
 from PIL import Image
 
-from monai_wscxr.artefact import load_model
 from monai_wscxr.errors import InputError
+from monai_wscxr.label.archive.studies import FolderStudies, Label, LabelFile, Refused, UnknownImage, known_normals
 from monai_wscxr.label.models import ModelFolders
 from monai_wscxr.label.ranking import Scored, moves, ordered, ranks
-from monai_wscxr.label.studies import FolderStudies, Label, LabelFile, Refused, UnknownImage, known_normals
 from monai_wscxr.label.workbench import Workbench
-from monai_wscxr.networks import anomaly_score
-from monai_wscxr.predictor import predict_files
+from monai_wscxr.model.artefact import load_model
+from monai_wscxr.model.networks import anomaly_score
+from monai_wscxr.model.predictor import predict_files
 
 OPTIONS = {
     "image_size": 64,

@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_wscxr.artefact import load_model
-from monai_wscxr.cli import main
-from monai_wscxr.data.radiograph import GATES
+from monai_wscxr.commands.main import main
+from monai_wscxr.data.radiograph.read import GATES
 from monai_wscxr.errors import InputError
+from monai_wscxr.model.artefact import load_model
+from monai_wscxr.model.predictor import COLUMNS, predict_files, to_map
 from monai_wscxr.prediction import tasks
 from monai_wscxr.prediction.journal import NAME as JOURNAL
 from monai_wscxr.prediction.options import Options
 from monai_wscxr.prediction.run import predict
-from monai_wscxr.predictor import COLUMNS, predict_files, to_map
 
 PATIENT_FILES = ("b/3.dcm", "b/1.2.840.1", "b/lateral.dcm")
 
@@ -316,7 +316,7 @@ def test_decoder_that_crashes_or_hangs_costs_its_image(options, inputs, tmp_path
     trap.parent.mkdir()
     trap.write_text(
         "import os, time\n"
-        "import monai_wscxr.transforms as t\n"
+        "import monai_wscxr.data.transforms as t\n"
         "read = t.read_radiograph\n"
         "def trapped(path, **options):\n"
         "    if str(path).endswith('1.png'): os.kill(os.getpid(), 11)\n"
@@ -421,7 +421,7 @@ def test_model_of_another_reading_chain_is_refused(options, model_folder):
 
 
 def test_gate_names_reach_the_help():
-    from monai_wscxr.cli import _parser
+    from monai_wscxr.commands.main import _parser
 
     text = (
         next(a for a in _parser()._subparsers._actions if a.dest != "help" and a.choices)

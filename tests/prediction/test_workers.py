@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from monai_wscxr.data.radiograph import RadiographError
+from monai_wscxr.data.radiograph.read import RadiographError
 from monai_wscxr.prediction.workers import WorkerLostError, WorkerPool
 
 

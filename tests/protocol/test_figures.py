@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-from monai_wscxr.protocol.figures import Bootstrap, cell_figures, interval, random_splits, sensitivity_at, summarise
+from monai_wscxr.experiments.protocol.figures import (
+    Bootstrap,
+    cell_figures,
+    interval,
+    random_splits,
+    sensitivity_at,
+    summarise,
+)
 
 RANDOM = np.random.default_rng(3)
 LABELS = [0] * 40 + [1] * 60

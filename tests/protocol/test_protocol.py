@@ -9,14 +9,14 @@ import torch
 import torchvision
 from monai.bundle import create_workflow
 
-from monai_wscxr import predictor
-from monai_wscxr.cli import main
+from monai_wscxr.commands.main import main
 from monai_wscxr.errors import InputError
-from monai_wscxr.protocol import cells as cells_module
-from monai_wscxr.protocol import run_protocol
-from monai_wscxr.protocol.cells import Laboratory
-from monai_wscxr.protocol.output import chart
-from monai_wscxr.protocol.run import grid
+from monai_wscxr.experiments.protocol import cells as cells_module
+from monai_wscxr.experiments.protocol import run_protocol
+from monai_wscxr.experiments.protocol.cells import Laboratory
+from monai_wscxr.experiments.protocol.output import chart
+from monai_wscxr.experiments.protocol.run import grid
+from monai_wscxr.model import predictor
 
 OPTIONS = {
     "image_size": 64,

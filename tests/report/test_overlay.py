@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from monai_wscxr.data.encoding import encode_jpeg, encode_png
 from monai_wscxr.report.overlay import (
     ColourScale,
     colour_bar_symbol,
     colour_map,
-    encode_jpeg,
-    encode_png,
     grey_levels,
     heatmap,
     outline,

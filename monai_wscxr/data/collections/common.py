@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from monai_wscxr.atomic import write_bytes_atomic, write_text_atomic
 from monai_wscxr.data.datalist import DatalistError, Item, few
-from monai_wscxr.data.radiograph import read_radiograph
-from monai_wscxr.report.overlay import encode_png
+from monai_wscxr.data.encoding import encode_png
+from monai_wscxr.data.radiograph.read import read_radiograph
+from monai_wscxr.system.atomic import write_bytes_atomic, write_text_atomic
 
 UNCERTAIN = ("exclude", "positive", "negative")
 Box = tuple[float, float, float, float]

@@ -14,12 +14,19 @@ from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.label.datastore import WorkbenchDatastore, private_folder
+from monai_wscxr.label.archive.open import open_studies
+from monai_wscxr.label.archive.studies import Refused, UnknownImage
 from monai_wscxr.label.results import Predicted
-from monai_wscxr.label.studies import Refused, UnknownImage
-from monai_wscxr.label.tasks import AnomalyInfer, ArchiveScoring, NextImage, Retraining, stay_in_this_process, uploaded
+from monai_wscxr.label.server.datastore import WorkbenchDatastore, private_folder
+from monai_wscxr.label.server.tasks import (
+    AnomalyInfer,
+    ArchiveScoring,
+    NextImage,
+    Retraining,
+    stay_in_this_process,
+    uploaded,
+)
 from monai_wscxr.label.workbench import Workbench
-from monai_wscxr.label.worktable import open_studies
 
 logger = logging.getLogger("monai_wscxr")
 

@@ -17,9 +17,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from monai_wscxr.data.radiograph_base import RadiographError
+from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.errors import InputError
-from monai_wscxr.label.studies import UnknownImage
+from monai_wscxr.label.archive.studies import UnknownImage
 
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 BODY_LIMIT = 4096  # bytes; a label takes about a hundred

@@ -18,8 +18,9 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
 
+from monai_wscxr.data.encoding import encode_png
 from monai_wscxr.label.page.guard import THIS_MACHINE, RefusedError, guarded
-from monai_wscxr.report.overlay import ColourScale, encode_png, overlay
+from monai_wscxr.report.overlay import ColourScale, overlay
 
 Strategy = Literal["most_suspicious", "most_uncertain", "random", "labelled"]
 CLASS_LENGTH = 64

@@ -1,0 +1,149 @@
+"""Banks: patch features as rows, each of which knows the image and the position it came from; in memory or on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from monai_wscxr.bank.rows import RowFunction, RowSource, row_blocks, scratch_rows
+from monai_wscxr.system.heap import give_back_large_blocks
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """Rows of patch features with their provenance.
+
+    Attributes:
+        rows: [N, C] floating point.
+        files: image paths; `file_index` points into it.
+        file_index: [N] int32, image of each row.
+        position: [N, 2] int16, patch row y and patch column x of each row.
+        grid: patch rows and columns (h, w) of one image.
+    """
+
+    rows: Tensor
+    files: tuple[str, ...]
+    file_index: Tensor
+    position: Tensor
+    grid: tuple[int, int]
+
+    @classmethod
+    def from_images(cls, features: Tensor, files: Sequence[str], grid: tuple[int, int]) -> FeatureBank:
+        """A bank of whole images.
+
+        Args:
+            features: [n, h*w, C], images in the order of `files`, patches in the order y, x.
+            files: n image paths.
+            grid: (h, w).
+
+        Raises:
+            ValueError: when the three do not fit together.
+        """
+        h, w = grid
+        if features.ndim != 3 or features.shape[0] != len(files) or features.shape[1] != h * w:
+            raise ValueError(f"features {tuple(features.shape)} do not fit {len(files)} images of {h} x {w} patches")
+        n = features.shape[0]
+        y, x = torch.meshgrid(torch.arange(h, dtype=torch.int16), torch.arange(w, dtype=torch.int16), indexing="ij")
+        return cls(
+            rows=features.reshape(n * h * w, -1),
+            files=tuple(files),
+            file_index=torch.arange(n, dtype=torch.int32).repeat_interleave(h * w),
+            position=torch.stack([y.flatten(), x.flatten()], dim=1).repeat(n, 1),
+            grid=grid,
+        )
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    @property
+    def images(self) -> Tensor:
+        """Rows of whole images as maps [n, C, h, w]; only for a bank that holds every patch in order."""
+        h, w = self.grid
+        if len(self) != len(self.files) * h * w:
+            raise ValueError(
+                f"this bank holds {len(self)} chosen rows, not all {h * w} patches of {len(self.files)} images"
+            )
+        return self.rows.reshape(len(self.files), h, w, -1).permute(0, 3, 1, 2)
+
+    def select(self, index: Tensor) -> FeatureBank:
+        """The rows at `index` [k] int64, in that order, with their provenance."""
+        index = index.to(self.rows.device)
+        here = index.cpu()
+        return FeatureBank(self.rows[index], self.files, self.file_index[here], self.position[here], self.grid)
+
+    def origin(self, row: int) -> tuple[str, int, int]:
+        """File, patch row and patch column of one row."""
+        y, x = self.position[row].tolist()
+        return self.files[int(self.file_index[row])], y, x
+
+    def to(self, device: str | torch.device) -> FeatureBank:
+        """The same bank with its rows on `device`."""
+        return FeatureBank(self.rows.to(device), self.files, self.file_index, self.position, self.grid)
+
+    def load(self) -> FeatureBank:
+        """This bank: it is in memory."""
+        return self
+
+    def maps(self, images: int) -> Iterator[Tensor]:
+        """Maps [images, C, h, w] of consecutive images (fewer in the last part); only for a bank of whole images."""
+        yield from self.images.split(images)
+
+    def changed(self, function: RowFunction, folder: Path | None = None, in_place: bool = False) -> FeatureBank:
+        """The bank with `function` applied to its rows, block by block; `folder` is for banks on disk.
+
+        With `in_place` this bank's own rows change, and memory for a second copy is not needed.
+        """
+        rows = self.rows if in_place else torch.empty_like(self.rows)
+        for block, out in zip(row_blocks(self.rows), row_blocks(rows), strict=True):
+            function(block, out)
+        return dataclasses.replace(self, rows=rows)
+
+
+@dataclass(frozen=True)
+class BankOnDisk:
+    """A bank of whole images whose rows are read when they are needed; what trains on it gives the bits of a `FeatureBank`.
+
+    Attributes:
+        rows: [N, C], images in the order of `files`, patches in the order y, x.
+        files: image paths.
+        grid: patch rows and columns (h, w) of one image.
+    """
+
+    rows: RowSource
+    files: tuple[str, ...]
+    grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        give_back_large_blocks()  # of whoever works on it block by block
+        h, w = self.grid
+        if self.rows.shape[0] != len(self.files) * h * w:
+            raise ValueError(f"{self.rows.shape[0]} rows do not fit {len(self.files)} images of {h} x {w} patches")
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    def to(self, device: str | torch.device) -> BankOnDisk:
+        """The same bank: its rows stay where they are, blocks of them move when they are used."""
+        return self
+
+    def load(self) -> FeatureBank:
+        """The bank in memory, float32."""
+        rows = self.rows.read(0, torch.empty(self.rows.shape, dtype=self.rows.dtype)).float()
+        return FeatureBank.from_images(rows.reshape(len(self.files), -1, rows.shape[1]), self.files, self.grid)
+
+    def maps(self, images: int) -> Iterator[Tensor]:
+        """Maps [images, C, h, w] of consecutive images (fewer in the last part), on the CPU."""
+        h, w = self.grid
+        for rows in row_blocks(self.rows, images * h * w):
+            yield rows.reshape(-1, h, w, rows.shape[1]).permute(0, 3, 1, 2)
+
+    def changed(self, function: RowFunction, folder: Path | None = None, in_place: bool = False) -> BankOnDisk:
+        """The bank with `function` applied to its rows, block by block, in a nameless file of `folder`; never in place."""
+        if folder is None:
+            raise ValueError("a bank on disk needs a folder for the rows that change")
+        return dataclasses.replace(self, rows=scratch_rows(self.rows, function, folder))

@@ -1,0 +1,225 @@
+"""Exact search in a bank, wherever its rows lie: in memory, in files, or shared out over several processes.
+
+`nearest` and `farthest` are the only functions that know the difference. A bank in files is read block after block into two
+buffers, one being filled while the other is searched; what is held at once follows from a byte budget (`plan_search`). Several
+processes search a part of the rows each and reduce their results. In all cases the result is that of a float64 search over
+all rows, bit for bit.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from monai_wscxr.bank.rows import RowSource
+from monai_wscxr.errors import InputError
+from monai_wscxr.ops import min_distance, mine_top_k
+from monai_wscxr.ops.checks import check_rows
+from monai_wscxr.ops.min_distance import nothing_found, search_block
+from monai_wscxr.system.processes import process_count, row_share, together
+
+SEARCH_MEMORY = 1 << 30  # bytes that a search in files may hold, unless told otherwise
+# What a search holds beside its blocks, see csrc/cpu/search.h. Per bank row of a block: hash and place among the rows that
+# are kept; and then either the table in which equal rows are found, or codes, sizes and panel number. Per query: statistics,
+# running minimum and candidates.
+_HASHED, _TABLE, _CODED = 8 + 8, 32, 16 + 8
+_BYTES_PER_QUERY = 48 + 56 + 512
+_QUERIES_AT_ONCE = 1 << 15
+
+
+def nearest(
+    query: Tensor, bank: Tensor | RowSource, memory: int = SEARCH_MEMORY, progress: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Find the nearest bank row of every query row, S(m) of Eq. 4; the same contract as `ops.min_distance`.
+
+    Args:
+        query: [Nq, C], on the CPU or a GPU; the search runs there. With several processes the same in each of them.
+        bank: [Nb, C]: a tensor, or rows in files (`FileRows`, `BankFile`). With several processes the same in each; every
+            process searches a part of the rows.
+        memory: bytes that the search may hold for a bank that is not on the device of the query, see `plan_search`. On a GPU
+            these are the block buffers; the kernels' own working memory (MONAI_WSCXR_CUDA_BLOCK_BYTES) is added.
+        progress: show a progress bar over the bank's rows.
+
+    Returns:
+        distance [Nq] float32 (not squared) and index [Nq] int64, the same in every process; ties to the lowest index.
+
+    Raises:
+        ValueError: as `ops.min_distance`.
+        InputError: when the memory does not suffice for one block, or a file is damaged.
+        LostProcessError: when another process has ended.
+    """
+    if _in_place(query, bank) and process_count() == 1:
+        return min_distance(query, bank)
+    first, end = row_share(bank.shape[0])
+    squared, index = _least_over_processes(*_search(query, bank, first, end, memory, progress))
+    return squared.sqrt().float(), index
+
+
+def farthest(
+    query: Tensor, bank: Tensor | RowSource, k: int, memory: int = SEARCH_MEMORY, progress: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Find the `k` query rows that lie farthest from the bank, Eq. 5; the same contract as `ops.mine_top_k`.
+
+    In memory, rows that cannot be among the farthest are dropped early (`ops.mine_top_k`).
+
+    Args:
+        query, bank, memory, progress: see `nearest`; at least one query row.
+        k: number of rows to keep, from 1 to Nq.
+
+    Returns:
+        index [k] int64 into `query` and distance [k] float32, largest first, ties to the lowest index.
+
+    Raises:
+        ValueError: as `ops.mine_top_k`.
+        InputError, LostProcessError: see `nearest`.
+    """
+    if _in_place(query, bank) and process_count() == 1:
+        return mine_top_k(query, bank, k)
+    if not 1 <= k <= query.shape[0]:
+        raise ValueError(f"k must lie between 1 and the number of query rows ({query.shape[0]}), got {k}")
+    distance, _ = nearest(query, bank, memory, progress)
+    index = torch.sort(distance, descending=True, stable=True).indices[:k]
+    return index, distance[index]
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How a bank is searched within a budget.
+
+    Attributes:
+        block_rows: bank rows that are read and searched at once (two such blocks are held).
+        blocks: number of blocks.
+        peak_bytes: memory of the search at its peak, without the queries themselves.
+    """
+
+    block_rows: int
+    blocks: int
+    peak_bytes: int
+
+
+def plan_search(n_query: int, rows: int, channels: int, dtype: torch.dtype, memory: int = SEARCH_MEMORY) -> SearchPlan:
+    """Choose the block size of a search that holds at most `memory` bytes.
+
+    Args:
+        n_query: number of query rows.
+        rows, channels: shape of the bank.
+        dtype: type of the bank's rows.
+        memory: bytes.
+
+    Raises:
+        InputError: when the memory does not suffice for a block of 32 rows; the message names the bytes needed.
+    """
+    coded = -(-channels // 4) * 4
+    fixed = n_query * 64 + min(n_query, _QUERIES_AT_ONCE) * (coded + _BYTES_PER_QUERY)
+    per_row = 2 * channels * dtype.itemsize + _HASHED + max(_TABLE, _CODED + coded)
+    block = min(rows, (memory - fixed) // per_row)
+    if block < min(rows, 32):
+        need = fixed + 32 * per_row
+        raise InputError(
+            f"searching {n_query} rows needs at least {need / 1e6:.1f} MB, the budget is {memory / 1e6:.1f} MB"
+        )
+    return SearchPlan(block, -(-rows // block), fixed + block * per_row)
+
+
+def _in_place(query: Tensor, bank: Tensor | RowSource) -> bool:
+    """Whether the bank's rows lie where the search runs, so that nothing has to be read or copied."""
+    return isinstance(bank, Tensor) and bank.device == query.device
+
+
+def _search(
+    query: Tensor, bank: Tensor | RowSource, first: int, end: int, memory: int, progress: bool
+) -> tuple[Tensor, Tensor]:
+    """Search rows [first, end) of a bank: least squared distances [Nq] float64 and the rows [Nq] int64 that attain them."""
+    sample = torch.empty(1, bank.shape[1], dtype=bank.dtype, device=query.device)
+    check_rows(query, sample if bank.shape[0] else sample[:0], "nearest")
+    squared, index = nothing_found(query)
+    if first == end:  # more processes than rows
+        return squared, index
+    with tqdm(total=end - first, desc="bank rows", unit="row", unit_scale=True, disable=not progress) as bar:
+        for start, block in _blocks(query, bank, first, end, memory):
+            squared, index = search_block(query, block, squared, index, start)
+            bar.update(len(block))
+    return squared, index
+
+
+def _least_over_processes(squared: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Reduce squared distances [Nq] over the processes, then the lowest of the rows [Nq] that attain the minimum.
+
+    Distances are compared as float64; rounding to float32 comes last, so it creates no tie.
+    """
+    if process_count() == 1:
+        return squared, index
+    least = squared.clone()
+    together(lambda: dist.all_reduce(least, dist.ReduceOp.MIN))
+    row = torch.where(squared == least, index, torch.iinfo(torch.int64).max)
+    together(lambda: dist.all_reduce(row, dist.ReduceOp.MIN))
+    return least, row
+
+
+def _blocks(query: Tensor, bank: Tensor | RowSource, first: int, end: int, memory: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield first row and content of the blocks of rows [first, end), on the device of the query.
+
+    The next block is read, and copied to a GPU, while the current one is searched.
+    """
+    if isinstance(bank, Tensor) and _in_place(query, bank):
+        yield first, bank[first:end]
+        return
+    device = query.device
+    on_gpu = device.type == "cuda"
+    channels = bank.shape[1]
+    plan = plan_search(query.shape[0], end - first, channels, bank.dtype, memory)
+    size = (2, plan.block_rows, channels)
+    buffers = torch.empty(size, dtype=bank.dtype, pin_memory=on_gpu)
+    on_device = torch.empty(size, dtype=bank.dtype, device=device) if on_gpu else buffers
+    ready: queue.Queue[tuple[int, int, Tensor] | Exception | None] = queue.Queue()
+    free: queue.Queue[int | None] = queue.Queue()
+    for number in (0, 1):
+        free.put(number)
+    stream = torch.cuda.Stream(device) if on_gpu else None
+
+    def fill(start: int, number: int) -> Tensor:
+        block = buffers[number, : min(plan.block_rows, end - start)]
+        if isinstance(bank, Tensor):
+            block.copy_(bank[start : start + len(block)])
+        else:
+            bank.read(start, block)
+        if stream is None:
+            return block
+        with torch.cuda.stream(stream):
+            copy = on_device[number, : len(block)]
+            copy.copy_(block, non_blocking=True)
+        stream.synchronize()  # waits in this thread, while the search continues in the other
+        return copy
+
+    def read() -> None:
+        try:
+            for start in range(first, end, plan.block_rows):
+                number = free.get()
+                if number is None:
+                    return
+                ready.put((start, number, fill(start, number)))
+            ready.put(None)
+        except Exception as error:  # raised again in the thread that consumes the blocks
+            ready.put(error)
+
+    reader = threading.Thread(target=read, name="bank reader", daemon=True)
+    reader.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            start, number, block = item
+            yield start, block
+            if on_gpu:
+                torch.cuda.current_stream(device).synchronize()  # the buffer of this block is filled again next
+            free.put(number)
+    finally:
+        free.put(None)
+        reader.join()

@@ -1,0 +1,141 @@
+"""A shard: one file with the patch features of some images, their digests, and a checksum of each image's bytes.
+
+The file is a safetensors file with one tensor `features` [n, h*w, C]; the digests and CRC-32 checksums stand in its header.
+An image is checked when it is read for the first time by a process; that costs about a millisecond per megabyte.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from monai_wscxr.bank.header import TYPES, read_header
+from monai_wscxr.bank.rows import FileRows, RowsOnDisk
+from monai_wscxr.errors import InputError
+from monai_wscxr.system.atomic import DamagedError, replacing
+
+
+@dataclass
+class Shard:
+    """What the header of a shard says.
+
+    Attributes:
+        path: of the file.
+        digests: of its images, in order.
+        checksums: CRC-32 of each image's bytes.
+        shape: (images n, patches h*w, channels C).
+        dtype: float32, float16 or bfloat16.
+        rows: its patches as rows [n * h*w, C].
+        header_crc32: checksum of the header.
+    """
+
+    path: Path
+    digests: list[str]
+    checksums: list[int]
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+    rows: RowsOnDisk
+    header_crc32: int
+    _verified: set[int] = field(default_factory=set)
+
+    @classmethod
+    def open(cls, path: Path) -> Shard:
+        """Read the header.
+
+        Raises:
+            DamagedError: when the file is no shard, or shorter or longer than its header says.
+        """
+        try:
+            header = read_header(path)
+            entry = header.tensors["features"]
+            digests, checksums = json.loads(header.metadata["digests"]), json.loads(header.metadata["crc32"])
+            n, patches, channels = entry.shape
+            if len(header.tensors) != 1 or not len(digests) == len(checksums) == n:
+                raise ValueError("its header contradicts itself")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedError(str(error) or type(error).__name__) from error
+        rows = RowsOnDisk(path, entry.offset, n * patches)
+        return cls(path, digests, checksums, (n, patches, channels), entry.dtype, rows, header.crc32)
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image."""
+        return self.shape[1] * self.shape[2] * self.dtype.itemsize
+
+    def read(self, position: int, out: Tensor) -> None:
+        """Read one image into the contiguous `out` [h*w, C].
+
+        Raises:
+            DamagedError: when its bytes are not those that were written, or the file cannot be read any more.
+        """
+        into = memoryview(out.view(torch.uint8).numpy().data).cast("B")
+        try:
+            self.rows.read_into(position * self.image_bytes, into)
+        except InputError as error:
+            raise DamagedError(str(error)) from error
+        if position not in self._verified:
+            if zlib.crc32(into) != self.checksums[position]:
+                raise DamagedError(f"the checksum of image {position + 1} of {self.shape[0]} is wrong")
+            self._verified.add(position)
+
+    def forget_checks(self) -> None:
+        """Check every image again when it is read next."""
+        self._verified.clear()
+
+    def verify(self, position: int) -> None:
+        """Check one image that this process has not read yet.
+
+        Raises:
+            DamagedError: as `read`.
+        """
+        if position not in self._verified:
+            self.read(position, torch.empty(self.shape[1:], dtype=self.dtype))
+
+
+def write_shard(path: Path, digests: Sequence[str], features: Tensor) -> Shard:
+    """Write a shard, whole or not at all.
+
+    Args:
+        path: its file.
+        digests: of n images.
+        features: [n, h*w, C] float32, float16 or bfloat16.
+
+    Raises:
+        InputError: when the disk is full; says how many bytes are missing.
+        OSError: when it cannot be written for another reason.
+    """
+    features = features.contiguous()
+    checksums = [zlib.crc32(image.view(torch.uint8).numpy().data) for image in features]
+    name = next(name for name, dtype in TYPES.items() if dtype == features.dtype)
+    header = json.dumps(
+        {
+            "__metadata__": {"digests": json.dumps(list(digests)), "crc32": json.dumps(checksums)},
+            "features": {"dtype": name, "shape": list(features.shape), "data_offsets": [0, features.nbytes]},
+        }
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    with replacing(path, features.nbytes + len(header) + 8) as temporary, open(temporary, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(features.view(torch.uint8).numpy().data)
+    shard = Shard.open(path)
+    shard._verified.update(range(len(checksums)))
+    return shard
+
+
+def shard_rows(places: Sequence[tuple[Shard, int]]) -> FileRows:
+    """The patches of images as rows [n * h*w, C] that stay in their shards.
+
+    Args:
+        places: shard and position of each of n >= 1 images, all of one shape and type.
+    """
+    shards = list({id(shard): shard for shard, _ in places}.values())
+    number = {id(shard): i for i, shard in enumerate(shards)}
+    patches = shards[0].shape[1]
+    pieces = torch.tensor([[number[id(shard)], position * patches, patches] for shard, position in places])
+    return FileRows([shard.rows for shard in shards], pieces, shards[0].shape[2], shards[0].dtype)

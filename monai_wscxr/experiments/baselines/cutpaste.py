@@ -1,0 +1,181 @@
+"""CutPaste: telling pasted patches from untouched images, then a Gaussian density (Li et al., CVPR 2021).
+
+What is as published: both augmentations with their sizes, the 3-way task (untouched, CutPaste, CutPaste-Scar), the
+optimiser with its schedule, and the Gaussian density on normal training images. What is not: the publication trains the
+whole network, for 65,000 steps; here the backbone stays frozen, as for every method of this comparison, and the head on
+its pooled features is trained. The density therefore describes the head's last hidden layer, where training has an effect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.covariance import LedoitWolf
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
+
+from monai_wscxr.bank.feature_bank import FeatureBank
+from monai_wscxr.errors import InputError
+from monai_wscxr.features.copies import Alteration, copy_features
+from monai_wscxr.features.extraction import PatchExtractor
+
+
+def cutpaste(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Cut a rectangle of 2 to 15 % of the area and paste it elsewhere, its brightness and contrast jittered.
+
+    Args:
+        image: [1, H, W] in [0, 1].
+        generator: of every random choice.
+    """
+    height, width = image.shape[1:]
+    area = _uniform(0.02, 0.15, generator) * height * width
+    ratio = _uniform(0.3, 1.0, generator)
+    ratio = ratio if _uniform(0, 1, generator) < 0.5 else 1 / ratio
+    h = min(max(1, round(math.sqrt(area * ratio))), height)
+    w = min(max(1, round(math.sqrt(area / ratio))), width)
+    y, x = _place(height - h, generator), _place(width - w, generator)
+    patch = _jitter(image[:, y : y + h, x : x + w], generator)
+    y, x = _place(height - h, generator), _place(width - w, generator)
+    out = image.clone()
+    out[:, y : y + h, x : x + w] = patch
+    return out
+
+
+def scar(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Paste a thin rectangle, jittered and turned by up to 45 degrees, elsewhere.
+
+    At 256 pixels it is 2 to 16 pixels wide and 10 to 25 long, as published; in proportion at other sizes.
+
+    Args:
+        image: [1, H, W] in [0, 1].
+        generator: of every random choice.
+    """
+    height, width = image.shape[1:]
+    scale = min(height, width) / 256
+    w = max(1, round(_uniform(2, 16, generator) * scale))
+    h = max(2, round(_uniform(10, 25, generator) * scale))
+    y, x = _place(height - h, generator), _place(width - w, generator)
+    patch = _jitter(image[:, y : y + h, x : x + w], generator)
+    angle = _uniform(-45, 45, generator)
+    both = TF.rotate(torch.cat([patch, torch.ones_like(patch)]), angle, TF.InterpolationMode.BILINEAR, expand=True)
+    patch, cover = both[:1, :height, :width], both[1:, :height, :width]
+    h, w = patch.shape[1:]
+    y, x = _place(height - h, generator), _place(width - w, generator)
+    out = image.clone()
+    out[:, y : y + h, x : x + w] = patch * (cover > 0.5) + out[:, y : y + h, x : x + w] * (cover <= 0.5)
+    return out
+
+
+def _seeded(function: Callable[[Tensor, torch.Generator], Tensor]) -> Callable[[Tensor, int], Tensor]:
+    return lambda image, seed: function(image, torch.Generator().manual_seed(seed))
+
+
+KINDS = (Alteration("cutpaste", 2, _seeded(cutpaste)), Alteration("scar", 2, _seeded(scar)))
+
+
+class CutPaste:
+    """A head that tells untouched images from pasted ones; the score is the Mahalanobis distance of its hidden layer.
+
+    Args:
+        copies: pasted images of either kind made of every normal image, >= 1; their features are cached.
+        steps: of training, >= 1 (published: 65,000 for the whole network).
+        batch_size: images per step of each of the three classes, >= 2 (published: 32).
+        rate, momentum, weight_decay: of SGD with a cosine schedule.
+        widths: hidden layers of the head; the last one carries the density.
+        seed: of the head and the batches. The pasted images depend on the image alone.
+    """
+
+    def __init__(
+        self,
+        copies: int = 1,
+        steps: int = 1000,
+        batch_size: int = 32,
+        rate: float = 0.03,
+        momentum: float = 0.9,
+        weight_decay: float = 3e-5,
+        widths: tuple[int, ...] | list[int] = (512, 128),
+        seed: int = 0,
+    ) -> None:
+        if min(copies, steps, *widths) < 1 or batch_size < 2 or rate <= 0:
+            raise InputError(
+                "CutPaste: copies, steps and widths must be >= 1, batch_size >= 2 and rate > 0; got "
+                f"{copies}, {steps}, {tuple(widths)}, {batch_size}, {rate}"
+            )
+        self.copies, self.steps, self.batch_size = copies, steps, batch_size
+        self.rate, self.momentum, self.weight_decay = rate, momentum, weight_decay
+        self.widths, self.seed = tuple(widths), seed
+        self.head: nn.Sequential
+        self.density: LedoitWolf
+        self.mean = self.scale = torch.empty(0)
+
+    def fit(self, normal: FeatureBank, extractor: PatchExtractor) -> None:
+        """Make pasted copies of the normal images, train the head, fit the density."""
+        untouched = pooled(normal)
+        pasted = [copy_features(extractor, normal.files, kind, self.copies, pooled=True)[:, 0] for kind in KINDS]
+        self.mean, self.scale = untouched.mean(dim=0), untouched.std(dim=0).clamp_min(1e-6)
+        groups = [self._standard(group) for group in (untouched, *pasted)]
+        self._train(groups)
+        with torch.inference_mode():
+            self.density = LedoitWolf().fit(self.head[:-1](groups[0]).numpy())
+
+    def scores(self, images: FeatureBank) -> list[Tensor]:
+        """Image scores [n]: Mahalanobis distance, which falls as the Gaussian density rises."""
+        with torch.inference_mode():
+            hidden = self.head[:-1](self._standard(pooled(images)))
+        return [torch.from_numpy(np.sqrt(self.density.mahalanobis(hidden.numpy()))).float()]
+
+    def _standard(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.scale
+
+    def _train(self, groups: list[Tensor]) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.head = build_head(groups[0].shape[1], self.widths)
+        optimizer = torch.optim.SGD(
+            self.head.parameters(), self.rate, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        target = torch.arange(3).repeat_interleave(self.batch_size)
+        self.head.train()
+        for _ in range(self.steps):
+            chosen = [torch.randint(len(group), (self.batch_size,), generator=generator) for group in groups]
+            batch = torch.cat([group[index] for group, index in zip(groups, chosen, strict=True)])
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(self.head(batch), target).backward()
+            optimizer.step()
+            schedule.step()
+        self.head.eval()
+
+
+def build_head(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
+    """Hidden layers with batch normalisation and ReLU, then the three classes."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(channels, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers, nn.Linear(channels, 3))
+
+
+def pooled(images: FeatureBank) -> Tensor:
+    """Mean patch feature of every image, [n, C]."""
+    return images.rows.reshape(len(images.files), -1, images.rows.shape[1]).mean(dim=1)
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def _place(room: int, generator: torch.Generator) -> int:
+    return int(torch.randint(room + 1, (), generator=generator)) if room > 0 else 0
+
+
+def _jitter(patch: Tensor, generator: torch.Generator) -> Tensor:
+    """Brightness and contrast by up to 10 % each; a radiograph has no hue nor saturation."""
+    brightness, contrast = (_uniform(0.9, 1.1, generator) for _ in range(2))
+    bright = patch * brightness
+    return ((bright - bright.mean()) * contrast + bright.mean()).clamp(0, 1)

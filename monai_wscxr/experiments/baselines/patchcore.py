@@ -1,0 +1,81 @@
+"""PatchCore: the distance to a coreset of normal patches (Roth et al., Towards total recall, CVPR 2022)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from sklearn.random_projection import SparseRandomProjection, johnson_lindenstrauss_min_dim
+from torch import Tensor
+
+from monai_wscxr.bank.feature_bank import FeatureBank
+from monai_wscxr.errors import InputError
+from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.ops import coreset, min_distance
+
+
+def project(rows: Tensor, seed: int, eps: float = 0.9) -> Tensor:
+    """Rows [N, C] in fewer dimensions by a sparse random projection; as they are where that would not be fewer.
+
+    The number of dimensions follows from N by the lemma of Johnson and Lindenstrauss with distortion `eps`, as in the
+    authors' description and in other implementations.
+    """
+    dimensions = int(johnson_lindenstrauss_min_dim(rows.shape[0], eps=eps))
+    if dimensions >= rows.shape[1]:
+        return rows
+    projection = SparseRandomProjection(dimensions, random_state=seed, dense_output=True)
+    return torch.from_numpy(projection.fit_transform(rows.cpu().numpy())).to(rows.dtype)
+
+
+class PatchCore:
+    """Normal patches in a coreset; an image scores the distance of its farthest patch, re-weighted.
+
+    Published values as defaults; features and neighbourhood are those of the run.
+
+    Args:
+        share: part of the normal bank that the coreset keeps, in (0, 1].
+        neighbours: b of the re-weighting, >= 1; 1 means none.
+        seed: of the projection and the first choice.
+
+    Attributes:
+        bank: [M, C] float32 coreset, after `fit`.
+    """
+
+    def __init__(self, share: float = 0.1, neighbours: int = 9, seed: int = 0) -> None:
+        if not 0 < share <= 1 or neighbours < 1:
+            raise InputError(f"PatchCore: share must lie in (0, 1], neighbours be >= 1; got {share} and {neighbours}")
+        self.share, self.neighbours, self.seed = share, neighbours, seed
+        self.bank = torch.empty(0, 0)
+
+    def fit(self, normal: FeatureBank, extractor: PatchExtractor | None = None) -> None:
+        """Choose the coreset of the normal bank by the k-centre greedy rule on projected rows."""
+        count = max(1, int(self.share * len(normal)))
+        start = int(torch.randint(len(normal), (1,), generator=torch.Generator().manual_seed(self.seed)))
+        self.bank = normal.rows[coreset(project(normal.rows, self.seed), count, start)]
+
+    def scores(self, images: FeatureBank) -> list[Tensor]:
+        """Image scores [n] of a bank of whole images; one entry, because nothing is trained by epochs."""
+        distance, index = min_distance(images.rows, self.bank)
+        per_image = distance.reshape(len(images.files), -1)
+        score, patch = per_image.max(dim=1)
+        farthest = images.rows.reshape(*per_image.shape, -1)[torch.arange(len(score)), patch]
+        nearest = index.reshape(per_image.shape)[torch.arange(len(score)), patch]
+        return [score * self.weights(farthest, nearest)]
+
+    def weights(self, patch: Tensor, nearest: Tensor) -> Tensor:
+        """w of the publication's Eq. 7: small where the nearest normal patch m* has its own neighbours near by.
+
+        Args:
+            patch: [n, C] farthest patch of each image.
+            nearest: [n] int64, m* of each, into the coreset.
+        """
+        b = min(self.neighbours, len(self.bank))
+        if b == 1:
+            return torch.ones(len(patch))
+        support = torch.stack([self._neighbours(m, b) for m in nearest.tolist()])  # [n, b], m* itself first
+        distance = (patch[:, None].double() - self.bank[support].double()).norm(dim=2)
+        return (1 - F.softmax(distance, dim=1)[:, 0]).to(torch.float32)
+
+    def _neighbours(self, row: int, b: int) -> Tensor:
+        squared = (self.bank - self.bank[row]).square().sum(dim=1)
+        squared[row] = -1  # first even among copies of itself
+        return squared.topk(b, largest=False).indices

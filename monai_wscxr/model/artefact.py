@@ -1,0 +1,190 @@
+"""A trained model on disk: `model.pt` (weights only) and `artefact.json` (everything else that inference needs)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import monai_wscxr
+from monai_wscxr.data.transforms import Preprocessing
+from monai_wscxr.errors import InputError
+from monai_wscxr.features.backbones import create_backbone, weights_hash
+from monai_wscxr.features.patches import PatchFeatures
+from monai_wscxr.model.calibration import Calibration
+from monai_wscxr.model.networks import Discriminator, WSCXRNet, check_score_share
+from monai_wscxr.model.whitening import NormalWhitening
+from monai_wscxr.system.atomic import torch_bytes, write_together
+
+ARTEFACT_FORMAT = 2
+ARTEFACT, WEIGHTS = "artefact.json", "model.pt"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model, ready for inference.
+
+    Attributes:
+        network: image to patch scores, in evaluation mode.
+        preprocessing: from file to network input.
+        calibration: operating point and p-values.
+        map_sigma: Gaussian of the anomaly map, in pixels of the preprocessed image.
+        score_share: share of the patches, the highest, whose mean is the anomaly score; 0 is the maximum.
+        sha256: hash of the weights.
+        settings: options of the training run.
+        folder: where it was loaded from.
+    """
+
+    network: WSCXRNet
+    preprocessing: Preprocessing
+    calibration: Calibration
+    map_sigma: float
+    score_share: float
+    sha256: str
+    settings: dict[str, Any]
+    folder: Path
+
+
+def save_model(
+    folder: Path,
+    network: WSCXRNet,
+    preprocessing: Preprocessing,
+    calibration: Calibration,
+    map_sigma: float,
+    settings: Mapping[str, Any],
+    training: Mapping[str, Any],
+    score_share: float = 0.0,
+) -> str:
+    """Write `model.pt` and `artefact.json`, both on the disk before either takes its name; returns the weights' hash.
+
+    Args:
+        folder: output folder of the run.
+        network, preprocessing, calibration, map_sigma: what was trained.
+        settings: options of the run, JSON-like.
+        training: facts about the training for the record (counts, seconds), JSON-like.
+        score_share: see `anomaly_score`.
+    """
+    features, layers = network.features, network.discriminator.layers
+    linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
+    sha256 = weights_hash(network)
+    description = {
+        "format": ARTEFACT_FORMAT,
+        "code_version": monai_wscxr.__version__,
+        "model_sha256": sha256,
+        "backbone": {
+            "name": features.backbone.name,
+            "layers": features.backbone.layers,
+            "sha256": weights_hash(features.backbone),
+        },
+        "features": {
+            "neighbourhood": features.neighbourhood,
+            "align_to": features.align_to,
+            "aligned_channels": features.aligned_channels or None,
+        },
+        "discriminator": {
+            "depth": len(linear),
+            "width": linear[0].out_features if len(linear) > 1 else 1,
+            "bias": linear[-1].bias is not None,
+        },
+        "whitening": {"active": network.whitening.active},
+        "preprocessing": preprocessing.to_dict(),
+        "map_sigma": map_sigma,
+        "score_share": check_score_share(score_share),
+        "calibration": calibration.to_dict(),
+        "settings": dict(settings),
+        "training": dict(training),
+    }
+    weights = torch_bytes({k: v.cpu() for k, v in network.state_dict().items()})
+    write_together({folder / WEIGHTS: weights, folder / ARTEFACT: json.dumps(description, indent=1).encode()})
+    return sha256
+
+
+def build_network(description: Mapping[str, Any]) -> WSCXRNet:
+    """The architecture that an artefact describes, without its trained weights."""
+    backbone = create_backbone(description["backbone"]["name"], description["backbone"]["layers"], weights="none")
+    features = PatchFeatures(backbone, **description["features"])
+    discriminator = Discriminator(features.channels, **description["discriminator"])
+    return WSCXRNet(features, discriminator, NormalWhitening(features.channels, **description["whitening"]))
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
+    """Load a trained model and check that its parts belong together.
+
+    Args:
+        folder: output folder of a training run.
+        device: where the network goes.
+
+    Raises:
+        InputError: when a file is missing or damaged, the weights are not those the artefact names, or the artefact was
+            written by a newer version.
+    """
+    folder = Path(folder)
+    description = _read_description(folder)
+    try:
+        network = build_network(description)
+        state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
+        _check_fit(folder, network.state_dict(), state)
+        network.load_state_dict(state)
+        calibration = Calibration.from_dict(description["calibration"])
+        preprocessing = Preprocessing.from_dict(description["preprocessing"])
+        map_sigma, score_share, sha256, settings = (
+            float(description["map_sigma"]),
+            check_score_share(description["score_share"]),
+            description["model_sha256"],
+            dict(description["settings"]),
+        )
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
+        raise InputError(
+            f"{folder / WEIGHTS} and {folder / ARTEFACT} do not make a model ({reason}); "
+            "copy the whole output folder of a training run, or train again"
+        ) from error
+    if weights_hash(network) != sha256:
+        raise InputError(
+            f"{folder / WEIGHTS} does not hold the weights that {ARTEFACT} describes; "
+            "the two files come from different runs, or the weights file was changed"
+        )
+    return TrainedModel(
+        network=network.to(device).eval(),
+        preprocessing=preprocessing,
+        calibration=calibration,
+        map_sigma=map_sigma,
+        score_share=score_share,
+        sha256=sha256,
+        settings=settings,
+        folder=folder,
+    )
+
+
+def _check_fit(folder: Path, own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
+    unlike = [k for k in {**own, **state} if k not in own or k not in state or own[k].shape != state[k].shape]
+    if unlike:
+        raise InputError(
+            f"{folder / WEIGHTS} does not fit the network that {ARTEFACT} describes: {len(unlike)} of its tensors are "
+            f"missing, unknown or of another shape (first: {unlike[0]}); the two files come from different runs"
+        )
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / ARTEFACT
+    if not path.is_file() or not (folder / WEIGHTS).is_file():
+        raise InputError(
+            f"{folder} holds no trained model ({ARTEFACT} and {WEIGHTS}); give the --output_dir of a finished training"
+        )
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version = description["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}); copy it again from the training run, or train again") from error
+    if version != ARTEFACT_FORMAT:
+        raise InputError(
+            f"{path} has format {version}, this version of monai_wscxr reads format {ARTEFACT_FORMAT}; "
+            f"it was written by version {description.get('code_version', 'unknown')}"
+        )
+    return description

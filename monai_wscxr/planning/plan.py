@@ -1,0 +1,351 @@
+"""What a training will cost: time, memory and disk of each stage, from a short calibration on this machine.
+
+Every stage is linear in the number of images (or of bank rows) beyond a fixed part, so each is run for a moment on a small
+piece of the real thing and scaled up. The pieces are the package's own functions, not models of them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monai_wscxr.bank.rows import BLOCK_ROWS, FileRows, RowsOnDisk, row_blocks, scratch_rows
+from monai_wscxr.bank.search import plan_search
+from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.model.mixing import LOT_BYTES, MixingInferer, PatchBatches, prepare_patch_batch
+from monai_wscxr.model.networks import Discriminator
+from monai_wscxr.model.whitening import NormalWhitening
+from monai_wscxr.ops import mined_count
+from monai_wscxr.ops.min_distance import nothing_found, search_block
+from monai_wscxr.planning.timing import Cost, timed
+from monai_wscxr.system.memory import available_memory, peak_memory, reset_peak_memory, resident_memory
+
+_SLICE_ROWS = 8 * BLOCK_ROWS
+_STEPS = 512  # at least, in a training that is timed: its start must not count much
+
+
+@dataclass
+class Stage:
+    """One stage of a training.
+
+    Attributes:
+        name: of the stage.
+        seconds: wall time, on this machine with what else runs on it now.
+        cpu_seconds: processor time over all threads; hardly depends on what else runs.
+        memory: bytes that the process holds at its peak in this stage.
+        disk: bytes written that stay until the training ends.
+        note: what it depends on.
+    """
+
+    name: str
+    seconds: float
+    cpu_seconds: float
+    memory: int
+    disk: int = 0
+    note: str = ""
+
+
+@dataclass
+class Plan:
+    """Stages of a training and what was assumed.
+
+    Attributes:
+        stages: in the order in which they run.
+        rows, channels: of the normal bank.
+        in_memory: whether the bank fits `bank_memory`.
+        assumptions: sentences.
+    """
+
+    stages: list[Stage]
+    rows: int
+    channels: int
+    in_memory: bool
+    assumptions: list[str] = field(default_factory=list)
+
+    @property
+    def memory(self) -> int:
+        """The largest of the stages."""
+        return max(stage.memory for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**asdict(self), "memory": self.memory, "seconds": sum(stage.seconds for stage in self.stages)}
+
+    def table(self) -> str:
+        """For a person."""
+        lines = [f"{'stage':<22}{'time':>12}{'processor':>12}{'memory':>12}{'disk':>12}"]
+        for s in self.stages:
+            disk = f"{s.disk / 1e9:.2f} GB" if s.disk else "-"
+            lines.append(
+                f"{s.name:<22}{_duration(s.seconds):>12}{_duration(s.cpu_seconds):>12}{s.memory / 1e9:>9.2f} GB{disk:>12}"
+                + (f"  {s.note}" if s.note else "")
+            )
+        where = "in memory" if self.in_memory else "on disk"
+        lines.append(f"bank: {self.rows:,} rows of {self.channels} channels, {where} while training")
+        lines += [f"- {sentence}" for sentence in self.assumptions]
+        return "\n".join(lines)
+
+
+def plan_extraction(extractor: PatchExtractor, images: int, sample: Sequence[str]) -> list[Stage]:
+    """Stages "reading" and "network" of `images` images like the files of `sample`.
+
+    Args:
+        extractor: that would extract; nothing is written.
+        images: number of images.
+        sample: at least one readable image file.
+    """
+    transform, threads = extractor.transform, torch.get_num_threads()
+    on_cpu = extractor.device.type == "cpu"
+    torch.set_num_threads(1)
+    reading = timed(lambda: [transform({"image": file}) for file in sample]) * (1 / len(sample))
+    torch.set_num_threads(threads)
+    image = transform({"image": sample[0]})["image"]
+    items = [{"file": sample[0], "image": image}] * (4 * threads if on_cpu else 2 * extractor.batch_size)
+    base = resident_memory()
+    reset_peak_memory()
+    network = timed(lambda: list(extractor.run(items)), 2.0) * (1 / len(items))
+    working = peak_memory() - base
+    shards = 4 * extractor.shard_images * extractor.image_bytes  # being filled, stacked, and two being written
+    shards = min(shards, 4 * images * extractor.image_bytes)
+    memory = base + working + shards
+    # on a CPU decoding shares the cores with the network; beside a GPU it hides behind it, or the other way round
+    wall = (
+        network.seconds + reading.cpu / threads
+        if on_cpu
+        else max(network.seconds, reading.cpu / extractor.read_threads)
+    )
+    return [
+        Stage("reading", reading.cpu / threads * images if on_cpu else 0.0, reading.cpu * images, base),
+        Stage(
+            "network",
+            (wall - (reading.cpu / threads if on_cpu else 0.0)) * images,
+            network.cpu * images,
+            memory,
+            images * extractor.image_bytes,
+            "reading overlaps with it",
+        ),
+    ]
+
+
+def plan_training(
+    rows: int,
+    channels: int,
+    grid: tuple[int, int],
+    query_rows: int,
+    bank_memory: int,
+    epochs: int = 5,
+    batch_size: int = 512,
+    min_batches: int = 120,
+    retention: float = 0.5,
+    sample: Tensor | None = None,
+    folder: str | Path | None = None,
+    whiten: bool = True,
+) -> list[Stage]:
+    """Stages "mining", "statistics", "training" on a bank of `rows` x `channels` float32.
+
+    Args:
+        rows: of the normal bank.
+        channels: C.
+        grid: (h, w) of one image.
+        query_rows: rows of the abnormal bank.
+        bank_memory: bytes for the normal bank.
+        epochs, batch_size, min_batches, retention: of the training.
+        sample: rows [n, C] like those of the bank, where there are some; random ones otherwise.
+        folder: where a bank on disk would lie; None takes a temporary folder.
+        whiten: whether features are whitened.
+    """
+    size = 4 * rows * channels
+    in_memory = 2 * size <= bank_memory
+    count = min(rows, _SLICE_ROWS)
+    generator = torch.Generator().manual_seed(0)
+    if sample is None:
+        sample = torch.rand(count, channels, generator=generator)
+    piece = sample[:count].float().contiguous()
+    scale = rows / len(piece)
+    query = piece[torch.randint(len(piece), (query_rows,), generator=generator)]
+    query = query + 0.1 * torch.rand(query.shape, generator=generator)
+    mined = query[: mined_count(query_rows, retention)]
+    base = resident_memory()
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        path = Path(temporary) / "rows"
+        path.write_bytes(piece.view(torch.uint8).numpy().data)
+        source = FileRows([RowsOnDisk(path, 0, len(piece))], torch.tensor([[0, 0, len(piece)]]), channels, piece.dtype)
+        # the first block brings the bounds down, later ones profit from them
+        found = search_block(query, piece, *nothing_found(query))
+        first = timed(lambda: search_block(query, piece, *nothing_found(query)))
+        later = timed(lambda: search_block(query, piece, *found, len(piece)))
+        mining = first + later * (scale - 1)
+        if not in_memory:
+            # read in a thread of its own, from the disk: an archive is seldom in the system's cache when a training starts
+            mining = mining + Cost(0.0, timed(lambda: _read_from_disk(source, path)).cpu) * scale
+
+        whitening = NormalWhitening(channels)
+        fit = timed(lambda: whitening.fit(piece if in_memory else source, 1.0))
+        if in_memory:
+            changed = torch.empty_like(piece)
+            change = timed(lambda: whitening.into(piece, changed))
+        else:
+            # all are kept: the first half gigabyte is quick, a whole bank is as slow as what follows
+            kept: list[FileRows] = []
+            runs = min(20, math.ceil(scale))
+            change = timed(
+                lambda: kept.append(scratch_rows(source, whitening.into, Path(temporary))), math.inf, most_runs=runs
+            )
+            del kept
+        statistics = (fit + change) * scale if whiten else Cost(0, 0)
+
+        step, order = _training_costs(piece if in_memory else source, mined, batch_size, channels)
+        per_pass = max(1, rows // batch_size)
+        passes = epochs * -(-min_batches // per_pass)
+        h, w = grid
+        distance = timed(lambda: _distances(piece if in_memory else source, h * w)) * scale
+    training = (step * per_pass + order * scale) * passes + distance * epochs
+
+    codes = rows * (-(-channels // 4) * 4 + 64)
+    if in_memory:
+        provenance = 8 * rows
+        memory = [
+            base + size + provenance + codes,
+            base + size + provenance,  # whitened where it is
+            base + size + provenance + 16 * rows,
+        ]
+    else:
+        search_memory = plan_search(query_rows, rows, channels, torch.float32).peak_bytes
+        blocks = 6 * BLOCK_ROWS * channels * 4
+        lots = 4 * LOT_BYTES + 32 * rows  # rows gathered twice over, and the order of all rows
+        memory = [base + search_memory, base + blocks + 8 * 3 * channels**2, base + lots]
+    return [
+        Stage("mining", mining.seconds, mining.cpu, memory[0], 0, f"{query_rows:,} abnormal rows"),
+        Stage("statistics", statistics.seconds, statistics.cpu, memory[1], 0 if in_memory or not whiten else size),
+        Stage("training", training.seconds, training.cpu, memory[2], 0, f"{passes} passes of {per_pass:,} batches"),
+    ]
+
+
+def _read_from_disk(source: FileRows, path: Path) -> None:
+    """Read all rows after the system has forgotten them, where it can be told to."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for _ in row_blocks(source):
+        pass
+
+
+def _training_costs(source: Tensor | FileRows, mined: Tensor, batch_size: int, channels: int) -> tuple[Cost, Cost]:
+    """Cost of one step of the trainer, gathering included, and of ordering a slice of rows."""
+    from monai.engines import SupervisedTrainer
+    from torch.utils.data import DataLoader
+
+    from monai_wscxr.model.losses import HingeLoss
+    from monai_wscxr.training.epoch_handlers import ThreadsHandler
+
+    dataset, inferer = PatchBatches(batch_size, min_batches=_STEPS), MixingInferer()
+    dataset.fill(source)
+    inferer.fill(mined)
+    discriminator = Discriminator(channels)
+
+    def train() -> None:
+        trainer = SupervisedTrainer(
+            device=torch.device("cpu"),
+            max_epochs=1,
+            epoch_length=dataset.batches_per_epoch,
+            train_data_loader=DataLoader(dataset, batch_size=None),
+            prepare_batch=prepare_patch_batch,
+            network=discriminator,
+            loss_function=HingeLoss(),
+            inferer=inferer,
+            optimizer=torch.optim.SGD(discriminator.parameters(), lr=3e-4),
+            decollate=False,
+            train_handlers=[ThreadsHandler(discriminator, batch_size)],
+        )
+        trainer.run()
+
+    rows = source.shape[0]
+    order = timed(lambda: torch.randperm(rows))
+    return timed(train, 2.0) * (1 / dataset.batches_per_epoch), order
+
+
+@torch.inference_mode()
+def _distances(rows: Tensor | FileRows, patches: int) -> None:
+    """What `DistanceHandler` does after an epoch."""
+    weight = torch.randn(rows.shape[1])
+    for block in row_blocks(rows, 256 * patches):
+        block.square().mean(1)
+        block @ weight
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def make_plan(
+    extractor: PatchExtractor,
+    images: int,
+    sample: Sequence[str],
+    abnormal: int = 16,
+    epochs: int = 5,
+    bank_memory: int | None = None,
+    holdout: float = 0.15,
+    copies: int = 2,
+    copied_normals: int = 200,
+) -> Plan:
+    """The plan of a training on `images` normal images; takes about half a minute.
+
+    Args:
+        extractor: see `PatchExtractor`.
+        images: number of normal images.
+        sample: image files like those of the archive.
+        abnormal: number of abnormal images.
+        epochs: of the training.
+        bank_memory: bytes for the normal bank; None takes half of what is free.
+        holdout: share of the normal images that does not enter the bank.
+        copies, copied_normals: altered copies that pass the network as well, of each of how many images of the bank.
+    """
+    budget = available_memory() // 2 if bank_memory is None else bank_memory
+    channels, (h, w) = extractor.features.channels, extractor.grid
+    inside = images - round(holdout * images)
+    rows = inside * h * w
+    passing = images + abnormal + copies * min(copied_normals, inside)
+    stages = plan_extraction(extractor, passing, sample)
+    image = extractor.transform({"image": sample[0]})["image"]
+    _, features = next(extractor.run([{"file": sample[0], "image": image}]))
+    generator = torch.Generator().manual_seed(0)
+    count = min(rows, _SLICE_ROWS)
+    like = features[torch.randint(len(features), (count,), generator=generator)]
+    like = like + features.std() * 0.3 * torch.randn(like.shape, generator=generator)
+    root = None if extractor.store is None else extractor.store.folder
+    stages += plan_training(rows, channels, (h, w), abnormal * h * w, budget, epochs, sample=like, folder=root)
+    held_out = (images - inside) * extractor.image_bytes
+    for stage in stages[2:]:
+        stage.memory += held_out * 2
+    per_image = (stages[0].seconds + stages[1].seconds) / passing
+    stages.append(
+        Stage(
+            "prediction",
+            1000 * per_image,
+            1000 * (stages[0].cpu_seconds + stages[1].cpu_seconds) / passing,
+            stages[1].memory,
+            0,
+            "per 1,000 images, without pictures and maps",
+        )
+    )
+    size = sum(Path(file).stat().st_size for file in sample) / len(sample)
+    assumptions = [
+        f"images like the {len(sample)} of the sample ({size / 1e3:.0f} kB each), read from a disk that keeps up",
+        f"{torch.get_num_threads()} threads; time scales with what else runs here, processor time hardly does",
+        f"{abnormal} abnormal images, {epochs} epochs, {holdout:.0%} of the normal images held out (in memory, whitened), "
+        f"{passing - images - abnormal} altered copies",
+        f"a bank stays in memory up to half of {budget / 1e9:.1f} GB; on disk it is whitened into a second file",
+        "mining was timed on rows like the sample's; rows of which many are nearly equal take longer",
+    ]
+    return Plan(stages, rows, channels, 8 * rows * channels <= budget, assumptions)

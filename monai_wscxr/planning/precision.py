@@ -1,0 +1,188 @@
+"""Does a backbone bear a lower precision? Features, image scores and time beside float32, on images, not assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from monai_wscxr.bank.feature_bank import FeatureBank
+from monai_wscxr.data.datalist import load_datalist
+from monai_wscxr.errors import InputError
+from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.model.mining import mine
+from monai_wscxr.model.networks import anomaly_score
+from monai_wscxr.model.whitening import NormalWhitening
+from monai_wscxr.planning.timing import timed
+
+_SHARE = 0.25  # of the patches that make an image score, as in train.yaml
+_RETENTION = 0.5
+_MOST_IMAGES = 400
+
+
+@dataclass(frozen=True)
+class PrecisionCheck:
+    """Result of `check_precision`.
+
+    Attributes:
+        precision: what was compared with float32.
+        feature_error: root mean square of the difference of patch features, relative to that of the centred features.
+        whitened_error: the same after whitening, which is where a discriminator works.
+        score_change: largest change of an image score, in standard deviations of the normal images' scores.
+        auroc: with float32 features everywhere.
+        auroc_trained: trained on features of the lower precision, applied to float32 features, as predictions are made.
+        speed: network time in float32 divided by that in the lower precision.
+        tolerance, auroc_tolerance: allowed `whitened_error` and change of the AUROC.
+        images: number of images.
+    """
+
+    precision: str
+    feature_error: float
+    whitened_error: float
+    score_change: float
+    auroc: float
+    auroc_trained: float
+    speed: float
+    tolerance: float
+    auroc_tolerance: float
+    images: int
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it is not accepted; empty when it is."""
+        found = []
+        if not self.whitened_error <= self.tolerance:
+            found.append(f"whitened features differ by {self.whitened_error:.1%}, allowed are {self.tolerance:.1%}")
+        if not abs(self.auroc_trained - self.auroc) <= self.auroc_tolerance:
+            found.append(
+                f"the AUROC changes by {self.auroc_trained - self.auroc:+.4f}, allowed are {self.auroc_tolerance}"
+            )
+        if not self.speed > 1:
+            found.append(f"it is not faster here ({self.speed:.2f} times)")
+        return found
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the lower precision is within the tolerances and faster."""
+        return not self.reasons
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**asdict(self), "accepted": self.accepted, "reasons": self.reasons}
+
+    def text(self) -> str:
+        """For a person."""
+        verdict = f"yes: --precision {self.precision}" if self.accepted else "no: " + "; ".join(self.reasons)
+        return "\n".join(
+            [
+                f"{self.precision} beside float32 on {self.images} images",
+                f"features differ by {self.feature_error:.2%}, whitened features by {self.whitened_error:.2%} (relative)",
+                f"image scores change by at most {self.score_change:.3f} standard deviations of the normals' scores",
+                f"AUROC {self.auroc:.4f} in float32, {self.auroc_trained:.4f} when trained on {self.precision} features",
+                f"the network is {self.speed:.2f} times as fast",
+                verdict,
+            ]
+        )
+
+
+def check_precision(
+    make: Callable[[str], PatchExtractor],
+    source: str | Path,
+    precision: str = "bfloat16",
+    tolerance: float = 0.05,
+    auroc_tolerance: float = 0.005,
+) -> PrecisionCheck:
+    """Compare a precision with float32 on the training part of a data set (a choice is never made on test images).
+
+    A third of the normal and half of the abnormal images are scored, by the linear discriminant that training approaches
+    (whitened mean of the mined patches) made of the others.
+
+    Args:
+        make: precision to extractor.
+        source: folder or datalist with at least 3 normal and 2 abnormal training images.
+        precision: to compare.
+        tolerance: of the whitened features.
+        auroc_tolerance: of the AUROC.
+
+    Raises:
+        InputError: when there are too few images.
+    """
+    training = load_datalist(source)["training"]
+    normal = [item for item in training if item["label"] == 0][:_MOST_IMAGES]
+    abnormal = [item for item in training if item["label"] == 1][:_MOST_IMAGES]
+    if len(normal) < 3 or len(abnormal) < 2:
+        raise InputError(
+            f"{source} has {len(normal)} normal and {len(abnormal)} abnormal training images; 3 and 2 are needed at least"
+        )
+    plain, lower = make("float32"), make(precision)
+    banks = [(e.bank(normal, "normal images"), e.bank(abnormal, "abnormal images")) for e in (plain, lower)]
+    whitening, reference = _discriminant(*banks[0])
+    _, other = _discriminant(*banks[1], whitening)
+    difference = banks[1][0].rows - banks[0][0].rows
+    centred = banks[0][0].rows - whitening.mean
+    normals, abnormals = _scored(*banks[0])
+    labels = [0] * len(normals) + [1] * len(abnormals)
+    scores, changed = (
+        torch.cat([_scores(part, whitening, direction) for part in (normals, abnormals)])
+        for direction in (reference, other)
+    )
+    spread = scores[: len(normals)].std().clamp(min=1e-12)
+    return PrecisionCheck(
+        precision=precision,
+        feature_error=float(difference.norm() / centred.norm()),
+        whitened_error=float((difference @ whitening.matrix).norm() / (centred @ whitening.matrix).norm()),
+        score_change=float((changed - scores).abs().max() / spread),
+        auroc=float(roc_auc_score(labels, scores)),
+        auroc_trained=float(roc_auc_score(labels, changed)),
+        speed=_network_seconds(plain, normal) / _network_seconds(lower, normal),
+        tolerance=tolerance,
+        auroc_tolerance=auroc_tolerance,
+        images=len(normal) + len(abnormal),
+    )
+
+
+def _split(bank: FeatureBank, share: int) -> tuple[FeatureBank, FeatureBank]:
+    """Images to learn from, and every `share`-th image to be scored."""
+    h, w = bank.grid
+    images = bank.rows.reshape(len(bank.files), h * w, -1)
+    scored = torch.arange(len(bank.files)) % share == share - 1
+    parts = []
+    for keep in (~scored, scored):
+        files = [file for file, wanted in zip(bank.files, keep.tolist(), strict=True) if wanted]
+        parts.append(FeatureBank.from_images(images[keep], files, bank.grid))
+    return parts[0], parts[1]
+
+
+def _scored(normal: FeatureBank, abnormal: FeatureBank) -> tuple[Tensor, Tensor]:
+    """Maps of the images to be scored."""
+    return _split(normal, 3)[1].images, _split(abnormal, 2)[1].images
+
+
+def _discriminant(
+    normal: FeatureBank, abnormal: FeatureBank, reference: NormalWhitening | None = None
+) -> tuple[NormalWhitening, Tensor]:
+    """Whitening, and the discriminant's direction [C] in the coordinates of `reference` (or of its own whitening)."""
+    bank, few = _split(normal, 3)[0], _split(abnormal, 2)[0]
+    whitening = NormalWhitening(bank.rows.shape[1])
+    whitening.fit(bank.rows, 1.0)
+    direction = whitening(mine(bank, few, _RETENTION).bank.rows).mean(0)
+    if reference is not None:  # the same linear function of a feature, written in the other coordinates
+        direction = torch.linalg.solve(reference.matrix, whitening.matrix @ direction)
+    return whitening, direction
+
+
+def _scores(maps: Tensor, whitening: NormalWhitening, direction: Tensor) -> Tensor:
+    patch_scores = torch.einsum("bchw,c->bhw", whitening(maps), direction)[:, None]
+    return anomaly_score(patch_scores, _SHARE)[:, 0]
+
+
+def _network_seconds(extractor: PatchExtractor, items: list[dict[str, Any]]) -> float:
+    """Processor seconds on a CPU, wall seconds elsewhere, of the network on some images."""
+    loaded = [extractor.transform({"image": str(item["image"]), "file": str(item["image"])}) for item in items[:8]]
+    cost = timed(lambda: list(extractor.run(loaded)), 2.0)
+    return cost.cpu if extractor.device.type == "cpu" else cost.seconds

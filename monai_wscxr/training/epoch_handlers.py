@@ -1,0 +1,207 @@
+"""What happens around the epochs: threads, the weight of the distance term, kept states, one line of log."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+
+from monai_wscxr.errors import InputError
+from monai_wscxr.model.mixing import PatchBatches
+from monai_wscxr.model.networks import Discriminator, check_score_share, image_scores
+from monai_wscxr.system.atomic import require_space, torch_bytes
+from monai_wscxr.system.processes import first_process, wait_for_all
+from monai_wscxr.training.mining_handler import MiningHandler
+from monai_wscxr.training.run_folder import RunFolder
+
+logger = logging.getLogger("monai_wscxr")
+
+
+class EpochStateHandler:
+    """Keep the training state after every epoch and continue from the last one that is there and undamaged.
+
+    Batches and mixing depend on (seed, epoch) alone, so a continued run ends at the weights of an uninterrupted one. A state
+    belongs to the images that it was trained on: when those have changed, training starts again.
+
+    Args:
+        folder: of the run.
+        mining: has filled the banks; attach it before this one.
+        discriminator, optimizer: what is being trained.
+        dataset: its epoch is set when continuing.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        mining: MiningHandler,
+        discriminator: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        dataset: PatchBatches,
+    ) -> None:
+        self.folder, self.mining = folder, mining
+        self.discriminator, self.optimizer, self.dataset = discriminator, optimizer, dataset
+
+    def attach(self, engine: Engine) -> None:
+        """Continue at the start, keep after every epoch."""
+        engine.add_event_handler(Events.STARTED, self.resume)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def resume(self, engine: Engine) -> None:
+        """Load the last state, if there is one of these images."""
+        state = self.folder.latest_state()
+        if state is not None and state["images"] != self.mining.identity:
+            logger.warning("the images have changed since the interrupted run; training starts again")
+            wait_for_all()  # every process has read the state
+            if first_process():
+                self.folder.forget_states()
+            state = None
+        if first_process():
+            size = len(torch_bytes(self._state(0)))
+            epochs = (engine.state.max_epochs or 0) - (state["epoch"] if state else 0)
+            require_space(self.folder.path, epochs * size, f"keeping {epochs} epochs")
+        if state is None:
+            return
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        engine.state.epoch = self.dataset.epoch = state["epoch"]
+        engine.state.iteration = state["epoch"] * engine.state.epoch_length
+        logger.info("continuing after epoch %d of an interrupted run", state["epoch"])
+
+    def save(self, engine: Engine) -> None:
+        """Write the state of this epoch (the first process does)."""
+        if first_process():
+            self.folder.save_state(engine.state.epoch, self._state(engine.state.epoch))
+
+    def _state(self, epoch: int) -> dict[str, Any]:
+        return {
+            "epoch": epoch,
+            "images": self.mining.identity,
+            "discriminator": self.discriminator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+
+class DistanceHandler:
+    """After every epoch: weigh the distance to the normals against what the discriminator has learned.
+
+    With one or two abnormal images the learned direction is uncertain and the distance helps; with many it does not. So
+    over the training normals the distance term of the image scores has `share` / n times the standard deviation of the
+    learned term, n being the number of abnormal images. Attach it before the handlers that keep or validate.
+
+    Args:
+        mining: holds the whitened normal bank and the few-shot abnormals.
+        discriminator: its `distance_weight` is set.
+        share: >= 0; 0 switches the distance off, as in the paper.
+        score_share: see `anomaly_score`.
+    """
+
+    def __init__(
+        self, mining: MiningHandler, discriminator: Discriminator, share: float = 0.0, score_share: float = 0.0
+    ) -> None:
+        if not (math.isfinite(share) and share >= 0):
+            raise InputError(f"distance_share must be 0 (off) or more, got {share}")
+        self.mining, self.discriminator, self.share = mining, discriminator, share
+        self.score_share = check_score_share(score_share)
+        self._spread: float | None = None  # of the distance term; it is the same after every epoch
+
+    def attach(self, engine: Engine) -> None:
+        """Run after every epoch."""
+        engine.add_event_handler(Events.STARTED, self._forget)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set the weight."""
+        mode = self.discriminator.training
+        self.discriminator.eval()
+        self.discriminator.distance_weight.zero_()
+        if self.share > 0:
+            self.discriminator.distance_weight.fill_(self.weight())
+        self.discriminator.train(mode)
+
+    def _forget(self, engine: Engine) -> None:
+        self._spread = None
+
+    def weight(self) -> float:
+        """The weight that gives the distance its share; the discriminator's own must be 0 meanwhile."""
+        if self._spread is None:
+            self._spread = self._deviation(lambda maps: maps.square().mean(1, keepdim=True))
+        if not self._spread > 0:
+            return 0.0
+        return self.share / len(self.mining.abnormal.files) * self._deviation(self.discriminator) / self._spread
+
+    def _deviation(self, patch_scores: Callable[[Tensor], Tensor]) -> float:
+        """Standard deviation over the training normals of the image scores that follow from patch scores of features."""
+        device = self.discriminator.distance_weight.device
+        parts = [image_scores(patch_scores, m.to(device), self.score_share) for m in self.mining.normal.maps(256)]
+        return float(torch.cat(parts).double().std(correction=0))
+
+
+class ThreadsHandler:
+    """Train a small discriminator on one CPU thread: its steps take a fraction of a millisecond each.
+
+    Waiting for other threads at every operation gains nothing on an idle machine and costs up to fifty times on a busy
+    one. The number of threads is restored when training ends.
+
+    Args:
+        discriminator: what is being trained.
+        batch_size: normal patches per step.
+        limit: multiply-adds per step up to which one thread is used.
+    """
+
+    def __init__(self, discriminator: nn.Module, batch_size: int, limit: float = 5e7) -> None:
+        weights = sum(p.numel() for p in discriminator.parameters())
+        self.one = 2 * batch_size * weights <= limit and next(discriminator.parameters()).device.type == "cpu"
+        self.threads = torch.get_num_threads()
+
+    def attach(self, engine: Engine) -> None:
+        """Set at the start (attach it after mining), restore at the end."""
+        engine.add_event_handler(Events.STARTED, self.set_threads)
+        for event in (Events.COMPLETED, Events.EXCEPTION_RAISED):
+            engine.add_event_handler(event, self.restore)
+
+    def set_threads(self, engine: Engine) -> None:
+        """One thread where that is enough."""
+        self.threads = torch.get_num_threads()
+        if self.one:
+            torch.set_num_threads(1)
+
+    def restore(self, engine: Engine, error: BaseException | None = None) -> None:
+        """Back to what it was; an error goes on."""
+        torch.set_num_threads(self.threads)
+        if error is not None:
+            raise error
+
+
+class EpochLogHandler:
+    """One line per epoch: mean training loss, and how well held-out normals are told from the training abnormals.
+
+    Attach it after the `ValidationHandler`. The abnormals were trained on, so the second figure chooses nothing.
+
+    Args:
+        validator: engine of the validation.
+    """
+
+    def __init__(self, validator: Engine) -> None:
+        self.validator = validator
+
+    def attach(self, engine: Engine) -> None:
+        """Log after every epoch."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Log this epoch."""
+        state = engine.state
+        logger.info(
+            "epoch %d/%d: loss %.4f%s", state.epoch, state.max_epochs, state.metrics["loss"], self._separation(engine)
+        )
+
+    def _separation(self, engine: Engine) -> str:
+        if self.validator.state.epoch != engine.state.epoch:  # not validated after this epoch
+            return ""
+        figure = self.validator.state.metrics["separation_auroc"]
+        return f", separation of held-out normals from the training abnormals: AUROC {figure:.4f}"

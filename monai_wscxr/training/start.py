@@ -1,0 +1,75 @@
+"""What the bundle's configurations call before long work starts: plain errors and checked options."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.utils import set_determinism
+from torch import nn
+
+from monai_wscxr.errors import InputError, find_input_error, show_input_errors_plainly
+from monai_wscxr.system.processes import lost_process
+from monai_wscxr.system.signals import stop_cleanly
+from monai_wscxr.training.options import check_options, from_command_line
+
+
+def start(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> None:
+    """First step of every workflow: check what was asked for, then make the run reproducible.
+
+    Raises:
+        InputError: on a missing or unknown option, or a device that is not there.
+    """
+    if from_command_line():
+        show_input_errors_plainly(lambda error: find_input_error(error) or lost_process(error))
+        stop_cleanly()
+        check_options(sys.argv[1:])
+    for name, value in (("dataset_dir", dataset_dir), ("output_dir", output_dir)):
+        if not value:
+            raise InputError(f"--{name} is missing; see the commands in the README")
+    if not Path(dataset_dir).exists():
+        raise InputError(f"--dataset_dir {dataset_dir} does not exist")
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InputError(f"--device {device} is not a device; use cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda was asked for, but torch sees no CUDA device here; use --device cpu")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise InputError(f"--seed must be a whole number from 0 to 4294967295, got {seed!r}")
+    set_determinism(seed=seed)
+
+
+@contextlib.contextmanager
+def quiet_training() -> Iterator[None]:
+    """Trainings say nothing below a warning, for a caller that shows how far they are by itself."""
+    loggers = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("ignite", "monai")]
+    levels = {name: logging.getLogger(name).level for name in ["monai_wscxr", *loggers]}
+    for name in levels:  # MONAI's own have a level each, and warn of what is meant here: no file of logging settings
+        logging.getLogger(name).setLevel(logging.ERROR if name.startswith("monai.") else logging.WARNING)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def create_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """The optimiser of the discriminator by name.
+
+    Raises:
+        InputError: when it is neither SGD nor Adam.
+    """
+    if name == "SGD":
+        return torch.optim.SGD(parameters, learning_rate, weight_decay=weight_decay)
+    if name == "Adam":
+        return torch.optim.Adam(parameters, learning_rate, weight_decay=weight_decay)
+    raise InputError(f"optimizer_name must be SGD or Adam (the authors' choice), got {name!r}")
