@@ -1,4 +1,4 @@
-"""`python -m monai_wscxr ...`."""
+"""`python -m monai_wscxr`: the same as the command `monai-wscxr`."""
 
 from monai_wscxr.commands.main import main
 

@@ -58,15 +58,15 @@ def test_doctor_names_versions_operators_and_reasons(capsys):
 
 def test_phantom_command_writes_and_refuses(tmp_path, capsys):
     small = [
-        "--train-normal",
+        "--train_normal",
         "2",
-        "--train-abnormal",
+        "--train_abnormal",
         "1",
-        "--test-normal",
+        "--test_normal",
         "1",
-        "--test-abnormal",
+        "--test_abnormal",
         "1",
-        "--size",
+        "--image_size",
         "32",
     ]
     cli.main(["phantom", str(tmp_path / "p"), *small])

@@ -48,7 +48,7 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-class FeatureStore:
+class FeatureCache:
     """Patch features [h*w, C] float32 of images, by the digest of the image file.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_wscxr.bank.cache import FeatureStore
+from monai_wscxr.bank.cache import FeatureCache
 from monai_wscxr.data.perturbation import altered
 from monai_wscxr.data.stream import RadiographStream
 from monai_wscxr.data.transforms import radiograph_transforms
@@ -55,15 +55,15 @@ def copy_features(
     Raises:
         InputError: when a file that could be read before cannot be read now, or the network gives NaN.
     """
-    store = None
-    if extractor.store is not None:
+    cache = None
+    if extractor.cache is not None:
         settings = {**extractor.settings(), "alteration": [alteration.name, alteration.version], "pooled": pooled}
-        store = FeatureStore(settings, extractor.store.folder.parents[1])
+        cache = FeatureCache(settings, extractor.cache.folder.parents[1])
     wanted = [(file, f"{extractor.digests[file]}:{copy}") for file in files for copy in range(copies)]
-    missing = [(file, key) for file, key in wanted if store is None or key not in store]
-    if missing and store is not None:
+    missing = [(file, key) for file, key in wanted if cache is None or key not in cache]
+    if missing and cache is not None:
         patches = 1 if pooled else extractor.grid[0] * extractor.grid[1]
-        store.check_space(len(missing), 4 * patches * extractor.features.channels)
+        cache.check_space(len(missing), 4 * patches * extractor.features.channels)
     found: dict[str, Tensor] = {}
     with progress_bar(len(missing), f"{alteration.name} copies", extractor.progress and bool(missing)) as bar:
         size = extractor.shard_images
@@ -71,12 +71,12 @@ def copy_features(
             part = missing[start : start + size]
             features = _extract(part, alteration, extractor, pooled, bar.update)
             keys = [key for _, key in part]
-            if store is None:
+            if cache is None:
                 found.update(zip(keys, features, strict=True))
             else:
-                store.write(keys, features)
+                cache.write(keys, features)
     keys = [key for _, key in wanted]
-    return torch.stack([found[key] for key in keys]) if store is None else store.read(keys)
+    return torch.stack([found[key] for key in keys]) if cache is None else cache.read(keys)
 
 
 def copied_images(extractor: PatchExtractor, files: Sequence[str], count: int) -> list[int]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from monai_wscxr.bank.cache import FeatureStore
+from monai_wscxr.bank.cache import FeatureCache
 from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.bank.rows import FileRows
 from monai_wscxr.data.radiograph.read import file_digest
@@ -32,7 +32,7 @@ from monai_wscxr.system.progress import ahead
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 3  # at a store whose shards turn out to be damaged
+_ATTEMPTS = 3  # at a cache whose shards turn out to be damaged
 T = TypeVar("T")
 
 
@@ -42,7 +42,7 @@ class Extraction:
 
     Attributes:
         extracted: images that went through the network.
-        reused: images whose features were in the store.
+        reused: images whose features were in the cache.
         rejected: (file, reason code, message) of images that could not be used.
         seconds: time spent.
     """
@@ -54,7 +54,7 @@ class Extraction:
 
 
 class PatchExtractor:
-    """Patch features of image files, from the store where they are known, through the network where not.
+    """Patch features of image files, from the cache where they are known, through the network where not.
 
     Decoding, network and writing overlap. On a CPU every image passes the network alone, several side by side, so its
     features do not depend on what else is extracted.
@@ -70,7 +70,7 @@ class PatchExtractor:
         read_threads: threads that decode ahead of the network.
         read_workers: processes that decode in place of threads; 0 for none. For decoders that hold Python's lock for long,
             on machines with cores to spare.
-        shard_images: images per shard in the store.
+        shard_images: images per shard in the cache.
         allow: gates of the loader that stay open (see `radiograph_gates`).
         precision: "float32", or "bfloat16" for backbones that bear it (see `Inference`).
         compile_network: compile the network with torch.compile.
@@ -111,7 +111,7 @@ class PatchExtractor:
         self.digests: dict[str, str] = {}
         self._stamps: dict[str, tuple[int, int]] = {}
         self.done = Extraction()
-        self.store = None if cache is False else FeatureStore(self.settings(), None if cache is True else cache)
+        self.cache = None if cache is False else FeatureCache(self.settings(), None if cache is True else cache)
 
     def settings(self) -> dict[str, Any]:
         """Everything the features depend on besides the image."""
@@ -169,12 +169,12 @@ class PatchExtractor:
         return torch.stack(found) if found else self._none(), rejected
 
     def bank_on_disk(self, items: Sequence[dict[str, Any]], what: str = "images") -> BankOnDisk:
-        """`bank` whose rows stay in the store.
+        """`bank` whose rows stay in the cache.
 
         Raises:
             InputError: as `bank`; or when nothing is kept on disk.
         """
-        if self.store is None:
+        if self.cache is None:
             raise InputError("a bank on disk needs the feature cache: leave --cache on")
         used, rows, rejected = self._collect([str(item["image"]) for item in items], what, self._rows_of)
         if rows is None:
@@ -187,19 +187,19 @@ class PatchExtractor:
         what: str,
         get: Callable[[list[str], dict[str, Tensor]], T],
     ) -> tuple[list[str], T, list[Rejected]]:
-        """The usable files, what `get` makes of their digests and of the features that are not in the store, the others."""
+        """The usable files, what `get` makes of their digests and of the features that are not in the cache, the others."""
         began = time.perf_counter()
         rejected: list[Rejected] = []
-        found: dict[str, Tensor] = {}  # by digest; stays empty where there is a store
+        found: dict[str, Tensor] = {}  # by digest; stays empty where there is a cache
         readable = self._digest(files, rejected)
         extracted: set[str] = set()
         for _ in range(_ATTEMPTS):
-            if self.store is not None:
-                self.store.refresh()
+            if self.cache is not None:
+                self.cache.refresh()
             refused = {file for file, _, _ in rejected}
             first: dict[str, str] = {}  # copies pass the network once
             for file in readable:
-                if file not in refused and not (self.store is not None and self.digests[file] in self.store):
+                if file not in refused and not (self.cache is not None and self.digests[file] in self.cache):
                     first.setdefault(self.digests[file], file)
             missing = [file for digest, file in first.items() if digest not in found]
             self._extract(missing, rejected, len(files), what, found)
@@ -214,9 +214,9 @@ class PatchExtractor:
             except KeyError:  # a shard turned out to be damaged and was put aside; its images are missing now
                 logger.info("extracting the images of damaged shards again")
         else:
-            assert self.store is not None
+            assert self.cache is not None
             raise InputError(
-                f"features in {self.store.folder} are damaged again and again; check the disk, or point "
+                f"features in {self.cache.folder} are damaged again and again; check the disk, or point "
                 "MONAI_WSCXR_CACHE at another one"
             )
         self.done.extracted += len(extracted - refused)
@@ -228,32 +228,32 @@ class PatchExtractor:
     def _features_of(self, digests: list[str], found: dict[str, Tensor]) -> Tensor:
         if not digests:
             return self._none()
-        return torch.stack([found[digest] for digest in digests]) if self.store is None else self.store.read(digests)
+        return torch.stack([found[digest] for digest in digests]) if self.cache is None else self.cache.read(digests)
 
     def _none(self) -> Tensor:
         return torch.empty(0, self.grid[0] * self.grid[1], self.features.channels)
 
     def _rows_of(self, digests: list[str], found: dict[str, Tensor]) -> FileRows | None:
-        assert self.store is not None
-        return self.store.rows(digests) if digests else None
+        assert self.cache is not None
+        return self.cache.rows(digests) if digests else None
 
     def fill(self, items: Sequence[dict[str, Any]], total: int) -> None:
-        """Bring the features of images into the store: one process's share of the work of several.
+        """Bring the features of images into the cache: one process's share of the work of several.
 
         Unusable images are left out; `bank` tries them again and lists them.
 
         Args:
-            items: datalist items; those that the store knows are passed over.
+            items: datalist items; those that the cache knows are passed over.
             total: number of images of which these are a share, for the allowed share of unusable ones.
 
         Raises:
-            InputError: as `bank`, or when there is no store.
+            InputError: as `bank`, or when there is no cache.
         """
-        if self.store is None:
+        if self.cache is None:
             raise InputError("features cannot be shared between processes without the feature cache; leave --cache on")
         rejected: list[Rejected] = []
         readable = self._digest([str(item["image"]) for item in items], rejected)
-        first = {self.digests[file]: file for file in reversed(readable) if self.digests[file] not in self.store}
+        first = {self.digests[file]: file for file in reversed(readable) if self.digests[file] not in self.cache}
         self._extract(list(first.values())[::-1], rejected, total, "this share", {})
 
     def digest(self, file: str) -> str:
@@ -287,12 +287,12 @@ class PatchExtractor:
     def _extract(
         self, files: list[str], rejected: list[Rejected], total: int, what: str, found: dict[str, Tensor]
     ) -> None:
-        """Run files through the network into the store, shard by shard, or into `found`."""
+        """Run files through the network into the cache, shard by shard, or into `found`."""
         if not files:
             return
-        store = self.store
-        if store is not None:
-            store.check_space(len(files), self.image_bytes)
+        cache = self.cache
+        if cache is not None:
+            cache.check_space(len(files), self.image_bytes)
         pending: list[str] = []
         buffer = torch.empty(0)
         writing: deque[Future[None]] = deque()
@@ -300,7 +300,7 @@ class PatchExtractor:
         with bar, ThreadPoolExecutor(1) as writer:
             for file, phi in self._features(files, rejected, total):
                 bar.update()
-                if store is None:
+                if cache is None:
                     found[self.digests[file]] = phi
                     continue
                 if not pending:
@@ -308,12 +308,12 @@ class PatchExtractor:
                 buffer[len(pending)] = phi
                 pending.append(self.digests[file])
                 if len(pending) == self.shard_images:
-                    writing.append(writer.submit(store.write, pending, buffer))
+                    writing.append(writer.submit(cache.write, pending, buffer))
                     pending = []
                     if len(writing) > 1:
                         writing.popleft().result()
-            if store is not None and pending:
-                writing.append(writer.submit(store.write, pending, buffer[: len(pending)]))
+            if cache is not None and pending:
+                writing.append(writer.submit(cache.write, pending, buffer[: len(pending)]))
             for future in writing:
                 future.result()
 

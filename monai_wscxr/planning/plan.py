@@ -323,7 +323,7 @@ def make_plan(
     count = min(rows, _SLICE_ROWS)
     like = features[torch.randint(len(features), (count,), generator=generator)]
     like = like + features.std() * 0.3 * torch.randn(like.shape, generator=generator)
-    root = None if extractor.store is None else extractor.store.folder
+    root = None if extractor.cache is None else extractor.cache.folder
     stages += plan_training(rows, channels, (h, w), abnormal * h * w, budget, epochs, sample=like, folder=root)
     held_out = (images - inside) * extractor.image_bytes
     for stage in stages[2:]:

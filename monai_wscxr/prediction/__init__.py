@@ -1,1 +1,5 @@
-"""A prediction run: from paths to a folder of results, in worker processes, with a journal to go on from."""
+"""One prediction run: a trained model applied to files, folders and DICOM studies; resumable, isolated, complete."""
+
+from monai_wscxr.system.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__)

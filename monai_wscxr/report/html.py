@@ -19,21 +19,20 @@ from string import Template
 
 import numpy as np
 
-from monai_wscxr.system.atomic import write_text_atomic
-
-from .case import KIND, MISSING, Case, class_text, decision_text, number_text, outcome_text
-from .charts import DOTS_PER_CLASS, roc_chart, strip_chart
-from .overlay import (
+from monai_wscxr.data.encoding import encode_jpeg
+from monai_wscxr.report.case import KIND, MISSING, Case, class_text, decision_text, number_text, outcome_text
+from monai_wscxr.report.charts import DOTS_PER_CLASS, roc_chart, strip_chart
+from monai_wscxr.report.overlay import (
     THRESHOLD_COLOUR,
     ColourScale,
     colour_bar_symbol,
-    encode_jpeg,
     grey_levels,
     heatmap,
     outline,
     overlay,
     shrink,
 )
+from monai_wscxr.system.atomic import write_text_atomic
 
 DISCLAIMER = "For research use only. Not a medical device; not for diagnosis."
 OPTIMISTIC = "optimistic: threshold and epoch chosen on the test images, as in the publication"

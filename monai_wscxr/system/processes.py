@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 from monai_wscxr.errors import InputError
 
 T = TypeVar("T")
-_BLOCK_BYTES = 256 << 20  # of a bank on disk that are searched at once
 
 
 class LostProcessError(InputError):

@@ -1,17 +1,5 @@
-"""MONAI/ignite handlers of the training workflow, in the order in which they act."""
+"""One training run of the bundle: its options and folder, its banks, the handlers of MONAI's trainer."""
 
-from monai_wscxr.training.artefact_handler import ArtefactHandler
-from monai_wscxr.training.epoch_handlers import DistanceHandler, EpochLogHandler, EpochStateHandler, ThreadsHandler
-from monai_wscxr.training.mining_handler import MiningHandler
-from monai_wscxr.training.validation import ImageFeatures, ScoresAndLabels
+from monai_wscxr.system.lazy import attach
 
-__all__ = [
-    "ArtefactHandler",
-    "DistanceHandler",
-    "EpochLogHandler",
-    "EpochStateHandler",
-    "ImageFeatures",
-    "MiningHandler",
-    "ScoresAndLabels",
-    "ThreadsHandler",
-]
+__getattr__, __dir__, __all__ = attach(__name__)

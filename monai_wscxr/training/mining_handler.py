@@ -158,7 +158,7 @@ class MiningHandler:
         bank = bank.to(self.device)  # type: ignore[assignment]
         if self.whitening is None or not self.whitening.active:
             return bank
-        folder = None if self.extractor.store is None else self.extractor.store.folder
+        folder = None if self.extractor.cache is None else self.extractor.cache.folder
         return bank.changed(self.whitening.into, folder, in_place)  # type: ignore[return-value]
 
     def _extract(self) -> tuple[FeatureBank | BankOnDisk, Tensor | None]:
@@ -168,7 +168,7 @@ class MiningHandler:
             self._extract_shares()
         fits = self._fits(len(self.split.normal))
         # on disk as long as images pass the network, which needs memory of its own
-        keep = self.extractor.bank if self.extractor.store is None else self.extractor.bank_on_disk
+        keep = self.extractor.bank if self.extractor.cache is None else self.extractor.bank_on_disk
         normal = keep(self.split.normal, "normal images")
         held_out = keep(self.split.held_out, "held-out normal images")
         abnormal = keep(self.split.abnormal, "abnormal images")
@@ -184,7 +184,7 @@ class MiningHandler:
         their size is counted."""
         allowed = available_memory() // 2 if self.bank_memory is None else self.bank_memory
         needed = 2 * self.extractor.image_bytes * images
-        if needed > allowed and self.extractor.store is None:
+        if needed > allowed and self.extractor.cache is None:
             raise InputError(
                 f"training on {images} normal images takes {needed / 1e9:.1f} GB of memory, {allowed / 1e9:.1f} GB are "
                 "allowed: leave --cache on, so that the bank can stay on disk"
@@ -203,15 +203,15 @@ class MiningHandler:
         return self.nuisance * nuisance_of(self.extractor, normal, self.copied_normals, self.copies)
 
     def _extract_shares(self) -> None:
-        """Every process brings its share of the images into the store, from which all then read."""
-        store = self.extractor.store
-        if store is None:
+        """Every process brings its share of the images into the cache, from which all then read."""
+        cache = self.extractor.cache
+        if cache is None:
             raise InputError("training with several processes needs the feature cache; leave --cache on")
         items = [*self.split.normal, *self.split.held_out, *self.split.abnormal]
         # the first process says which: another one might already see what somebody has written meanwhile
-        missing = [n for n, item in enumerate(items) if self.split.digests.get(str(item["image"]), "") not in store]
+        missing = [n for n, item in enumerate(items) if self.split.digests.get(str(item["image"]), "") not in cache]
         missing = from_first(missing)
         self.extractor.fill([items[n] for n in share(missing)], total=len(items))
         wait_for_all()
-        # `bank` will find them in the store and count them there
+        # `bank` will find them in the cache and count them there
         self.extractor.done.extracted, self.extractor.done.reused = len(missing), -len(missing)

@@ -30,7 +30,7 @@ def find_configs(bundle: str | Path | None = None) -> Path:
     Raises:
         InputError: when there is none.
     """
-    root = Path(bundle) if bundle else Path(__file__).resolve().parents[1] / "bundles" / "wscxr_chest_xray"
+    root = Path(bundle) if bundle else Path(__file__).resolve().parents[2] / "bundles" / "wscxr_chest_xray"
     configs = root / "configs"
     if not (configs / "train.yaml").is_file():
         raise InputError(f"{configs} has no train.yaml; give the folder of the bundle wscxr_chest_xray with --bundle")

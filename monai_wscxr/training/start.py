@@ -19,7 +19,7 @@ from monai_wscxr.system.signals import stop_cleanly
 from monai_wscxr.training.options import check_options, from_command_line
 
 
-def start(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> None:
+def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> None:
     """First step of every workflow: check what was asked for, then make the run reproducible.
 
     Raises:

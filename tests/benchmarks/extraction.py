@@ -59,7 +59,7 @@ def main() -> None:
 
     def write():
         with tempfile.TemporaryDirectory() as cache:
-            store = extractor(cache).store
+            store = extractor(cache).cache
             rows = bank.rows.reshape(len(bank.files), -1, bank.rows.shape[1])
             for _ in range(max(1, len(items) // 50)):
                 store.write([f"{i}" for i in range(len(rows))], rows)

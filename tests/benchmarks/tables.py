@@ -30,7 +30,7 @@ import torch
 
 from monai_wscxr import ops
 from monai_wscxr.bank.file import BankFile, save_rows
-from monai_wscxr.bank.search import min_distance_streamed, plan_search
+from monai_wscxr.bank.search import nearest, plan_search
 from monai_wscxr.ops import PackedBank, min_distance, mine_top_r, mixup
 
 SMALL = {"min_distance": "64x1000x256,1024x20000x320", "mine_top_r": "2048x20000x320", "mixup": "512x432,65536x1024"}
@@ -330,11 +330,11 @@ def streamed_table(rounds: int) -> list[dict]:
         source = BankFile(Path(folder) / "bank.safetensors")
         methods = [
             Method("in memory", lambda: min_distance(query, bank)),
-            Method("file, a quarter of it held", lambda: min_distance_streamed(query, source, budget)),
+            Method("file, a quarter of it held", lambda: nearest(query, source, budget)),
         ]
         table = interleave(methods, rounds)
     same = all(map(torch.equal, table["in memory"]["result"], table["file, a quarter of it held"]["result"]))
-    predicted = plan_search(len(query), bank, budget).peak_bytes / 1e6
+    predicted = plan_search(len(query), *bank.shape, bank.dtype, budget).peak_bytes / 1e6
     return [
         {
             "method": name,

@@ -1,7 +1,8 @@
 """One trained model that the tests of a session share."""
 
 import pytest
-from bundle_runs import run
+
+from tests.helpers.bundle_runs import run
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ from collections import namedtuple
 
 import pytest
 import torch
-from bundle_runs import CONFIGS, run
 
 from monai_wscxr.errors import InputError, find_input_error
+from tests.helpers.bundle_runs import CONFIGS, run
 
 
 def refusal(*arguments, **overrides):

@@ -4,13 +4,13 @@ import csv
 import json
 
 import pytest
-from bundle_runs import CONFIGS, SMALL
 from monai.bundle import create_workflow
 
 from monai_wscxr.data.split import training_split
 from monai_wscxr.errors import InputError
 from monai_wscxr.experiments.baselines.common import normal_split
 from monai_wscxr.training.options import check_options
+from tests.helpers.bundle_runs import CONFIGS, SMALL
 
 SHRUNK = {"patchcore": {"coreset": 0.5}, "simplenet": {"simplenet_epochs": 2}, "cutpaste": {"steps": 10}}
 

@@ -1,12 +1,13 @@
 """Cross-validation on training images: who is in a draw, that it trains what the bundle trains, and its command."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
-from bundle_runs import SMALL, workflow
 
+from monai_wscxr.commands.main import main
 from monai_wscxr.errors import InputError
 from monai_wscxr.experiments import cross_validation
 from monai_wscxr.experiments.cross_validation import Draw, DrawData, make_draw, train
@@ -16,6 +17,7 @@ from monai_wscxr.features.copies import ALTERED, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.mining import mine
 from monai_wscxr.model.nuisance import nuisance_of
+from tests.helpers.bundle_runs import SMALL, workflow
 
 
 def items():
@@ -77,7 +79,7 @@ def test_mined_rows_are_those_of_mine(phantoms, make_features):
     torch.testing.assert_close(data.nuisance(options), 3 * nuisance_of(extractor, normal, 6, 2), rtol=1e-5, atol=1e-9)
 
 
-def test_the_command_writes_a_table_and_never_opens_the_test_part(phantoms, tmp_path, monkeypatch):
+def test_the_command_writes_a_table_and_never_opens_the_test_part(phantoms, tmp_path, monkeypatch, capsys):
     source = tmp_path / "data"
     shutil.copytree(phantoms, source)
     for path in source.glob("test/*/*"):
@@ -91,15 +93,19 @@ def test_the_command_writes_a_table_and_never_opens_the_test_part(phantoms, tmp_
     out = tmp_path / "out"
     arguments = [str(source), str(out), "--k", "1", "--draws", "2", "--options", json.dumps(small)]
     arguments += ["--variants", "maximum; no distance"]
-    cross_validation.main(arguments)
+    main(["cross-validate", *arguments])
     table = (out / "table.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[2:]] == ["default", "maximum", "no distance"]
     assert len((out / "shifts.md").read_text().splitlines()) == 2 + len(CHANGES)
     kept = json.loads((out / "default.json").read_text())["result"]
     assert len(kept["maximum"]["1"]["as they are"]) == 2
     monkeypatch.setattr(cross_validation.CrossValidation, "run", None)  # a second call only reads
-    cross_validation.main(arguments)
-    with pytest.raises(InputError, match=r"an option 'image_sise', which train\.yaml does not have"):
-        cross_validation.main([str(source), str(out), "--k", "1", "--options", '{"image_sise": 64}'])
-    with pytest.raises(InputError, match="there is no variant 'magic'"):
-        cross_validation.main([str(source), str(out), "--variants", "magic"])
+    main(["cross-validate", *arguments])
+    for wrong, reason in (
+        (["--k", "1", "--options", '{"image_sise": 64}'], r"an option 'image_sise', which train\.yaml does not have"),
+        (["--variants", "magic"], "there is no variant 'magic'"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["cross-validate", str(source), str(out), *wrong])
+        assert end.value.code == 2
+        assert re.search(reason, capsys.readouterr().err)

@@ -8,13 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from bundle_runs import CONFIGS, run, workflow
 from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.predictor import COLUMNS, predict_files, to_map
+from tests.helpers.bundle_runs import CONFIGS, run, workflow
 
 
 def rows(path):

@@ -5,7 +5,6 @@ from statistics import median
 
 import pytest
 import torch
-from bundle_runs import run
 
 from monai_wscxr.data.perturbation import PERTURBATIONS
 from monai_wscxr.data.phantom import write_phantoms
@@ -13,6 +12,7 @@ from monai_wscxr.data.transforms import LoadRadiographd, ResizeRadiographd, radi
 from monai_wscxr.evaluation.metrics import auroc
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.networks import anomaly_score
+from tests.helpers.bundle_runs import run
 
 SIZE = 192
 ALLOWED = {  # mean movement of a score as a share of the gap between normal and abnormal

@@ -7,10 +7,10 @@ import sys
 import time
 
 import pytest
-from bundle_runs import CONFIGS, SMALL, run, workflow
 
 from monai_wscxr.errors import find_input_error
 from monai_wscxr.system.signals import STOPPED
+from tests.helpers.bundle_runs import CONFIGS, SMALL, run, workflow
 
 LONG = {**SMALL, "epochs": 30, "min_batches": 60}
 

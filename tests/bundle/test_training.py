@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundle_runs import CONFIGS, SMALL, run, workflow
 from ignite.engine import Events
 from safetensors import safe_open
 
 from monai_wscxr.bank.cache import cache_root
 from monai_wscxr.bank.feature_bank import BankOnDisk
 from monai_wscxr.model.artefact import load_model
+from tests.helpers.bundle_runs import CONFIGS, SMALL, run, workflow
 
 
 def artefact(folder):

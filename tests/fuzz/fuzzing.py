@@ -1,6 +1,6 @@
 """Feeds broken files to prediction runs and counts what becomes of them.
 
-    python tests/fuzz/fuzzing.py --count 10000
+    python -m tests.fuzz.fuzzing --count 10000
 
 Every tenth file is a broken version of a whole radiograph, the others of crops. Ends with status 1 if an input has no row, a
 row no reason, a reader took longer than allowed to give up, or a process used more memory than twice the stated limit.
@@ -23,8 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-from mutations import large_seeds, mutate, small_seeds
+from tests.fuzz.mutations import large_seeds, mutate, small_seeds
 
 SECONDS = 10.0
 

@@ -1,6 +1,6 @@
 """Kills trainings (SIGKILL) at random moments and checks that they always end at the same model.
 
-    python tests/fuzz/killing.py --kills 100
+    python -m tests.fuzz.killing --kills 100
 
 A training on a few phantoms is run once undisturbed. Then it is run again and again from nothing, feature cache included: each
 process of a run is killed, and the next one goes on, until one comes to its end. Half of the kills come after a random
@@ -181,7 +181,7 @@ class Killing:
 
     def _watch(self, kill_at: int | None) -> None:
         """Note stages and count steps; the training itself is not touched."""
-        from monai_wscxr.bank.cache import FeatureStore
+        from monai_wscxr.bank.cache import FeatureCache
         from monai_wscxr.features.extraction import PatchExtractor
         from monai_wscxr.training import artefact_handler as result
         from monai_wscxr.training import epoch_handlers as epochs
@@ -204,7 +204,7 @@ class Killing:
             setattr(owner, name, call)
 
         staged(PatchExtractor, "bank", "extraction")
-        staged(FeatureStore, "write", "shard")
+        staged(FeatureCache, "write", "shard")
         staged(mining, "mine", "mining")
         staged(epochs.EpochStateHandler, "resume", "training", "training")
         staged(RunFolder, "save_state", "state")

@@ -1,15 +1,11 @@
-"""The short version of fuzzing, with fixed seeds; `python tests/fuzz/fuzzing.py` is the long one."""
-
-import sys
-from pathlib import Path
+"""The short version of fuzzing, with fixed seeds; `python -m tests.fuzz.fuzzing` is the long one."""
 
 import numpy as np
 import pytest
 from pydicom.data import get_testdata_file
 
-sys.path.insert(0, str(Path(__file__).parent))
-from fuzzing import fuzz
-from mutations import mutate, small_seeds
+from tests.fuzz.fuzzing import fuzz
+from tests.fuzz.mutations import mutate, small_seeds
 
 pytestmark = pytest.mark.skipif(
     get_testdata_file("RG1_UNCR.dcm", download=False) is None, reason="pydicom-data is not installed"

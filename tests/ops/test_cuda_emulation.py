@@ -10,9 +10,9 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from test_min_distance import assert_nearest, naive_squared
 
 from monai_wscxr import ops
+from tests.ops.test_min_distance import assert_nearest, naive_squared
 
 EMULATION = getattr(ops.CUDA_EXTENSION, "emulation", None)
 pytestmark = pytest.mark.skipif(EMULATION is None, reason=f"the CUDA module was not built: {ops.CUDA_EXTENSION_STATE}")

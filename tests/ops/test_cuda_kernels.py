@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from test_min_distance import assert_nearest
 
 from monai_wscxr import ops
 from monai_wscxr.ops import backend, min_distance, mine_top_r, mixup
 from monai_wscxr.ops.min_distance import nothing_found, search_block
+from tests.ops.test_min_distance import assert_nearest
 
 pytestmark = [
     pytest.mark.gpu,

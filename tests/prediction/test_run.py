@@ -421,10 +421,10 @@ def test_model_of_another_reading_chain_is_refused(options, model_folder):
 
 
 def test_gate_names_reach_the_help():
-    from monai_wscxr.commands.main import _parser
+    from monai_wscxr.commands.main import create_parser
 
     text = (
-        next(a for a in _parser()._subparsers._actions if a.dest != "help" and a.choices)
+        next(a for a in create_parser()._subparsers._actions if a.dest != "help" and a.choices)
         .choices["predict"]
         .format_help()
     )

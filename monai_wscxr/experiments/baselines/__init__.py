@@ -1,1 +1,5 @@
-"""The methods that WSCXR is compared with, one file each, on the same features, bank and operators."""
+"""The compared methods, one file each, on the same features as WSCXR."""
+
+from monai_wscxr.system.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__)

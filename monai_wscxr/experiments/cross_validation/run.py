@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 from monai.bundle import ConfigParser
 
 from monai_wscxr.data.datalist import load_datalist
-from monai_wscxr.errors import InputError, show_input_errors_plainly
+from monai_wscxr.errors import InputError
 from monai_wscxr.experiments.cross_validation.draws import make_draw
 from monai_wscxr.experiments.cross_validation.maps import CHANGES, Maps
 from monai_wscxr.experiments.cross_validation.training import FIGURES, DrawData
@@ -22,7 +21,7 @@ from monai_wscxr.system.atomic import write_text_atomic
 
 logger = logging.getLogger("monai_wscxr")
 
-TRAIN_CONFIG = Path(__file__).parents[2] / "bundles" / "wscxr_chest_xray" / "configs" / "train.yaml"
+TRAIN_CONFIG = Path(__file__).parents[3] / "bundles" / "wscxr_chest_xray" / "configs" / "train.yaml"
 PUBLISHED_TRAINING = {
     "whiten": False,
     "zero_start": False,
@@ -158,37 +157,44 @@ class CrossValidation:
         return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line; variants whose results are in OUT are not run again."""
-    parser = argparse.ArgumentParser(prog="python -m monai_wscxr.experiments.cross_validation", description=__doc__)
-    parser.add_argument("dataset_dir")
-    parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--k", default="1,8", help="abnormal images per class, with commas")
-    parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--variants", default="", help=f"names with semicolons; all by default: {'; '.join(VARIANTS)}")
-    parser.add_argument("--perturbed_normals", type=int, default=200)
-    parser.add_argument(
-        "--options", type=json.loads, default={}, help="options of train.yaml for all variants, as JSON"
-    )
-    given = parser.parse_args(arguments)
-    show_input_errors_plainly()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    names = [name.strip() for name in given.variants.split(";") if name.strip()] or list(VARIANTS)
-    unknown = [name for name in names if name not in VARIANTS]
+def cross_validate(
+    dataset_dir: str,
+    output_dir: Path,
+    k: Sequence[int],
+    draws: int,
+    variants: Sequence[str] = (),
+    perturbed_normals: int = 200,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Compare variants of the training options and write `table.md` and `shifts.md`; results in the folder are kept.
+
+    Args:
+        dataset_dir: data set; only its training part is read.
+        output_dir: folder for results, one file for each group of variants.
+        k: abnormal images per class.
+        draws: number of draws, the same for every variant.
+        variants: names from `VARIANTS`; empty for all. "default" is always run, since differences are taken from it.
+        perturbed_normals: normal images that are perturbed and copied.
+        options: options of `train.yaml` for all variants.
+
+    Raises:
+        InputError: on an unknown variant or option.
+    """
+    unknown = [name for name in variants if name not in VARIANTS]
     if unknown:
         raise InputError(f"there is no variant {unknown[0]!r}; choose from {'; '.join(VARIANTS)}")
-    names = list(dict.fromkeys(["default", *names]))
-    ks = [int(k) for k in given.k.split(",")]
-    run = CrossValidation(given.dataset_dir, given.output_dir, ks, given.draws, given.perturbed_normals, given.options)
+    names = list(dict.fromkeys(["default", *(variants or VARIANTS)]))
+    ks = list(k)
+    run = CrossValidation(dataset_dir, output_dir, ks, draws, perturbed_normals, dict(options or {}))
     results: dict[str, Any] = {}
     for group in _groups(names):
         asked = {
             "changes": {n: VARIANTS[n] for n in group},
             "k": ks,
-            "draws": given.draws,
+            "draws": draws,
             "options": _plain(run.options),
         }
-        kept = given.output_dir / f"{group[0].replace('/', '_')}.json"
+        kept = output_dir / f"{group[0].replace('/', '_')}.json"
         if kept.is_file() and json.loads(kept.read_text())["asked"] == asked:
             results.update(json.loads(kept.read_text())["result"])
             continue
@@ -196,12 +202,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_text_atomic(kept, json.dumps({"asked": asked, "result": found}))
         results.update(found)
         logger.info("%s", run.table(results))
-    write_text_atomic(given.output_dir / "table.md", run.table(results))
+    write_text_atomic(output_dir / "table.md", run.table(results))
     shifts = np.array([np.mean(results["default"][str(k)]["shift"], axis=0) for k in ks])
     lines = [f"| {name} | " + " | ".join(f"{s:.3f}" for s in shifts[:, n]) + " |" for n, name in enumerate(CHANGES)]
     head = "| mean movement of a score, share of the gap | " + " | ".join(f"k = {k}" for k in ks) + " |"
     text = "\n".join([head, "|---" * (len(ks) + 1) + "|", *lines]) + "\n"
-    write_text_atomic(given.output_dir / "shifts.md", text)
+    write_text_atomic(output_dir / "shifts.md", text)
     logger.info("%s\n%s", run.table(results), text)
 
 

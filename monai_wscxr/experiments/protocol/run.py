@@ -177,7 +177,7 @@ def _settings(configs: Path, laboratory: Laboratory, options: Mapping[str, Any])
     """What must be the same for results to stand in one table."""
     return {
         "options": {key: value for key, value in options.items() if key != "progress"},
-        "features": laboratory.extractor.store.fingerprint if laboratory.extractor.store else "not cached",
+        "features": laboratory.extractor.cache.fingerprint if laboratory.extractor.cache else "not cached",
         "split": split_digest(laboratory),
         "code": code_digest(configs),
     }

@@ -1,0 +1,12 @@
+from monai_wscxr.bank.cache import FeatureCache as FeatureCache
+from monai_wscxr.bank.cache import cache_root as cache_root
+from monai_wscxr.bank.feature_bank import BankOnDisk as BankOnDisk
+from monai_wscxr.bank.feature_bank import FeatureBank as FeatureBank
+from monai_wscxr.bank.file import BankFile as BankFile
+from monai_wscxr.bank.file import save_rows as save_rows
+from monai_wscxr.bank.folder import BankFolder as BankFolder
+from monai_wscxr.bank.rows import FileRows as FileRows
+from monai_wscxr.bank.rows import RowSource as RowSource
+from monai_wscxr.bank.search import farthest as farthest
+from monai_wscxr.bank.search import nearest as nearest
+from monai_wscxr.bank.search import plan_search as plan_search

@@ -1,0 +1,52 @@
+"""`monai-wscxr check-precision`: measure whether a backbone can run in bfloat16."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from monai_wscxr.commands.backbone_options import add_backbone_options, extractor_of
+from monai_wscxr.commands.exit_status import ANSWER_NO
+from monai_wscxr.commands.parsers import Commands
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the program's parser."""
+    parser = commands.add_parser(
+        "check-precision",
+        help="measure whether a backbone can run in bfloat16",
+        description="Compare features and image scores of a backbone in bfloat16 with float32. Exit status 0: within the "
+        "tolerances, 1: not.",
+    )
+    parser.add_argument("folder", nargs="?", metavar="DIR", help="data set; default: synthetic radiographs")
+    parser.add_argument("--precision", default="bfloat16", choices=("bfloat16",))
+    parser.add_argument(
+        "--tolerance", type=float, default=0.05, help="relative error of whitened features (root mean square)"
+    )
+    parser.add_argument("--auroc_tolerance", type=float, default=0.005, help="largest change of the AUROC")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    add_backbone_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare with float32; return ANSWER_NO when a tolerance is exceeded."""
+    import tempfile
+
+    from monai_wscxr.data.phantom import write_phantoms
+    from monai_wscxr.planning.precision import check_precision
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = options.folder
+        if source is None:
+            source = f"{folder}/phantoms"
+            write_phantoms(source, n_train_normal=60, n_train_abnormal=4, n_test_normal=1, n_test_abnormal=1, size=256)
+        result = check_precision(
+            lambda precision: extractor_of(options, precision=precision),
+            source,
+            options.precision,
+            options.tolerance,
+            options.auroc_tolerance,
+        )
+    print(json.dumps(result.to_dict(), indent=1) if options.json else result.text())
+    return 0 if result.accepted else ANSWER_NO

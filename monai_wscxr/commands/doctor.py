@@ -1,0 +1,55 @@
+"""`monai-wscxr doctor`: say what is installed and which code runs each operator."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from importlib import metadata
+
+import monai_wscxr
+from monai_wscxr.commands.parsers import Commands
+
+_PACKAGES = ("torch", "torchvision", "monai", "pytorch-ignite", "timm", "pydicom", "nibabel", "scikit-learn", "numpy")
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the program's parser."""
+    parser = commands.add_parser("doctor", help="say what is installed and which code runs each operator")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print versions, extension, devices, back ends of the operators, and DICOM decoders."""
+    import torch
+
+    from monai_wscxr import ops
+    from monai_wscxr.bank.cache import cache_root
+    from monai_wscxr.data.radiograph.decoders import installed_decoders
+
+    def line(name: str, value: object) -> None:
+        print(f"{name:<16} {value}")
+
+    line("monai_wscxr", monai_wscxr.__version__)
+    line("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in _PACKAGES:
+        line(package, metadata.version(package))
+    line("CPU threads", torch.get_num_threads())
+    line("extension", ops.EXTENSION_STATE)
+    if ops.EXTENSION is not None:
+        line("  built with", ", ".join(f"{k} {v}" for k, v in ops.EXTENSION.build_info().items()))
+        features = [name for name, there in ops.EXTENSION.cpu_capabilities().items() if there]
+        line("  CPU", ", ".join(features) or "no vector extensions that kernels use")
+    line("CUDA extension", ops.CUDA_EXTENSION_STATE)
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            line("GPU", f"{torch.cuda.get_device_name(index)}, {torch.cuda.mem_get_info(index)[1] / 2**30:.0f} GiB")
+    else:
+        line("GPU", "none that torch can use")
+    for operator in ops.OPERATORS:
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            chosen = ops.backend(operator, device)
+            line(operator, f"{device}: {chosen.name} ({chosen.reason})")
+    line("feature cache", cache_root())
+    print("DICOM decoders")
+    for syntax, library in installed_decoders().items():
+        line(f"  {library}", syntax)

@@ -1,0 +1,61 @@
+"""`monai-wscxr protocol`: the paper's tables on your data, compared methods included."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+from monai_wscxr.commands.parsers import Commands, whole_numbers
+from monai_wscxr.errors import InputError
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command to the program's parser."""
+    protocol = commands.add_parser("protocol", help="the paper's tables on your data, compared methods included")
+    protocol.add_argument(
+        "table", choices=("table1", "table2"), help="methods at every k; mining and mixing on and off"
+    )
+    protocol.add_argument("--dataset_dir", required=True, metavar="DIR", help="folder or datalist with a test part")
+    protocol.add_argument("--output_dir", required=True, metavar="OUT", help="new, or of the same protocol to go on")
+    protocol.add_argument("--methods", default="wscxr,patchcore,simplenet,cutpaste", help="of table1")
+    protocol.add_argument("--k", type=whole_numbers, default=[2, 4, 8, 16], help="abnormal images per class")
+    protocol.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1")
+    protocol.add_argument("--backbone", help="see train.yaml; so are weights, image_size and device")
+    protocol.add_argument("--weights", metavar="FILE")
+    protocol.add_argument("--image_size", type=int)
+    protocol.add_argument("--device")
+    protocol.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of train.yaml"
+    )
+    protocol.add_argument("--bundle", metavar="DIR", help="folder of the bundle wscxr_chest_xray")
+    protocol.add_argument("--keep_runs", action="store_true", help="keep every trained model")
+    protocol.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the cells of the table that are missing, then write and print the table."""
+    import yaml
+
+    from monai_wscxr.experiments.protocol import run_protocol
+
+    chosen = {name: getattr(options, name) for name in ("backbone", "weights", "image_size", "device")}
+    values = {name: value for name, value in chosen.items() if value is not None}
+    for text in options.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: give OPTION=VALUE, for instance --set epochs=10")
+        values[name] = yaml.safe_load(value)
+    path = run_protocol(
+        options.table,
+        options.dataset_dir,
+        options.output_dir,
+        methods=options.methods.split(","),
+        k=options.k,
+        seeds=options.seeds,
+        options=values,
+        bundle=options.bundle,
+        command=shlex.join(["monai-wscxr", *options.arguments]),
+        keep_runs=options.keep_runs,
+    )
+    print(path.read_text(encoding="utf-8"))
+    print(f"in {path.parent.resolve()}: results.md, results.csv, summary.csv, results.svg, protocol.json")

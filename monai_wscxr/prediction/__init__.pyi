@@ -1,0 +1,2 @@
+from monai_wscxr.prediction.options import Options as Options
+from monai_wscxr.prediction.run import predict as predict

@@ -1,0 +1,11 @@
+from monai_wscxr.training.artefact_handler import ArtefactHandler as ArtefactHandler
+from monai_wscxr.training.epoch_handlers import DistanceHandler as DistanceHandler
+from monai_wscxr.training.epoch_handlers import EpochLogHandler as EpochLogHandler
+from monai_wscxr.training.epoch_handlers import EpochStateHandler as EpochStateHandler
+from monai_wscxr.training.epoch_handlers import ThreadsHandler as ThreadsHandler
+from monai_wscxr.training.mining_handler import MiningHandler as MiningHandler
+from monai_wscxr.training.run_folder import RunFolder as RunFolder
+from monai_wscxr.training.start import create_optimizer as create_optimizer
+from monai_wscxr.training.start import start_run as start_run
+from monai_wscxr.training.validation import ImageFeatures as ImageFeatures
+from monai_wscxr.training.validation import ScoresAndLabels as ScoresAndLabels

@@ -1,0 +1,311 @@
+"""The feature cache: what is written comes back, damage and killed runs cost no more than they must, nothing leaks."""
+
+import json
+import os
+import shutil
+import time
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from monai_wscxr.bank.cache import FeatureCache, cache_root, fingerprint
+from monai_wscxr.errors import InputError
+from monai_wscxr.system.atomic import save_sealed, write_text_atomic
+
+SETTINGS = {"size": 64, "layers": ["3"], "preprocessing": {"mean": [0.5], "std": [0.5]}}
+
+
+def features(n, seed=0):
+    return torch.randn(n, 6, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def shards(store):
+    return sorted(store.folder.glob("*.safetensors"))
+
+
+def filled(root):
+    """A store with two shards: a b c, and d e."""
+    store = FeatureCache(SETTINGS, root)
+    store.write(["a", "b", "c"], features(3))
+    store.write(["d", "e"], features(2, seed=1))
+    return store
+
+
+EVERYTHING = torch.cat([features(3), features(2, seed=1)])
+
+
+def test_cache_folder_is_chosen_by_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("MONAI_WSCXR_CACHE", str(tmp_path / "here"))
+    assert cache_root() == tmp_path / "here"
+    store = FeatureCache(SETTINGS)
+    assert store.folder == tmp_path / "here" / "features" / store.fingerprint
+    monkeypatch.delenv("MONAI_WSCXR_CACHE")
+    assert "monai_wscxr" in str(cache_root())
+    assert tmp_path not in cache_root().parents
+
+
+def test_features_come_back_in_the_order_asked_for(tmp_path):
+    store = filled(tmp_path)
+    assert len(store) == 5
+    assert "d" in store
+    assert "f" not in store
+    for reader in (store, FeatureCache(SETTINGS, tmp_path)):
+        assert torch.equal(reader.read("abcde"), EVERYTHING)
+        assert torch.equal(reader.read(["e", "a", "d", "a"]), EVERYTHING[[4, 0, 3, 0]])
+        assert reader.read(["b"]).dtype == torch.float32
+    with pytest.raises(KeyError):
+        store.read(["a", "f"])
+    with pytest.raises(KeyError):
+        store.read([])
+
+
+def test_first_copy_counts_when_an_image_is_written_twice(tmp_path):
+    store = filled(tmp_path)
+    store.write(["a", "f"], features(2, seed=9))
+    assert torch.equal(store.read(["a"]), EVERYTHING[:1])
+    assert torch.equal(store.read(["f"]), features(2, seed=9)[1:])
+    assert len(store) == 6
+
+
+def test_two_stores_on_one_folder_see_each_other_after_refresh(tmp_path):
+    first, second = FeatureCache(SETTINGS, tmp_path), FeatureCache(SETTINGS, tmp_path)
+    first.write(["a", "b", "c"], features(3))
+    second.write(["d", "e"], features(2, seed=1))
+    assert "d" not in first
+    assert "a" not in second
+    first.refresh()
+    second.refresh()
+    for store in (first, second):
+        assert len(store) == 5
+        assert torch.equal(store.read("abcde"), EVERYTHING)
+
+
+def test_fingerprint_depends_on_every_value_and_not_on_the_order_of_keys():
+    base = fingerprint(SETTINGS)
+    assert base == fingerprint(dict(reversed(SETTINGS.items())))
+    changed = [
+        {**SETTINGS, "size": 65},
+        {**SETTINGS, "layers": ["2"]},
+        {**SETTINGS, "layers": ["3", "2"]},
+        {**SETTINGS, "layers": ["2", "3"]},
+        {**SETTINGS, "preprocessing": {"mean": [0.5], "std": [0.51]}},
+        {**SETTINGS, "another": None},
+        {"size": 64},
+    ]
+    assert len({base, *map(fingerprint, changed)}) == len(changed) + 1
+
+
+def test_other_settings_use_another_folder(tmp_path):
+    filled(tmp_path)
+    other = FeatureCache({**SETTINGS, "size": 128}, tmp_path)
+    assert len(other) == 0
+    assert json.loads((other.folder / "settings.json").read_text())["size"] == 128
+
+
+# --- damage --------------------------------------------------------------------------------------------------------
+
+
+def test_missing_shard_costs_its_own_images_only(tmp_path):
+    store = filled(tmp_path)
+    keep = store._where["d"][0].path
+    for path in shards(store):
+        if path != keep:
+            path.unlink()
+    again = FeatureCache(SETTINGS, tmp_path)
+    assert [d for d in "abcde" if d in again] == ["d", "e"]
+    assert torch.equal(again.read(["e"]), EVERYTHING[4:])
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def cut_header(path):
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def overwrite(path):
+    path.write_bytes(os.urandom(500))
+
+
+def without_digests(path):
+    save_file({"features": features(3)}, path)
+
+
+def with_broken_digests(path):
+    save_file({"features": features(3)}, path, {"digests": "[not json", "crc32": "[1, 2, 3]"})
+
+
+def without_checksums(path):
+    save_file({"features": features(3)}, path, {"digests": '["a", "b", "c"]'})
+
+
+def with_too_few_digests(path):
+    save_file({"features": features(3)}, path, {"digests": '["a", "b"]', "crc32": "[1, 2]"})
+
+
+def longer(path):
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        cut_header,
+        empty,
+        overwrite,
+        longer,
+        without_digests,
+        with_broken_digests,
+        without_checksums,
+        with_too_few_digests,
+    ],
+)
+def test_damaged_shard_is_put_aside_and_its_images_are_written_again(tmp_path, caplog, damage):
+    store = filled(tmp_path)
+    bad = store._where["a"][0].path
+    damage(bad)
+    again = FeatureCache(SETTINGS, tmp_path)
+    assert [d for d in "abcde" if d in again] == ["d", "e"]
+    assert not bad.exists()
+    assert bad.with_suffix(".damaged").exists()
+    assert f"{bad} is damaged" in caplog.text
+    again.write(["a", "b", "c"], features(3))
+    assert torch.equal(FeatureCache(SETTINGS, tmp_path).read("abcde"), EVERYTHING)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_every_flipped_bit_is_found_and_costs_that_shard_alone(tmp_path, rows):
+    for place in (0, 1, 119, 120, 359):  # bytes of the first, second and third image
+        root = tmp_path / str(place)
+        store = filled(root)
+        path = store._where["a"][0].path
+        content = bytearray(path.read_bytes())
+        content[8 + int.from_bytes(content[:8], "little") + place] ^= 16
+        path.write_bytes(content)
+        again = FeatureCache(SETTINGS, root)
+        assert torch.equal(again.read("de"), EVERYTHING[3:])
+        others = [digest for i, digest in enumerate("abc") if i != place // 120]
+        assert torch.equal(again.read(others), EVERYTHING[["abc".index(d) for d in others]])
+        with pytest.raises(KeyError):
+            (again.rows if rows else again.read)("abcde")
+        assert [d for d in "abcde" if d in again] == ["d", "e"]
+        assert path.with_suffix(".damaged").exists()
+
+
+def test_images_are_checked_once(tmp_path, monkeypatch):
+    filled(tmp_path)
+    store, sums = FeatureCache(SETTINGS, tmp_path), []
+    crc32 = zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda data: sums.append(len(data)) or crc32(data))
+    store.read("ab")
+    store.rows("abd")
+    store.read("abcde")
+    assert sums == [120] * 5
+
+
+def test_rows_in_files_are_the_images_in_the_order_asked_for(tmp_path):
+    rows = filled(tmp_path).rows("eacba")
+    expected = EVERYTHING[[4, 0, 2, 1, 0]].reshape(-1, 5)
+    assert rows.shape == (30, 5)
+    assert torch.equal(rows.read(0, torch.empty(30, 5)), expected)
+    assert torch.equal(rows.gather(torch.tensor([29, 0, 7, 7])), expected[[29, 0, 7, 7]])
+
+
+def test_old_leftovers_of_killed_runs_are_removed(tmp_path):
+    store = filled(tmp_path)
+    for name, days in (("old", 2), ("new", 0)):
+        path = store.folder / f".{name}.partial"
+        path.write_text("half a shard")
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    FeatureCache(SETTINGS, tmp_path)
+    assert [path.name for path in store.folder.glob(".*.partial")] == [".new.partial"]
+
+
+def test_damaged_shard_that_another_run_has_put_aside(tmp_path, monkeypatch):
+    store = filled(tmp_path)
+    truncate(store._where["a"][0].path)
+    rename = Path.rename
+
+    def beaten(self, target):
+        rename(self, target)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", beaten)
+    assert len(FeatureCache(SETTINGS, tmp_path)) == 2
+
+
+# --- writing that fails --------------------------------------------------------------------------------------------
+
+
+def names(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), OSError(5, "I/O error"), KeyboardInterrupt()]
+)
+def test_failed_shard_leaves_no_partial_file(tmp_path, monkeypatch, error):
+    store = filled(tmp_path)
+    before = names(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(error))
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError
+    with pytest.raises(expected) as caught:
+        store.write(["f"], features(1))
+    assert names(tmp_path) == before
+    assert "f" not in store
+    assert torch.equal(store.read("abcde"), EVERYTHING)
+    if expected is InputError:
+        assert "could not be written" in str(caught.value)
+        assert "MONAI_WSCXR_CACHE" in str(caught.value)
+    if getattr(error, "errno", None) == 28:
+        assert "MB are missing" in str(caught.value)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("write", [lambda p: write_text_atomic(p, "new"), lambda p: save_sealed(p, {"new": 1})])
+def test_atomic_files_are_old_or_new_and_leave_nothing_else(tmp_path, monkeypatch, write, step):
+    path = tmp_path / "file"
+    write_text_atomic(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            write(path)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+    write(path)
+    assert path.read_bytes() != b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_partial_files_of_a_killed_run_are_not_read(tmp_path):
+    store = filled(tmp_path)
+    save_file({"features": features(1)}, store.folder / "0123.partial", {"digests": '["z"]'})
+    assert "z" not in FeatureCache(SETTINGS, tmp_path)
+    assert (store.folder / "0123.partial").exists()
+
+
+def test_disk_without_space_is_refused_with_numbers(tmp_path, monkeypatch):
+    store = FeatureCache(SETTINGS, tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3_000_000_000))
+    store.check_space(100, 1_000_000)
+    with pytest.raises(InputError, match=r"features of 5000 images need 5.00 GB .* only 3.00 GB are free"):
+        store.check_space(5000, 1_000_000)
+    with pytest.raises(InputError):  # some room must stay
+        store.check_space(2999, 1_000_000)
+
+
+def test_unwritable_cache_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("a file, not a folder")
+    with pytest.raises(InputError, match=r"cannot be written .*; point MONAI_WSCXR_CACHE at a folder that can"):
+        FeatureCache(SETTINGS, tmp_path / "file" / "cache")

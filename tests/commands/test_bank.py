@@ -1,0 +1,101 @@
+"""`bank` and `check-precision` as a person types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_wscxr.bank.folder import BankFolder
+from monai_wscxr.commands import main as cli
+from monai_wscxr.data.radiograph.read import file_digest
+
+NETWORK = ["--backbone", "timm/test_resnet", "--weights", "none", "--image_size", "64"]
+
+
+@pytest.fixture(autouse=True)
+def same_random_weights(monkeypatch):
+    """'none' draws weights; these commands must see the same ones."""
+    from monai_wscxr.features import backbones
+
+    create = backbones.create_backbone
+
+    def seeded(*args):
+        torch.manual_seed(0)
+        return create(*args)
+
+    monkeypatch.setattr(backbones, "create_backbone", seeded)
+
+
+def run(*arguments):
+    cli.main([str(argument) for argument in arguments])
+
+
+def test_a_bank_grows_shrinks_and_merges(tmp_path, normal_items, capsys):
+    files = [item["image"] for item in normal_items]
+    digests = [file_digest(file) for file in files]
+    run("bank", "add", tmp_path / "a", *files[:5], *NETWORK)
+    assert "5 images added, 0 were there" in capsys.readouterr().out
+    run("bank", "add", tmp_path / "a", *files[3:7], *NETWORK)
+    assert "2 images added, 5 were there" in capsys.readouterr().out
+    run("bank", "add", tmp_path / "b", *files[6:9], *NETWORK)
+    run("bank", "merge", tmp_path / "all", tmp_path / "a", tmp_path / "b")
+    run("bank", "remove", tmp_path / "all", files[0], digests[8])
+    run("bank", "compact", tmp_path / "all")
+    capsys.readouterr()
+    run("bank", "list", tmp_path / "all", "--digests")
+    listed = capsys.readouterr().out
+    assert "7 images" in listed
+    assert sorted(listed.split()[-7:]) == sorted(digests[1:8])
+    run("bank", "verify", tmp_path / "all")
+    assert "shards are whole" in capsys.readouterr().out
+    # the rows are those that are computed at once
+    run("bank", "add", tmp_path / "once", *files[1:8], *NETWORK)
+    merged, once = BankFolder(tmp_path / "all").bank(), BankFolder(tmp_path / "once").bank()
+    order = torch.tensor([merged.files.index(name) for name in once.files])
+    patches = len(merged) // 7
+    rows = (order[:, None] * patches + torch.arange(patches)).flatten()
+    assert torch.equal(merged.rows.gather(rows), once.rows.gather(torch.arange(len(once))))
+
+
+def test_damage_is_an_exit_status_and_is_dropped_when_asked(tmp_path, normal_items, capsys):
+    run("bank", "add", tmp_path / "a", normal_items[0]["image"], *NETWORK)
+    shard = next(Path(tmp_path / "a").glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(SystemExit, match="1"):
+        run("bank", "verify", tmp_path / "a", "--drop")
+    assert "the checksum of image 1 of 1 is wrong" in capsys.readouterr().out
+    run("bank", "add", tmp_path / "a", normal_items[0]["image"], *NETWORK)
+    run("bank", "verify", tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bank", "list", "nowhere"], "holds no bank"),
+        (["bank", "remove", "BANK", "0000"], "nothing was removed"),
+        (["bank", "add", "BANK", "nowhere.png", *NETWORK], "no file or folder nowhere.png"),
+        (["bank", "add", "BANK", "IMAGE", *NETWORK, "--neighbourhood", "3"], "was made with other settings"),
+        (["bank", "merge", "BANK", "BANK"], "not empty"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(tmp_path, normal_items, capsys, arguments, message):
+    image, bank = normal_items[0]["image"], str(tmp_path / "a")
+    run("bank", "add", bank, image, *NETWORK)
+    arguments = [{"BANK": bank, "IMAGE": image}.get(argument, argument) for argument in arguments]
+    with pytest.raises(SystemExit, match="2"):
+        run(*arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_precision_is_measured_and_refused_where_it_is_not_enough(phantoms, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        run("check-precision", phantoms, *NETWORK, "--tolerance", "1e-9", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert not found["accepted"]
+    assert "allowed are 0.0%" in found["reasons"][0]
+    assert 1e-5 < found["feature_error"] < 0.1
+    assert 0 <= found["auroc"] <= 1
+    assert found["score_change"] > 0

@@ -1,0 +1,73 @@
+"""Altered copies: what they depend on, their cache, and the covariance and bank that training makes of them."""
+
+import shutil
+
+import pytest
+import torch
+
+from monai_wscxr.data.transforms import Preprocessing
+from monai_wscxr.errors import InputError
+from monai_wscxr.features import copies as module
+from monai_wscxr.features.copies import ALTERED, Alteration, copy_features
+from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.model.nuisance import nuisance_of
+
+
+@pytest.fixture
+def extractor(make_features, tmp_path):
+    features = make_features()
+    preprocessing = Preprocessing(64, features.backbone.mean, features.backbone.std, intensity="standardised")
+    return PatchExtractor(features, preprocessing, cache=tmp_path / "cache", progress=False)
+
+
+def files_of(bank):
+    return list(bank.files)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_copy_depends_on_the_image_and_its_number_alone(extractor, normal_items, pooled):
+    bank = extractor.bank(normal_items[:4])
+    both = copy_features(extractor, files_of(bank), ALTERED, 2, pooled)
+    again = copy_features(extractor, files_of(bank)[::-1], ALTERED, 2, pooled)
+    patches = 1 if pooled else extractor.grid[0] * extractor.grid[1]
+    assert both.shape == (8, patches, extractor.features.channels)
+    assert torch.equal(both.unflatten(0, (4, 2)), again.unflatten(0, (4, 2)).flip(0))
+    assert not torch.equal(both[0], both[1])
+    extractor.cache = None  # without a cache the same, computed anew
+    torch.testing.assert_close(copy_features(extractor, files_of(bank), ALTERED, 2, pooled), both, rtol=0, atol=1e-5)
+
+
+def test_copies_that_nothing_altered_are_the_images(extractor, normal_items):
+    bank = extractor.bank(normal_items[:5])
+    same = copy_features(extractor, files_of(bank), Alteration("none", 1, lambda image, seed: image), 1)
+    torch.testing.assert_close(same.flatten(0, 1), bank.rows)
+
+
+def test_cached_copies_are_not_made_again(extractor, normal_items, monkeypatch):
+    bank = extractor.bank(normal_items[:3])
+    extractor.shard_images = 2  # several shards
+    first = copy_features(extractor, files_of(bank), ALTERED, 2)
+    monkeypatch.setattr(module, "_extract", None)
+    assert torch.equal(copy_features(extractor, files_of(bank), ALTERED, 2), first)
+    with pytest.raises(TypeError):
+        copy_features(extractor, files_of(bank), Alteration("altered", 3, ALTERED.change), 2)  # another version
+
+
+def test_the_nuisance_covariance_is_that_of_the_chosen_images(extractor, normal_items):
+    bank = extractor.bank(normal_items[:5])
+    chosen = sorted(range(5), key=lambda n: extractor.digests[bank.files[n]])[:3]
+    made = copy_features(extractor, files_of(bank), ALTERED, 2).double()
+    own = bank.images.flatten(2).transpose(1, 2).double()
+    moved = torch.cat([made[2 * n + c] - own[n] for n in chosen for c in range(2)])
+    torch.testing.assert_close(nuisance_of(extractor, bank, 3, 2), moved.T @ moved / len(moved), rtol=1e-4, atol=1e-9)
+    fewer = extractor.bank([item for n, item in enumerate(normal_items[:5]) if n != chosen[-1]])
+    assert not torch.equal(nuisance_of(extractor, fewer, 2, 2), torch.zeros(()))
+
+
+def test_a_file_that_vanished_is_named(extractor, normal_items, tmp_path):
+    gone = tmp_path / "gone.png"
+    shutil.copy(normal_items[0]["image"], gone)
+    extractor.bank([{"image": str(gone)}])
+    gone.unlink()
+    with pytest.raises(InputError, match="cannot be read now"):
+        copy_features(extractor, [str(gone)], ALTERED, 1)
