@@ -33,7 +33,7 @@ from monai_wscxr.model.networks import EpochScores, anomaly_score
 from monai_wscxr.model.predictor import Prediction, in_order, to_map, to_prediction, write_csv
 from monai_wscxr.report.case import Case
 from monai_wscxr.report.html import choose_cases, write_report
-from monai_wscxr.report.overlay import ColourScale, overlay
+from monai_wscxr.report.overlay import overlay
 from monai_wscxr.system.atomic import write_bytes_atomic, write_text_atomic
 from monai_wscxr.training.run_folder import epoch_discriminators
 
@@ -159,11 +159,6 @@ class ResultHandler:
             pictures["mask"] = LoadMaskd("mask", size)({"mask": item["mask"]})["mask"][0].numpy()
         return pictures
 
-    def scale(self) -> ColourScale:
-        """The one colour scale of this model."""
-        calibration = self.model.calibration
-        return ColourScale(calibration.colour_low, calibration.colour_high, calibration.threshold)
-
 
 class EvaluationHandler(ResultHandler):
     """`ResultHandler` for labelled test images: `metrics.json` and the report besides the predictions.
@@ -274,7 +269,7 @@ class EvaluationHandler(ResultHandler):
             cases=cases,
             metrics=self.metrics,
             settings={**self.model.settings, "model_sha256": self.model.sha256},
-            scale=self.scale(),
+            scale=self.model.colour_scale,
             threshold=self.model.calibration.threshold,
             max_cases=self.max_cases,
             notes=notes,
@@ -303,7 +298,7 @@ class InferenceHandler(ResultHandler):
             values = to_map(self.model, prediction)
             stem = f"{self._number[prediction.file]:06d}"
             _write_tiff(self.folder / "maps" / f"{stem}.tiff", values)
-            picture = encode_png(overlay(radiograph, values, self.scale()), quick=True)
+            picture = encode_png(overlay(radiograph, values, self.model.colour_scale), quick=True)
             write_bytes_atomic(self.folder / "overlays" / f"{stem}.png", picture)
 
     def write(self, engine: Engine) -> None:

@@ -15,7 +15,7 @@ from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import create_backbone, weights_hash
 from monai_wscxr.features.patches import PatchFeatures
-from monai_wscxr.model.calibration import Calibration
+from monai_wscxr.model.calibration import Calibration, ColourScale
 from monai_wscxr.model.networks import Discriminator, WSCXRNet, check_score_share
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.system.atomic import torch_bytes, write_together
@@ -47,6 +47,11 @@ class TrainedModel:
     sha256: str
     settings: dict[str, Any]
     folder: Path
+
+    @property
+    def colour_scale(self) -> ColourScale:
+        """Colour scale of all anomaly maps of this model."""
+        return self.calibration.colour_scale
 
 
 def save_model(

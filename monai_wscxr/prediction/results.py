@@ -12,7 +12,6 @@ import monai_wscxr
 from monai_wscxr.data.radiograph.read import RadiographError
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.predictor import Prediction, write_csv
-from monai_wscxr.prediction import tasks
 from monai_wscxr.prediction.folder import stamp
 from monai_wscxr.prediction.inputs import Input
 from monai_wscxr.prediction.journal import Record
@@ -122,7 +121,7 @@ def _report(folder: Path, model: TrainedModel, records: Sequence[Record], device
     write_run_report(
         folder / "report" / "index.html",
         [_entry(record) for record in records],
-        tasks.colour_scale(model),
+        model.colour_scale,
         calibration.threshold,
         settings,
         notes,

@@ -23,7 +23,7 @@ from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.networks import WSCXRNet
 from monai_wscxr.model.predictor import Prediction, to_map
-from monai_wscxr.report.overlay import THRESHOLD_COLOUR, ColourScale, grey_levels, heatmap, outline, overlay
+from monai_wscxr.report.overlay import THRESHOLD_COLOUR, grey_levels, heatmap, outline, overlay
 from monai_wscxr.system.atomic import write_bytes_atomic
 
 MAP_FORMATS = ("nifti", "tiff", "npy", "none")
@@ -101,16 +101,10 @@ class _Setup:
         self.load = radiograph_transforms(
             model.preprocessing, keep_radiograph=True, allow=wanted.allow, keep_source=True
         )
-        self.scale = colour_scale(model)
+        self.scale = model.colour_scale
 
 
 _setup: _Setup | None = None
-
-
-def colour_scale(model: TrainedModel) -> ColourScale:
-    """The one colour scale of a model."""
-    calibration = model.calibration
-    return ColourScale(calibration.colour_low, calibration.colour_high, calibration.threshold)
 
 
 def without_network(model: TrainedModel) -> TrainedModel:

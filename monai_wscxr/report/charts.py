@@ -12,7 +12,7 @@ from html import escape
 import numpy as np
 from sklearn.metrics import roc_curve
 
-from .case import KIND, MISSING, Case, class_text, number_text
+from monai_wscxr.report.case import KIND, MISSING, Case, class_text, number_text
 
 DOTS_PER_CLASS = 400  # a larger class shows evenly spaced ranks
 _MARKS = {  # path from the centre: circle, diamond, square; shape tells labels apart where colour does not

@@ -36,9 +36,9 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 import monai_wscxr
 from monai_wscxr.data.radiograph.pydicom_versions import encoded
-
-from .case import number_text
-from .overlay import THRESHOLD_COLOUR, ColourScale, heatmap, outline, overlay
+from monai_wscxr.model.calibration import ColourScale
+from monai_wscxr.report.case import number_text
+from monai_wscxr.report.overlay import THRESHOLD_COLOUR, heatmap, outline, overlay
 
 NAME = "monai_wscxr"
 SCHEME = "99WSCXR"

@@ -20,11 +20,11 @@ from string import Template
 import numpy as np
 
 from monai_wscxr.data.encoding import encode_jpeg
+from monai_wscxr.model.calibration import ColourScale
 from monai_wscxr.report.case import KIND, MISSING, Case, class_text, decision_text, number_text, outcome_text
 from monai_wscxr.report.charts import DOTS_PER_CLASS, roc_chart, strip_chart
 from monai_wscxr.report.overlay import (
     THRESHOLD_COLOUR,
-    ColourScale,
     colour_bar_symbol,
     grey_levels,
     heatmap,

@@ -7,11 +7,10 @@ therefore looks exactly like its radiograph.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 from PIL import Image
+
+from monai_wscxr.model.calibration import ColourScale
 
 # Evenly spaced anchors, violet over red to yellow. Luminance rises from each anchor to the next, so the order also
 # survives a grey printer and colour-blind eyes; the top stays saturated, because pale colours vanish over bone.
@@ -34,36 +33,6 @@ _RANGE_TOLERANCE = 1e-4  # float32 resampling may leave [0, 1] by a rounding err
 LESION_COLOUR = (92, 220, 255)
 THRESHOLD_COLOUR = (255, 255, 255)
 _HALO = (10, 16, 22)
-
-
-@dataclass(frozen=True)
-class ColourScale:
-    """The one mapping from anomaly map values to colours that all images of a run share.
-
-    Attributes:
-        low: value at and below which nothing is drawn.
-        high: value at and above which colour and opacity are at their strongest; larger than ``low``.
-        threshold: value marked on the colour bar, or None.
-
-    Raises:
-        ValueError: if a value is not finite or ``low`` is not below ``high``.
-    """
-
-    low: float
-    high: float
-    threshold: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("low", "high", "threshold"):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"colour scale: {name} must be finite, got {value}")
-        if not self.low < self.high:
-            raise ValueError(f"colour scale: low must be below high, got low={self.low} and high={self.high}")
-
-    def position(self, values: np.ndarray | float) -> np.ndarray:
-        """Returns where values lie on the scale: 0 at and below ``low``, 1 at and above ``high``."""
-        return np.clip((np.asarray(values, dtype=np.float64) - self.low) / (self.high - self.low), 0.0, 1.0)
 
 
 def colour_map(values: np.ndarray) -> np.ndarray:

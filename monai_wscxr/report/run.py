@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from .case import MISSING, Case, decision_text, number_text
-from .charts import strip_chart
-from .html import DISCLAIMER, colour_bar, notes_box, p_text, plural, run_section, write_page
-from .overlay import ColourScale
+from monai_wscxr.model.calibration import ColourScale
+from monai_wscxr.report.case import MISSING, Case, decision_text, number_text
+from monai_wscxr.report.charts import strip_chart
+from monai_wscxr.report.html import DISCLAIMER, colour_bar, notes_box, p_text, plural, run_section, write_page
 
 PICTURES = (
     ("radiograph", "Radiograph"),

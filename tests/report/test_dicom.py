@@ -21,7 +21,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from monai_wscxr.report.overlay import ColourScale
+from monai_wscxr.model.calibration import ColourScale
 
 hd = pytest.importorskip("highdicom", reason="the extra dicom is not installed")
 from monai_wscxr.report import dicom  # noqa: E402 - needs highdicom

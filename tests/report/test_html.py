@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from monai_wscxr.model.calibration import ColourScale
 from monai_wscxr.report.case import Case
 from monai_wscxr.report.html import DISCLAIMER, OPTIMISTIC, choose_cases, write_report
-from monai_wscxr.report.overlay import ColourScale
 
 METRICS = {
     "honest": {"auroc": 0.8765, "accuracy": 0.8, "f1": 0.7, "threshold": 1.0, "sensitivity": 0.75},

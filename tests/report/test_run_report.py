@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from monai_wscxr.data.encoding import encode_jpeg
-from monai_wscxr.report.overlay import ColourScale
+from monai_wscxr.model.calibration import ColourScale
 from monai_wscxr.report.run import PICTURES, Entry, write_run_report
 
 SCALE = ColourScale(0.5, 4.0, 1.5)
