@@ -28,16 +28,16 @@ async function send(path, options = {}, timeout = TIMEOUT) {
   try {
     response = await fetch(`api/${path}`, { ...options, signal: AbortSignal.timeout(timeout) });
   } catch {
-    throw new Unreachable("The server does not answer.");
+    throw new Unreachable("The server is not responding.");
   }
   if (response.ok) { return response; }
   let body;
   try {
     body = await response.json();
   } catch {
-    throw new Unreachable("The server does not answer as expected.");  // for instance a proxy in between
+    throw new Unreachable("The server sent an unexpected response.");  // for instance a proxy in between
   }
-  const message = body.message || String(body.detail || "the server refused this");
+  const message = body.message || String(body.detail || "the server refused the request");
   throw new Refusal(message.charAt(0).toUpperCase() + message.slice(1));
 }
 
@@ -51,7 +51,7 @@ async function json(path, options) {
   try {
     return await response.json();
   } catch {
-    throw new Unreachable("The connection broke.");
+    throw new Unreachable("The connection was lost.");
   }
 }
 

@@ -60,9 +60,9 @@ async function label(change) {
  * @param {Item} item
  */
 function refusedWords(item) {
-  if (state.failures) { return "Not stored: the server does not answer."; }
-  if (state.status?.read_only) { return "This server is read only; it stores no labels."; }
-  if (item.reason) { return "An image that cannot be shown can only be skipped."; }
+  if (state.failures) { return "Not stored: the server is not responding."; }
+  if (state.status?.read_only) { return "This server is read-only and stores no labels."; }
+  if (item.reason) { return "An image that cannot be displayed can only be skipped."; }
   return "Wait until the image is shown.";
 }
 
@@ -102,7 +102,7 @@ export async function undo() {
     state.history.pop();
     if (!queue.update(item)) { queue.fill([item, ...queue.items], queue.scale); }
     say(`Undone: ${item.name}.`);
-    announce(`Undone: ${item.name} is ${labelWords(item) || "without a label"} again.`);
+    announce(`Undone: ${item.name} is ${labelWords(item) || "unlabelled"} again.`);
     show(queue.indexOf(item.id));
   } catch (error) {
     report(error);

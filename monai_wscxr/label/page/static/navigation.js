@@ -63,8 +63,8 @@ function setComplete(items) {
 }
 
 function emptyWords() {
-  if (!state.status?.images) { return "No images. Put radiographs into the studies folder; they appear here."; }
-  if (state.strategy === "labelled") { return "Nothing is labelled yet."; }
+  if (!state.status?.images) { return "No images. Radiographs added to the studies folder appear here."; }
+  if (state.strategy === "labelled") { return "No image is labelled yet."; }
   return "Every image is labelled or skipped.";
 }
 

@@ -42,7 +42,7 @@ export function connectionLost() {
   const wait = Math.min(LONGEST_WAIT, 2 ** state.failures);
   state.retryAt = Date.now() + 1000 * wait;
   by("gone").hidden = false;
-  by("gone-text").textContent = `The server does not answer. What was labelled before is stored. Trying again in ${wait} s.`;
+  by("gone-text").textContent = `The server is not responding. Labels given so far are stored. Trying again in ${wait} s.`;
   updateControls();
 }
 
@@ -51,6 +51,6 @@ export function connectionFound() {
   if (!state.failures) { return; }
   state.failures = 0;
   by("gone").hidden = true;
-  announce("The server answers again.");
+  announce("The server is responding again.");
   updateControls();
 }

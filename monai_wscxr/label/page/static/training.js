@@ -68,7 +68,7 @@ export function showTraining(training, readOnly) {
 export function changesWords(changes) {
   const newly = changes.moved.filter((m) => m.flagged_after && !m.flagged_before).length;
   const flagged = `${plural(changes.now_flagged, "image")} flagged, ${changes.flagged_before} before`;
-  const moved = changes.moved.length ? "" : " No image changed its rank.";
+  const moved = changes.moved.length ? "" : " No image changed rank.";
   return `Retrained with ${plural(changes.new_labels, "new label")}. ${flagged}${newly ? `; ${newly} newly` : ""}.${moved}`;
 }
 

@@ -72,12 +72,12 @@ async function showModel(trained) {
   });
   if (trained && changes) {
     const stayed = !state.untouched && state.current;
-    say(stayed ? "Ranked anew. The image you were looking at has stayed; the top of the queue comes next." : "");
+    say(stayed ? "All images were ranked again. The image you are looking at stays; the top of the queue comes next." : "");
     announce(changesWords(changes));
   }
 }
 
-/** Refresh for ever: often while the server trains or scores, and while it is unreachable only when an attempt is due. */
+/** Refresh in an endless loop: often while the server trains or scores, and while it is unreachable only when an attempt is due. */
 export async function watch() {
   for (;;) {
     const { status, training } = state;

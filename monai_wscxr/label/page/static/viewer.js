@@ -61,7 +61,7 @@ export class Viewer {
     this.say("", "");
     if (!item) { return; }
     if (item.reason) {
-      this.say(`This image cannot be shown: ${item.message || item.reason}`, "");
+      this.say(`This image cannot be displayed: ${item.message || item.reason}`, "");
       done();
       return;
     }
@@ -77,7 +77,7 @@ export class Viewer {
       done();
     } catch (error) {
       if (this.asked === item) {
-        this.say(`This image cannot be shown: ${messageOf(error)}`, "");
+        this.say(`This image cannot be displayed: ${messageOf(error)}`, "");
         done(error);
       }
       return;
