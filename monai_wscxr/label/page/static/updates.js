@@ -77,7 +77,9 @@ async function showModel(trained) {
   }
 }
 
-/** Refresh in an endless loop: often while the server trains or scores, and while it is unreachable only when an attempt is due. */
+/**
+ * Refresh in an endless loop: often while the server trains or scores; while it is unreachable, only when an attempt is due.
+ */
 export async function watch() {
   for (;;) {
     const { status, training } = state;
