@@ -5,8 +5,9 @@ from html.parser import HTMLParser
 from importlib import resources
 
 import pytest
-from fake_workbench import FakeWorkbench, phantom_files
-from webdriver import until
+
+from tests.helpers.fake_workbench import FakeWorkbench, phantom_files
+from tests.helpers.webdriver import until
 
 PAGE = resources.files("monai_wscxr.label.page")
 TAGS = {
