@@ -21,11 +21,12 @@ from monai_wscxr.commands.main import main
 from monai_wscxr.data.radiograph.read import GATES
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import load_model
-from monai_wscxr.model.predictor import COLUMNS, predict_files, to_map
+from monai_wscxr.model.predictor import predict_files, to_map
 from monai_wscxr.prediction import tasks
 from monai_wscxr.prediction.journal import NAME as JOURNAL
 from monai_wscxr.prediction.options import Options
 from monai_wscxr.prediction.run import predict
+from monai_wscxr.report.predictions import COLUMNS
 
 PATIENT_FILES = ("b/3.dcm", "b/1.2.840.1", "b/lateral.dcm")
 
@@ -148,17 +149,17 @@ def test_results_do_not_depend_on_what_was_done_before(options, tmp_path, monkey
 
         from monai_wscxr.prediction import run
 
-        settle, settled = run.Run._settle, []
+        finish, finished = run.Run._finish, []
 
-        def stopping(self, *arguments, settle=settle, settled=settled, stop=stop):
-            settle(self, *arguments)
-            settled.append(1)
-            if len(settled) == stop:
+        def stopping(self, *arguments, finish=finish, finished=finished, stop=stop):
+            finish(self, *arguments)
+            finished.append(1)
+            if len(finished) == stop:
                 raise KeyboardInterrupt
 
         output = str(tmp_path / f"stopped{stop}")
         with monkeypatch.context() as patched:
-            patched.setattr(run.Run, "_settle", stopping)
+            patched.setattr(run.Run, "_finish", stopping)
             with pytest.raises(KeyboardInterrupt):
                 predict(options(output=output))
         with monkeypatch.context() as patched:
