@@ -13,23 +13,11 @@ from monai_wscxr.model.mixing import PatchBatches
 from monai_wscxr.model.networks import Discriminator, check_score_share
 from monai_wscxr.system.atomic import require_space, torch_bytes
 from monai_wscxr.system.processes import first_process, wait_for_all
-from monai_wscxr.training.banks import TrainingBanks
 from monai_wscxr.training.distance import check_distance_share, distance_spread, distance_weight
+from monai_wscxr.training.mining_handler import banks_of
 from monai_wscxr.training.run_folder import RunFolder
 
 logger = logging.getLogger("monai_wscxr")
-
-
-def banks_of(engine: Engine) -> TrainingBanks:
-    """Return the banks that `MiningHandler` has prepared for this training.
-
-    Raises:
-        RuntimeError: when it has not run; attach it before the handlers that need banks.
-    """
-    banks = getattr(engine.state, "banks", None)
-    if banks is None:
-        raise RuntimeError("the training has no banks yet: attach MiningHandler before the handlers that need them")
-    return banks
 
 
 class EpochStateHandler:
