@@ -1,4 +1,4 @@
-"""The compared methods through the bundle: configurations on top of train.yaml, run shrunk."""
+"""The compared methods as bundle workflows: their configurations on top of train.yaml, with small settings."""
 
 import csv
 import json

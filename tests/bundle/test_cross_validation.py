@@ -47,7 +47,7 @@ def test_splits_keep_patients_apart_and_nest():
 
 
 def test_it_trains_what_the_bundle_trains(phantoms, tmp_path):
-    """The bundle's run of the same split gives the same weights."""
+    """Training in cross-validation gives the weights of the bundle's training on the same split."""
     started = workflow("train", phantoms, tmp_path / "run")
     started.run()
     banks = started.parser.get_parsed_content("train#trainer").state.banks
@@ -85,7 +85,7 @@ def test_the_command_writes_a_table_and_never_opens_the_test_part(phantoms, tmp_
     for path in source.glob("test/*/*"):
         if path.is_file():
             path.write_bytes(b"unreadable")
-    for name in ("consolidation", "nodule"):  # a second image of each class, to validate with
+    for name in ("consolidation", "nodule"):  # a second image of each class, for validation
         twin = next((phantoms / "test" / "abnormal" / name).glob("*.png"))
         shutil.copy(twin, source / "train" / "abnormal" / name / "more.png")
     small = {"image_size": 64, "epochs": 1, "min_batches": 2, "backbone": "timm/test_resnet", "weights": "none"}

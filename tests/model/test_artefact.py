@@ -1,4 +1,4 @@
-"""A trained model on disk: it comes back as it was, and whatever does not belong together is refused in one sentence."""
+"""Trained models on disk: loading restores them, and inconsistent files are refused with a one-line message."""
 
 import json
 
@@ -11,7 +11,7 @@ from monai_wscxr.model.artefact import ARTEFACT, WEIGHTS, load_model
 
 
 def refusal(folder):
-    """The sentence with which `load_model` refuses."""
+    """Return the error message of `load_model`."""
     with pytest.raises(InputError) as caught:
         load_model(folder)
     message = str(caught.value)
@@ -21,7 +21,7 @@ def refusal(folder):
 
 
 def edit(folder, change):
-    """Change the description on disk."""
+    """Change the artefact on disk."""
     path = folder / ARTEFACT
     description = json.loads(path.read_text())
     change(description)

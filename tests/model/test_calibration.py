@@ -1,4 +1,4 @@
-"""p-values, operating point and colour scale against naive counting, and the promise of split conformal prediction."""
+"""p-values, operating point and colour scale against naive counting, and the guarantee of split conformal prediction."""
 
 import json
 import math
@@ -16,7 +16,7 @@ COUNTS = [1, 2, 3, 5, 9, 18, 19, 20, 39, 99, 100, 199]
 
 
 def quiet(*arguments, **options):
-    """`calibrate` where too few normals are no news."""
+    """Call `calibrate` without its warning of too few normals."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return calibrate(*arguments, **options)
@@ -91,7 +91,7 @@ def test_exchangeable_normals_are_flagged_at_most_at_the_rate(n, rate):
     share = flagged / asked
     spread = math.sqrt(rate * (1 - rate) / n / 1500 + rate / asked)
     assert share <= rate + 4 * spread
-    assert share >= math.floor(rate * (n + 1)) / (n + 1) - 4 * spread  # and it is not merely cautious
+    assert share >= math.floor(rate * (n + 1)) / (n + 1) - 4 * spread  # and not far below
 
 
 @pytest.mark.parametrize("kind", ["normal", "tied", "constant", "huge", "tiny"])

@@ -1,4 +1,4 @@
-"""The journal: what was written comes back, a torn or damaged line costs that line alone, a run is nobody else's."""
+"""The journal: records come back, an incomplete or damaged line costs only itself, other runs are refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The report: complete, closed, escaped, and unbothered by what a run does not have."""
+"""The report of an evaluation: complete, self-contained, escaped, and robust to missing parts."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
-    """Checks that tags balance and ids are unique; collects what the tests ask for."""
+    """Parser that checks that tags balance and ids are unique, and collects tags, ids and texts."""
 
     def __init__(self, text):
         super().__init__()

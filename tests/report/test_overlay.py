@@ -1,4 +1,4 @@
-"""Overlays: one scale for all images, honest opacity, and files that are either old or new."""
+"""Overlays: one colour scale for all images, opacity, outlines, and encoded pictures."""
 
 import io
 
@@ -44,7 +44,7 @@ def test_map_at_or_below_low_leaves_the_radiograph():
 def test_opacity_grows_from_zero_to_alpha():
     values = np.linspace(SCALE.low - 1, SCALE.high + 1, 101)[None]
     black, white = (overlay(np.full((1, 101), level), values, SCALE, alpha=0.6).astype(float) for level in (0.0, 1.0))
-    seen = 1 - (white - black).mean(axis=2)[0] / 255  # what the overlay hides of the radiograph
+    seen = 1 - (white - black).mean(axis=2)[0] / 255  # opacity of the overlay
     assert (np.diff(seen) >= -0.005).all()
     assert seen[0] == 0
     assert seen[50] == pytest.approx(0.3, abs=0.01)
@@ -120,7 +120,7 @@ def test_jpeg_returns_nearly_every_pixel_and_the_colour_of_thin_lines():
     array[:, 15] = (255, 40, 40)
     back = np.asarray(Image.open(io.BytesIO(encode_jpeg(array, quality=95))), dtype=int)
     assert back.shape == array.shape
-    assert abs(back - array).max() < 30  # with colour at half resolution the line is 80 off
+    assert abs(back - array).max() < 30  # with chroma subsampling the line would be off by 80
 
 
 def test_encoders_reject_floats_odd_shapes_and_qualities():

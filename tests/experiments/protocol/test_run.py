@@ -30,7 +30,7 @@ OPTIONS = {
 }
 TABLE2 = {key: OPTIONS[key] for key in ("image_size", "epochs", "min_batches", "false_positive_rate", "device")}
 
-# by default the four patches of such small images have equal features, and a quarter of them is the maximum
+# with the defaults the four patches of such small images have equal features, and the highest quarter is the maximum
 HALF = {"score_share": 0.5, "neighbourhood": 1}
 
 
@@ -143,7 +143,7 @@ def test_wscxr_scores_are_those_of_the_trained_model(phantoms, tmp_path):
 
 
 def test_both_columns_are_those_of_the_bundles_own_evaluation(phantoms, tmp_path):
-    """From cached features as from files, every epoch included; with features whitened and not."""
+    """Scores from shared features give the metrics of the bundle's evaluation from files, all epochs included."""
     published = {"whiten": False, "distance_share": 0, "score_share": 0}
     for name, changes in {"new": HALF, "published": published}.items():
         options = {**TABLE2, **changes}
