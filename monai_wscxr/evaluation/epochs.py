@@ -33,6 +33,6 @@ def candidate_epochs(scores: Sequence[Scores]) -> Sequence[Scores]:
             trained model of a run without stored epochs.
 
     Returns:
-        The scores of the epochs; those of the trained model if there are no others.
+        The scores of the epochs; without stored epochs the scores of the trained model.
     """
     return scores[:-1] if len(scores) > 1 else scores

@@ -35,7 +35,7 @@ class PatchCore:
     """Anomaly detection by the distance to a coreset of normal patches.
 
     The score of an image is the distance of its farthest patch, re-weighted. Defaults are the published values; backbone and
-    neighbourhood are those of the run.
+    neighbourhood come from the run.
 
     Args:
         share: share of the normal bank that the coreset keeps, in (0, 1].
