@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_wscxr.data.radiograph.read import READER_CHAIN, RadiographError, read_radiograph
+from monai_wscxr.data.radiograph.base import RadiographError
+from monai_wscxr.data.radiograph.read import READER_CHAIN, read_radiograph
 from monai_wscxr.data.transforms import (
     LoadMaskd,
     LoadRadiographd,

@@ -119,7 +119,7 @@ def fuzz(count: int, seed: int, workers: int = 2, large_share: float = 0.1, chun
         large_share: share of broken versions of whole radiographs.
         chunk: files per prediction run.
     """
-    from monai_wscxr.data.radiograph.read import GATES, MEMORY_LIMIT, REASON_CODES
+    from monai_wscxr.data.radiograph.base import GATES, MEMORY_LIMIT, REASON_CODES
     from monai_wscxr.prediction.options import Options
     from monai_wscxr.prediction.run import predict
 

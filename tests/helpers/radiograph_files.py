@@ -12,7 +12,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from monai_wscxr.data.radiograph.read import RadiographError, read_radiograph
+from monai_wscxr.data.radiograph.base import RadiographError
+from monai_wscxr.data.radiograph.read import read_radiograph
 
 GREY = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)
 SECRET = "Doe^Jane"

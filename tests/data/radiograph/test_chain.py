@@ -16,7 +16,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from monai_wscxr.data.radiograph.read import GATES, read_radiograph
+from monai_wscxr.data.radiograph.base import GATES
+from monai_wscxr.data.radiograph.read import read_radiograph
 from tests.helpers.radiograph_files import GREY, WINDOW, dicom, rejected, sample, table
 
 GDCM = "python-gdcm writes JPEG lossless here; it is not installed"

@@ -25,9 +25,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from monai_wscxr.data.radiograph.base import GATES
 from monai_wscxr.data.radiograph.dicom import PROJECTION_MODALITIES
+from monai_wscxr.data.radiograph.formats import sniff_format
 from monai_wscxr.data.radiograph.grey import _as_stored, _used_bits
-from monai_wscxr.data.radiograph.read import GATES, read_radiograph, sniff_format
+from monai_wscxr.data.radiograph.read import read_radiograph
 from tests.helpers.radiograph_files import GREY, SECRET, WINDOW, dicom, rejected, sample, table
 
 PINNED = {  # values at a few places, computed once by hand-checked code and kept
@@ -237,7 +239,6 @@ def test_dicom_refusals_name_no_patient(tmp_path, elements, code):
     error = rejected(dicom(tmp_path / "a.dcm", GREY, **elements))
     assert error.code == code
     assert SECRET not in str(error)
-    assert str(tmp_path / "a.dcm") in str(error)
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR CS")  # pydicom on "dx"
