@@ -74,7 +74,17 @@ def test_pipes_are_not_opened(tmp_path):
 
 
 def test_folders_are_searched_in_order_and_what_is_left_out_is_counted(tmp_path):
-    for name in ("b/z.png", "b/a.png", "a.png", "c.png", ".git/x.png", "__MACOSX/y.png", "b/.z.png", "b/n.txt", "n.txt"):
+    for name in (
+        "b/z.png",
+        "b/a.png",
+        "a.png",
+        "c.png",
+        ".git/x.png",
+        "__MACOSX/y.png",
+        "b/.z.png",
+        "b/n.txt",
+        "n.txt",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     elsewhere = tmp_path / "b" / "link"
