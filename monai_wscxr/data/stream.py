@@ -7,10 +7,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from monai_wscxr.data.datalist import Item
 from monai_wscxr.data.radiograph.base import RadiographError, find_radiograph_error
 from monai_wscxr.system.progress import ahead
-
-Item = dict[str, Any]
 
 Rejected = tuple[str, str, str]
 """File, reason code and message of a file that cannot be used; the message does not name the file."""
