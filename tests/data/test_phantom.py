@@ -14,7 +14,7 @@ SEEDS = (0, 1, 2, 3, 4, 5)
 
 
 def central_heart_and_lung(image):
-    """Mean grey of the lower mediastinum and of the middle of both lungs, in image coordinates."""
+    """Return the mean grey value of the lower mediastinum and of the middle of both lungs, in image coordinates."""
     n = image.shape[0]
 
     def mean(left, top, right, bottom):

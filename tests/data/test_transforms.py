@@ -1,4 +1,4 @@
-"""From a file to the network's input, and the record of how."""
+"""Transforms from a file to the network input, and their settings."""
 
 import json
 
@@ -130,7 +130,7 @@ def test_preprocessing_survives_json(size):
 
 
 def naive_nearest(mask, size):
-    """The pixel under the centre of each target pixel."""
+    """Return the pixel under the centre of each target pixel."""
     h, w = mask.shape
     rows = [int((y + 0.5) * h / size) for y in range(size)]
     columns = [int((x + 0.5) * w / size) for x in range(size)]

@@ -1,4 +1,4 @@
-"""Readable pictures that are no frontal chest radiograph."""
+"""Gates against readable images that are not frontal chest radiographs."""
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""The loader: PNG, JPEG, NIfTI and what all formats share; nothing allocated for a false header."""
+"""The loader: PNG, JPEG, NIfTI, errors common to all formats, and false headers that must not allocate memory."""
 
 import gzip
 import os
