@@ -74,7 +74,7 @@ def is_hidden_folder(path: Path) -> bool:
 def list_images(paths: Iterable[str | os.PathLike[str]], skip: Callable[[Path], bool] | None = None) -> Listing:
     """List the images among files and folders.
 
-    Files are taken as given, whatever their names. Folders are searched with all subfolders except hidden and linked ones.
+    Files are taken as given, with any name. Folders are searched with all subfolders except hidden and linked ones.
 
     Args:
         paths: files and folders.

@@ -48,11 +48,7 @@ def test_other_errors_are_passed_on(items):
 
 
 def test_the_radiograph_error_is_found_among_the_causes():
-    inner = RadiographError("empty", "no pixels")
-    with pytest.raises(RuntimeError) as caught:
-        try:
-            raise inner
-        except RadiographError as error:
-            raise RuntimeError("applying transform") from error
-    assert find_radiograph_error(caught.value) is find_radiograph_error(inner) is inner
+    inner, outer = RadiographError("empty", "no pixels"), RuntimeError("applying transform")
+    outer.__cause__ = inner
+    assert find_radiograph_error(outer) is find_radiograph_error(inner) is inner
     assert find_radiograph_error(ValueError()) is None
