@@ -66,8 +66,8 @@ class ResultHandler:
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = in_order([str(i["image"]) for i in self.stream.items], self.predictions, self.stream.rejected)
         write_predictions(self.folder / "predictions.csv", rows, self.model.sha256)
-        for _, code, message in self.stream.rejected:
-            logger.warning("rejected (%s): %s", code, message)
+        for file, code, message in self.stream.rejected:
+            logger.warning("rejected (%s): %s: %s", code, file, message)
 
 
 class EvaluationHandler(ResultHandler):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from monai_wscxr.data.datalist import load_datalist
+from monai_wscxr.data.listing import IMAGE_SUFFIXES, list_images
 from monai_wscxr.data.radiograph.read import file_digest
 from monai_wscxr.data.selection import check_overlap
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import ARTEFACT, TrainedModel
+
+logger = logging.getLogger("monai_wscxr")
 
 Item = dict[str, Any]
 
@@ -47,19 +51,17 @@ def evaluation_items(model: TrainedModel, source: str | Path, allow_overlap: boo
 
 
 def inference_items(source: str | Path) -> list[Item]:
-    """Return an item for every image in a folder and its subfolders, or for one file; labels are ignored.
+    """Return an item for every image in a folder and its subfolders, or for one file; labels are ignored, and what is left out is logged.
 
     Raises:
         InputError: when there is no image.
     """
-    path = Path(source)
-    suffixes = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".dcm", "")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    chosen = [f for f in files if f.name.lower().endswith(suffixes[:-1]) or not f.suffix]
-    chosen = [f for f in chosen if not f.name.startswith(".")]
-    if not chosen:
-        raise InputError(f"{source} holds no radiograph (.png, .jpg, .jpeg, .nii, .nii.gz, .dcm); check --dataset_dir")
-    return [{"image": str(f)} for f in chosen]
+    listing = list_images([source])
+    if listing.left_out:
+        logger.info("%s: %s", source, listing.summary())
+    if not listing.images:
+        raise InputError(f"{source} holds no radiograph ({', '.join(IMAGE_SUFFIXES)}, or DICOM); check --dataset_dir")
+    return [{"image": str(file)} for file in listing.images]
 
 
 def training_record(model: TrainedModel) -> dict[str, Any]:

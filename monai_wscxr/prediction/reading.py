@@ -70,17 +70,15 @@ class Reader:
         """Wait for one image; returns the image, or the reason why it cannot be used."""
         if future is None:
             code, message = item.problem or ("unreadable", "")
-            return RadiographError(code, item.file, message)
+            return RadiographError(code, message)
         try:
             return future.result()
         except RadiographError as error:
             return error
         except WorkerLostError as lost:
             if not lost.too_slow:
-                return RadiographError(
-                    "crashed", item.file, "a decoding library crashed on it. Export or copy it again."
-                )
+                return RadiographError("crashed", "a decoding library crashed on it. Export or copy it again.")
             message = (
                 f"reading it took longer than {self._time_limit(item):.0f} s. Export it again, or raise --seconds."
             )
-            return RadiographError("too_slow", item.file, message)
+            return RadiographError("too_slow", message)
