@@ -51,7 +51,7 @@ def evaluation_items(model: TrainedModel, source: str | Path, allow_overlap: boo
 
 
 def inference_items(source: str | Path) -> list[Item]:
-    """Return an item for every image in a folder and its subfolders, or for one file; labels are ignored, and what is left out is logged.
+    """Return an item for every image in a folder and its subfolders, or for one file, without labels; log what is left out.
 
     Raises:
         InputError: when there is no image.
