@@ -1,4 +1,4 @@
-"""Patch features of altered copies of whole radiographs, for the whitening and for CutPaste; cached like those of the originals."""
+"""Patch features of altered copies of whole radiographs, cached like those of the originals."""
 
 from __future__ import annotations
 

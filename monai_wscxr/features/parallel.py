@@ -19,8 +19,8 @@ class ThreadParallel(nn.Module):
 
     Args:
         network: images [B, ...] to a tensor [B, ...]; used for inference only.
-        part: images per part, >= 1. With 1, most activations fit into the processor's cache, and a result does not depend on the
-            other images of its batch.
+        part: images per part, >= 1. With 1, most activations fit into the processor's cache, and a result does not depend
+            on the other images of its batch.
         threads: parts in flight, >= 1; None takes torch's number of threads.
 
     Raises:

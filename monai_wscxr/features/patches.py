@@ -21,9 +21,9 @@ class PatchFeatures(nn.Module):
         backbone: frozen network.
         neighbourhood: p, odd, >= 1; published: 5.
         aligned_channels: channels per layer after alignment, >= 1; None keeps all channels.
-        align_to: common resolution. "finest", as published: maps are upsampled bilinearly to the finest one. "coarsest": maps are
-            averaged over areas down to the coarsest one, which gives fewer patches and, with two layers of EfficientNet-Lite0,
-            a higher accuracy (docs/results.md).
+        align_to: common resolution. "finest", as published: maps are upsampled bilinearly to the finest one. "coarsest":
+            maps are averaged over areas down to the coarsest one, which gives fewer patches and, with two layers of
+            EfficientNet-Lite0, a higher accuracy (docs/results.md).
 
     Attributes:
         channels: C.

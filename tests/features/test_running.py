@@ -1,4 +1,4 @@
-"""A frozen network over a stream of images: order, independence of the other images, batches, and results that are not finite."""
+"""A frozen network over a stream of images: order, batches, reading ahead, and results that are not finite."""
 
 import threading
 
