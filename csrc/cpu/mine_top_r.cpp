@@ -16,14 +16,17 @@
 #include <tuple>
 #include <vector>
 
-#include "rows.h"
+#include "packed_bank.h"
 #include "search.h"
+#include "tensor_rows.h"
 
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using namespace wscxr::search;
+using wscxr::Rows;
+using wscxr::rows_of;
 
 constexpr std::int64_t kFirstShare = 24;  // part of the panels after which queries are dropped for the first time
 constexpr double kGrowth = 1.6;           // of the scanned part from one dropping to the next

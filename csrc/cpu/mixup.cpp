@@ -242,7 +242,7 @@ std::tuple<Tensor, Tensor> mixup_into(Tensor normal, Tensor abnormal, std::int64
                                       double alpha_min, double alpha_max, Tensor mixed) {
   STD_TORCH_CHECK(mixed.is_contiguous() && mixed.dim() == 2 && mixed.size(0) == normal.size(0) &&
                       mixed.size(1) == normal.size(1) && mixed.scalar_type() == normal.scalar_type(),
-                  "mixup: out must be contiguous, of the shape and type of the normal rows");
+                  "mixup: out must be contiguous and have the shape and type of the normal rows");
   return mix(normal, abnormal, seed, offset, alpha_min, alpha_max, mixed, false);
 }
 

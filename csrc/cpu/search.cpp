@@ -17,7 +17,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "../common.h"
 #include "parallel.h"
 
 namespace wscxr::search {

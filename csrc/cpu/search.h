@@ -5,8 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "../common.h"
+#include "common.h"
 #include "pages.h"
+#include "rows.h"
 
 namespace wscxr::search {
 
@@ -15,19 +16,6 @@ constexpr int kColumns = 32;
 // Channels that are coded; further ones count as residual, so that sums of products fit 32 bits.
 constexpr std::int64_t kCodedChannels = 65536;
 constexpr int kLargestTile = 12;  // query rows of the largest tile
-
-enum class Type { kDouble, kFloat, kHalf, kBFloat16 };
-
-inline std::int64_t bytes_of(Type type) { return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2; }
-
-// Contiguous rows of floating-point numbers.
-struct Rows {
-  const char* data = nullptr;
-  std::int64_t count = 0;
-  std::int64_t channels = 0;
-  Type type = Type::kFloat;
-  const char* at(std::int64_t row) const { return data + row * channels * bytes_of(type); }
-};
 
 // What is known of one row after quantisation. In scaled units (multiplied by 2^-exponent) the centred row is
 // scale * code + e with |e| <= residual.

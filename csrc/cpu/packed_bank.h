@@ -9,9 +9,6 @@
 
 namespace wscxr::search {
 
-// The matrix [N, C] behind a contiguous tensor.
-Rows rows_of(const torch::stable::Tensor& tensor);
-
 // Stops with a message that counts the rows holding NaN or Inf.
 void check_finite(const Rows& rows, const char* name);
 
