@@ -24,7 +24,7 @@ help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
 
 installed:
-	@WSCXR_BUILD=$(if $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null),cuda,cpu) $(RUN) setup.py -q build_ext --inplace
+	@MONAI_WSCXR_BUILD=$(if $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null),cuda,cpu) $(RUN) setup.py -q build_ext --inplace
 	@$(RUN) -m monai_wscxr doctor
 
 setup: $(READY)  ## .venv with pinned, tested versions and the extension built
@@ -92,7 +92,7 @@ SANITIZED := build/sanitize
 sanitize: setup  ## operator tests on a CPU module with address and undefined-behaviour checks
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	cp -r monai_wscxr tests pyproject.toml $(SANITIZED)/ && rm -f $(SANITIZED)/monai_wscxr/*.so
-	WSCXR_BUILD=cpu WSCXR_SANITIZE=1 $(RUN) setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	MONAI_WSCXR_BUILD=cpu MONAI_WSCXR_SANITIZE=1 $(RUN) setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	  $(abspath $(RUN)) -m pytest tests/ops tests/test_bank_file.py -q -m "not gpu" -k "not compile and not export and not opcheck and not peak_memory"

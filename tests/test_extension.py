@@ -14,7 +14,7 @@ from monai_wscxr.commands import main as cli
 
 ROOT = Path(__file__).parents[1]
 NVCC = shutil.which("nvcc") or next((p for p in ("/usr/local/cuda/bin/nvcc",) if Path(p).exists()), None)
-BUILT = os.environ.get("WSCXR_BUILD", "auto")
+BUILT = os.environ.get("MONAI_WSCXR_BUILD", "auto")
 
 
 @pytest.mark.skipif(not shutil.which("c++") or BUILT == "none", reason="no C++ compiler, or built without extension")
@@ -80,10 +80,14 @@ def test_phantom_command_writes_and_refuses(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("environment", "status", "sentence"),
     [
-        ({"WSCXR_BUILD": "none"}, 0, ""),
-        ({"WSCXR_BUILD": "often"}, 1, "WSCXR_BUILD must be auto, cpu, cuda or none, got 'often'"),
-        ({"WSCXR_BUILD": "auto", "CXX": "no-such-compiler"}, 0, "there is no C++ compiler"),
-        ({"WSCXR_BUILD": "cpu", "CXX": "no-such-compiler"}, 1, "WSCXR_BUILD=cpu asks for the compiled extension"),
+        ({"MONAI_WSCXR_BUILD": "none"}, 0, ""),
+        ({"MONAI_WSCXR_BUILD": "often"}, 1, "MONAI_WSCXR_BUILD must be auto, cpu, cuda or none, got 'often'"),
+        ({"MONAI_WSCXR_BUILD": "auto", "CXX": "no-such-compiler"}, 0, "there is no C++ compiler"),
+        (
+            {"MONAI_WSCXR_BUILD": "cpu", "CXX": "no-such-compiler"},
+            1,
+            "MONAI_WSCXR_BUILD=cpu asks for the compiled extension",
+        ),
     ],
 )
 def test_build_modes_fall_back_or_fail_loudly(environment, status, sentence):

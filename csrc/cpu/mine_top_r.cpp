@@ -114,12 +114,14 @@ class Mining {
 
 std::tuple<Tensor, Tensor> mine(const Tensor& query, const Tensor& bank, const Packed& packed, std::int64_t k) {
   const Rows queries = rows_of(query), rows = rows_of(bank);
+  STD_TORCH_CHECK(0 <= k && k <= queries.count, "mine_top_r: k must lie between 0 and ", queries.count, ", got ", k);
+  Tensor index = torch::stable::new_empty(query, {k}, ScalarType::Long);
+  Tensor distance = torch::stable::new_empty(query, {k}, ScalarType::Float);
+  if (k == 0) return {index, distance};
   Search search(kernels(), packed, rows, queries);
   Mining mining(search, queries.count, k, packed.panels);
   mining.run();
   count_search(queries.count, search.evaluated());
-  Tensor index = torch::stable::new_empty(query, {k}, ScalarType::Long);
-  Tensor distance = torch::stable::new_empty(query, {k}, ScalarType::Float);
   const std::vector<std::int64_t> mined = mining.mined();
   for (std::int64_t i = 0; i < k; ++i) {
     static_cast<std::int64_t*>(index.data_ptr())[i] = mined[i];

@@ -45,18 +45,19 @@ std::vector<const Kernels*> kernels_of_this_cpu() {
 }
 
 namespace {
-const Kernels* named(const char* name) {
+const Kernels* find(const char* name) {
   for (const Kernels* k : kernels_of_this_cpu()) {
     if (name && std::strcmp(k->name, name) == 0) return k;
   }
   return nullptr;
 }
 
+// The kernels that MONAI_WSCXR_CPU or use_kernels names, null for none.
 std::atomic<const Kernels*>& chosen() {
-  static std::atomic<const Kernels*> kernels = [] {
+  static std::atomic<const Kernels*> kernels = []() -> const Kernels* {
     const char* name = std::getenv("MONAI_WSCXR_CPU");
-    if (!name || !*name) return kernels_of_this_cpu().front();
-    if (const Kernels* asked = named(name)) return asked;
+    if (!name || !*name) return nullptr;
+    if (const Kernels* found = find(name)) return found;
     std::string known;
     for (const Kernels* k : kernels_of_this_cpu()) known += (known.empty() ? "" : ", ") + std::string(k->name);
     throw std::runtime_error("MONAI_WSCXR_CPU names the search kernels '" + std::string(name) + "', but this CPU has " +
@@ -66,12 +67,18 @@ std::atomic<const Kernels*>& chosen() {
 }
 }  // namespace
 
-const Kernels& kernels() { return *chosen().load(); }
+const Kernels* named_kernels() { return chosen().load(); }
+
+const Kernels& kernels() {
+  static const Kernels* const best = kernels_of_this_cpu().front();
+  const Kernels* const named = named_kernels();
+  return named != nullptr ? *named : *best;
+}
 
 bool use_kernels(const char* name) {
-  const Kernels* asked = named(name);
-  if (asked) chosen().store(asked);
-  return asked != nullptr;
+  const Kernels* const found = find(name);
+  if (found) chosen().store(found);
+  return found != nullptr;
 }
 
 Search::Search(const Kernels& kernels, const Packed& packed, const Rows& bank, const Rows& query,

@@ -69,6 +69,7 @@ extern const Kernels kAvx512Vnni;
 // The best of them for this CPU, or the one that `use_kernels` or the environment variable MONAI_WSCXR_CPU names;
 // throws std::runtime_error where that variable names none.
 const Kernels& kernels();
+const Kernels* named_kernels();  // null if neither has named any
 std::vector<const Kernels*> kernels_of_this_cpu();  // the best first
 bool use_kernels(const char* name);                 // false when this CPU has none of that name
 

@@ -87,18 +87,18 @@ def in_turns(methods):
 
 
 def with_kernel(name, work):
-    """`work` under WSCXR_CUDA_KERNEL=name."""
+    """`work` under MONAI_WSCXR_CUDA_KERNEL=name."""
 
     def run():
-        before = os.environ.get("WSCXR_CUDA_KERNEL")
-        os.environ["WSCXR_CUDA_KERNEL"] = name
+        before = os.environ.get("MONAI_WSCXR_CUDA_KERNEL")
+        os.environ["MONAI_WSCXR_CUDA_KERNEL"] = name
         try:
             return work()
         finally:
             if before is None:
-                del os.environ["WSCXR_CUDA_KERNEL"]
+                del os.environ["MONAI_WSCXR_CUDA_KERNEL"]
             else:
-                os.environ["WSCXR_CUDA_KERNEL"] = before
+                os.environ["MONAI_WSCXR_CUDA_KERNEL"] = before
 
     return run
 

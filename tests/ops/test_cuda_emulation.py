@@ -10,39 +10,19 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from test_min_distance import assert_nearest, naive_squared
 
-from monai_wscxr import ops
+from tests.helpers.cuda_emulation import EMULATION, TYPES, filtered, mine, mix, needs_emulation, search, search_block
+from tests.helpers.search_samples import assert_nearest, naive_squared
 
-EMULATION = getattr(ops.CUDA_EXTENSION, "emulation", None)
-pytestmark = pytest.mark.skipif(EMULATION is None, reason=f"the CUDA module was not built: {ops.CUDA_EXTENSION_STATE}")
+pytestmark = needs_emulation
 MIXUP = importlib.import_module("monai_wscxr.ops.mixup")
-TYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 FILTERS = ["portable", "int8"]
-GROUP = 64
+GROUP = 64  # bank rows per record of the filter
 
 
 @pytest.fixture
 def device():
     return "cpu"
-
-
-def described(rows):
-    assert rows.is_contiguous()
-    return rows.data_ptr(), rows.shape[0], rows.shape[1], TYPES[rows.dtype]
-
-
-def search(query, bank, **options):
-    query, bank = query.contiguous(), bank.contiguous()
-    distance, index = torch.full((len(query),), torch.nan), torch.full((len(query),), -1)
-    report = EMULATION.min_distance(described(query), described(bank), distance.data_ptr(), index.data_ptr(), options)
-    return distance, index, report
-
-
-def mine(query, bank, k, **options):
-    distance, index = torch.full((k,), torch.nan), torch.full((k,), -1)
-    report = EMULATION.mine_top_r(described(query), described(bank), k, index.data_ptr(), distance.data_ptr(), options)
-    return index, distance, report
 
 
 def test_the_emulation_notices_wrong_programs():
@@ -51,7 +31,7 @@ def test_the_emulation_notices_wrong_programs():
         waiting,
         waiting,
         "the lanes of a warp meet at different instructions",
-        "a background copy is not aligned to 16 bytes",
+        "an asynchronous copy is not aligned to 16 bytes",
         "not a number",
         "not a number",
     ]
@@ -221,35 +201,10 @@ def test_blocks_of_a_streamed_bank_add_up_to_the_whole(generator, kernel):
     squared = torch.full((50,), torch.inf, dtype=torch.float64)
     index = torch.full((50,), 2**63 - 1)
     for begin, end in ((300, 500), (0, 130), (130, 300)):
-        EMULATION.min_distance_block(
-            described(query),
-            described(bank[begin:end]),
-            begin,
-            squared.data_ptr(),
-            index.data_ptr(),
-            {"kernel": kernel},
-        )
+        search_block(query, bank[begin:end], squared, index, begin, kernel=kernel)
     whole = search(query, bank)
     assert torch.equal(index, whole[1])
     assert torch.equal(squared.sqrt().float(), whole[0])
-
-
-def filtered(query, bank, whole, scale=1.0, **options):
-    """Minima [q, groups, 2], bounds [q, groups] and |q|^2 [q] of one pass of the filter, uncentred."""
-    groups = -(-len(bank) // GROUP)
-    minima, bound = torch.full((len(query), groups, 2), torch.nan), torch.full((len(query), groups), torch.nan).double()
-    squared = torch.full((len(query),), torch.nan).double()
-    EMULATION.filter(
-        described(query),
-        described(bank),
-        whole,
-        scale,
-        minima.data_ptr(),
-        bound.data_ptr(),
-        squared.data_ptr(),
-        options,
-    )
-    return minima.numpy(), bound.numpy(), squared.numpy()
 
 
 def representable(g, n, channels):
@@ -352,15 +307,6 @@ def test_mixup_gives_the_bits_of_the_reference(generator, dtype, n, m, channels,
         store = torch.empty(n * channels + 1, dtype=dtype)
         store[1:] = normal.flatten()
         normal = store[1:].view(n, channels)
-    mixed, source, alpha = torch.full_like(normal, torch.nan), torch.full((n,), -1), torch.full((n,), torch.nan)
-    places = mixed.data_ptr(), source.data_ptr(), alpha.data_ptr()
-    EMULATION.mixup(described(normal), described(abnormal), seed, offset, 0.1, 0.9, blocks, *places, {"seed": 3})
+    got = mix(normal, abnormal, seed, offset, 0.1, 0.9, blocks, order=3)
     expected = MIXUP._reference(normal, abnormal, seed, offset, 0.1, 0.9)
-    assert all(map(torch.equal, (mixed, source, alpha), expected))
-
-
-def test_the_hopper_kernel_reads_the_sums_where_cutlass_puts_them():
-    built = ops.CUDA_EXTENSION.build_info()
-    if built["hopper_kernel"] != "built":
-        pytest.skip(f"the Hopper kernel is {built['hopper_kernel']}")
-    assert built["hopper_layout_is_as_assumed"]
+    assert all(map(torch.equal, got, expected))

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from test_min_distance import assert_nearest
 
 from monai_wscxr import ops
 from monai_wscxr.ops import backend, min_distance, mine_top_r, mixup
 from monai_wscxr.ops.min_distance import nothing_found, search_block
+from tests.helpers.search_samples import assert_nearest
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,7 +29,7 @@ def kernel(request, monkeypatch):
             pytest.skip(f"the Hopper kernel is {built}")
         if torch.cuda.get_device_capability() != (9, 0):
             pytest.skip("the Hopper kernel needs compute capability 9.0")
-    monkeypatch.setenv("WSCXR_CUDA_KERNEL", request.param)
+    monkeypatch.setenv("MONAI_WSCXR_CUDA_KERNEL", request.param)
     return request.param
 
 
@@ -111,7 +111,7 @@ def test_small_blocks_change_no_bit(kernel, monkeypatch):
     bank[30_000:30_100] = bank[:100]
     query[:50] = bank[30_020:30_070]
     expected = min_distance(query, bank)
-    monkeypatch.setenv("WSCXR_CUDA_BLOCK_BYTES", str(6 << 20))
+    monkeypatch.setenv("MONAI_WSCXR_CUDA_BLOCK_BYTES", str(6 << 20))
     assert all(map(torch.equal, expected, min_distance(query, bank)))
     assert int(expected[1][0]) == 20
 

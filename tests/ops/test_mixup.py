@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from monai_wscxr import ops
 from monai_wscxr.ops import backend, mixup
 
 MODULE = importlib.import_module("monai_wscxr.ops.mixup")
@@ -335,10 +336,27 @@ def test_the_compiled_kernel_gives_the_bits_of_the_reference(dtype, rows, channe
     assert all(map(torch.equal, compiled, reference))
 
 
+SPECIAL = [0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45, -1e-40, 6e-8, 65_504.0, 65_520.0, 3.3895e38, 1.0, -1.5]
+
+
+@pytest.mark.parametrize("name", ops.EXTENSION.available_search_kernels() if ops.EXTENSION else [])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 7, 8, 9, 15, 16, 17, 33, 320])
+def test_every_instruction_set_gives_the_bits_of_the_reference(kernels, name, dtype, channels, generator):
+    kernels(name)
+    pairs = [patches(generator, 50, 9, channels)]
+    pairs.append([torch.tensor(SPECIAL)[torch.randint(len(SPECIAL), (n, channels), generator=generator)] for n in (50, 9)])
+    for normal, abnormal in pairs:
+        arguments = (normal.to(dtype), abnormal.to(dtype), 3, 2**33 + 1, 0.1, 0.9)
+        got, expected = mixup(*arguments), MODULE._reference(*arguments)
+        for x, y in zip(got, expected, strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "channels"), [(0, 3), (37, 5), (300, 328), (9000, 1000)])
 def test_out_takes_the_same_bits(device, dtype, rows, channels, generator):
-    # 9000 x 1000 numbers are written past the caches; of 1000 channels some rows begin where that is possible
+    # 9000 x 1000 numbers bypass the caches, in those rows whose start is aligned
     normal, abnormal = patches(generator, rows, 19, channels, dtype, device)
     out = torch.full_like(normal, torch.nan)
     arguments = (normal, abnormal, 5, 2**33 + 1, 0.1, 0.9)
