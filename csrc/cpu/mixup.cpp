@@ -1,5 +1,5 @@
-// Eq. 6 on the CPU in one pass. Results are bit-identical to the reference in monai_wscxr/ops/mixup.py: the extension is
-// built with -ffp-contract=off, so products and sums are rounded separately here as well.
+// Eq. 6 on the CPU in one pass. Results are bit-identical to the reference in monai_wscxr/ops/mixup.py: the extension
+// is built with -ffp-contract=off, so products and sums are rounded separately here as well.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

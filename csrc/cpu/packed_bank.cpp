@@ -38,7 +38,7 @@ Packed view_of(const PackedOut& out, std::int64_t channels) {
   packed.columns = out.columns;
   packed.centre = out.centre;
   packed.row = out.row;
-  packed.panels = panels_of(out.unique);  // columns beyond those in use are left out
+  packed.panels = panels_of(out.unique);  // without columns that are not in use
   packed.depth = depth_of(channels);
   packed.exponent = out.exponent;
   return packed;

@@ -51,7 +51,8 @@ class CudaLauncher : public Steps {
   void tile_minimum(const TileProblem& problem, Kernel kernel) override {
     if (kernel == Kernel::kHopperHalf || kernel == Kernel::kHopperInt8) {
       const char* const reason = hopper_unavailable(major_, minor_);
-      STD_TORCH_CHECK(reason == nullptr, "monai_wscxr: MONAI_WSCXR_CUDA_KERNEL selects the Hopper kernel, but ", reason);
+      STD_TORCH_CHECK(reason == nullptr, "monai_wscxr: MONAI_WSCXR_CUDA_KERNEL selects the Hopper kernel, but ",
+                      reason);
       launch_hopper_tiles(problem, kernel == Kernel::kHopperInt8, stream_);
     } else {
       launch_portable_tiles(problem, kernel == Kernel::kInt8, stream_);

@@ -1,6 +1,6 @@
 // The device instructions that the kernels are written in. nvcc maps them to the hardware. The host compiler maps them
-// to emulation/emulated_device.h, so that the tests run the same kernel sources, slowly, without a GPU. Host code of the
-// shipped module must not include this header.
+// to emulation/emulated_device.h, so that the tests run the same kernel sources, slowly, without a GPU. Host code of
+// the shipped module must not include this header.
 #pragma once
 
 #include <cstdint>

@@ -44,8 +44,8 @@ void with_type(Type type, const F& f) {
   }
 }
 
-// Compute the squared distance of a query and a bank row with one warp. query(c) is coordinate c as double. The order of
-// the additions depends only on the type and width of the bank, so equal rows give equal bits at every position.
+// Compute the squared distance of a query and a bank row with one warp. query(c) is coordinate c as double. The order
+// of the additions depends only on the type and width of the bank, so equal rows give equal bits at every position.
 template <typename T, typename Query>
 WSCXR_DEVICE double exact_squared(const Query& query, const T* row, std::int64_t channels, bool aligned) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));

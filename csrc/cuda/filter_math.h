@@ -1,8 +1,8 @@
 // Arithmetic of the filter and its error bound.
 //
 // Notation: q and b are a query and a bank row after centring and scaling by a power of two, which both preserve the
-// order of distances. q~ and b~ are their low-precision copies and rho = |x - x~| the norms of the residuals. The filter
-// computes t = |b|^2 - 2 q~.b~ in float32, so that |q - b|^2 is approximately t + |q|^2.
+// order of distances. q~ and b~ are their low-precision copies and rho = |x - x~| the norms of the residuals. The
+// filter computes t = |b|^2 - 2 q~.b~ in float32, so that |q - b|^2 is approximately t + |q|^2.
 #pragma once
 
 #include <cmath>
@@ -47,7 +47,7 @@ WSCXR_DEVICE void merge_minima(Minima& minima, float first, float second) {
 //   |b|^2, the conversion and scaling of a product, and t itself are rounded once each to float32: 4 x 2^-24;
 //   centring, norms and the final float64 evaluation are rounded to float64: a multiple of channels x 2^-53.
 WSCXR_DEVICE double error_bound(double query_norm, double query_residual, double bank_norm, double bank_residual,
-                              double gamma, std::int64_t channels) {
+                                double gamma, std::int64_t channels) {
   const double query = query_norm + query_residual, bank = bank_norm + bank_residual;
   const double rounding = 1.0 / (1 << 22) + static_cast<double>(channels) * (1.0 / (1LL << 50));
   return 2 * (query_residual * bank_norm + query * bank_residual) + 2 * gamma * query * bank +

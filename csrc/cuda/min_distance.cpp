@@ -12,8 +12,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Read MONAI_WSCXR_CUDA_KERNEL and MONAI_WSCXR_CUDA_BLOCK_BYTES. They are read at every call, so that tests and benchmarks
-// can switch between kernels.
+// Read MONAI_WSCXR_CUDA_KERNEL and MONAI_WSCXR_CUDA_BLOCK_BYTES. They are read at every call, so that tests and
+// benchmarks can switch between kernels.
 wscxr::SearchOptions options_of_environment() {
   wscxr::SearchOptions options;
   if (const char* kernel = std::getenv("MONAI_WSCXR_CUDA_KERNEL")) options.kernel = wscxr::kernel_of(kernel);
@@ -66,8 +66,8 @@ std::tuple<Tensor, Tensor> mine_top_r(Tensor query, Tensor bank, std::int64_t k)
   return {index, distance};
 }
 
-// Search one block of a bank that is streamed through the device, as documented in monai_wscxr/ops/min_distance.py. Every
-// block has its own centre, so blocks may come in any order and size.
+// Search one block of a bank that is streamed through the device, as documented in monai_wscxr/ops/min_distance.py.
+// Every block has its own centre, so blocks may come in any order and size.
 std::tuple<Tensor, Tensor> search_block(Tensor query, Tensor bank, Tensor squared, Tensor index,
                                         std::int64_t first_row) {
   STD_TORCH_CHECK(

@@ -71,7 +71,8 @@ mixup_kernel(MixProblem<T> p) {
     const std::uint64_t u = (static_cast<std::uint64_t>(words.w[1]) << 32) | words.w[0];
     const std::int64_t partner = static_cast<std::int64_t>(index_below(u, p.abnormal_rows));
     const float uniform = static_cast<float>(words.w[2] >> 8) * 0x1p-24f;  // exact
-    const float factor = fminf(dev::add_rounded(p.low, dev::multiply_rounded(dev::add_rounded(p.high, -p.low), uniform)), p.high);
+    const float factor =
+        fminf(dev::add_rounded(p.low, dev::multiply_rounded(dev::add_rounded(p.high, -p.low), uniform)), p.high);
     if (lane == 0) {
       p.source[row] = partner;
       p.alpha[row] = factor;

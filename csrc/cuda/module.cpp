@@ -42,10 +42,10 @@ py::dict search_statistics() {
 
 PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "CUDA part of the monai_wscxr extension";
-  m.def("build_info", &build_info, "Return the CUDA version that this module was built with, and which kernels it holds.");
+  m.def("build_info", &build_info,
+        "Return the CUDA version that this module was built with, and which kernels it holds.");
   m.def("gpu_capabilities", &gpu_capabilities, "Return the CUDA devices of this machine; empty if there are none.");
-  m.def(
-      "count_exact_distances", &wscxr::SearchStatistics::enable, py::arg("on"),
-      "Count exact distances and completely evaluated groups in later searches; adds a synchronisation to each.");
+  m.def("count_exact_distances", &wscxr::SearchStatistics::enable, py::arg("on"),
+        "Count exact distances and completely evaluated groups in later searches; adds a synchronisation to each.");
   m.def("search_statistics", &search_statistics, "Return the counts of the last search that ran with counting on.");
 }

@@ -133,7 +133,8 @@ Search::Search(Steps& steps, const Rows& query, const Rows& bank, const SearchOp
     steps.count_bad_rows(query, &on_device->query_bad_rows);
     steps.count_bad_rows(bank, &on_device->bank_bad_rows);
     steps.fetch(&summary, on_device, sizeof(Summary));
-    if (summary.query_bad != 0) throw std::runtime_error(not_finite_message("query", summary.query_bad_rows, query.count));
+    if (summary.query_bad != 0)
+      throw std::runtime_error(not_finite_message("query", summary.query_bad_rows, query.count));
     throw std::runtime_error(not_finite_message("bank", summary.bank_bad_rows, bank.count));
   }
   const double largest =
@@ -170,7 +171,7 @@ Search::Workspace Search::workspace(std::int64_t queries, std::int64_t bank_rows
       }
       if (!warned_) {
         steps_.warn("not enough device memory for " + std::to_string(at.total >> 20) +
-                   " MiB of working memory; the search continues with smaller blocks (same result, slightly slower)");
+                    " MiB of working memory; the search continues with smaller blocks (same result, slightly slower)");
         warned_ = true;
       }
     }
@@ -298,7 +299,8 @@ void mine_top_r(Steps& steps, const Rows& query, const Rows& bank, std::int64_t 
   if (k < n) seen = std::min(bank.count, tiles_of(tiles_of(bank.count, kFirstShare), kTileColumns) * kTileColumns);
   improve(nullptr, n, 0, seen);
   if (seen < bank.count) {
-    // Finish the k queries that are farthest so far. Their smallest distance is the cut: no query below it can be mined.
+    // Finish the k queries that are farthest so far. Their smallest distance is the cut: no query below it can be
+    // mined.
     sort();
     improve(as_index(order), k, seen, bank.count);
     const Steps::Memory small = steps.allocate(16), lists[2] = {steps.allocate(n * 8), steps.allocate(n * 8)};

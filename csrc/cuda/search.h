@@ -64,13 +64,13 @@ void min_distance(Steps& steps, const Rows& query, const Rows& bank, const Searc
                   std::int64_t* index);
 
 // Find the k queries farthest from the bank, farthest first, ties to the lowest index: the rows and the order of
-// min_distance followed by a stable sort. A query is dropped once its distance so far, which can only decrease, is below
-// the distances of k finished queries.
+// min_distance followed by a stable sort. A query is dropped once its distance so far, which can only decrease, is
+// below the distances of k finished queries.
 void mine_top_r(Steps& steps, const Rows& query, const Rows& bank, std::int64_t k, const SearchOptions& options,
                 std::int64_t* index, float* distance);
 
-// Search one block of a larger bank: update best_squared (infinity before the first block) and best_index to the minimum
-// over all blocks so far. Blocks may come in any order; ties go to the lowest index.
+// Search one block of a larger bank: update best_squared (infinity before the first block) and best_index to the
+// minimum over all blocks so far. Blocks may come in any order; ties go to the lowest index.
 void min_distance_block(Steps& steps, const Rows& query, const Rows& bank_block, std::int64_t first_row,
                         const SearchOptions& options, double* best_squared, std::int64_t* best_index);
 

@@ -18,11 +18,11 @@ struct OutOfMemory : std::runtime_error {
 // Kernel that computes the minima of the filter.
 enum class Kernel : int {
   kAutomatic = 0,
-  kHalf = 1,         // half precision, compute capability 8.0 and later
+  kHalf = 1,        // half precision, compute capability 8.0 and later
   kInt8 = 2,        // int8, compute capability 8.0 and later
-  kHopperHalf = 3,   // half precision, compute capability 9.0 only
+  kHopperHalf = 3,  // half precision, compute capability 9.0 only
   kHopperInt8 = 4,  // int8, compute capability 9.0 only
-  kBrute = 5,        // no filter: every pair in float64
+  kBrute = 5,       // no filter: every pair in float64
 };
 
 class Steps {
@@ -34,7 +34,7 @@ class Steps {
   virtual std::int64_t free_bytes() = 0;
   virtual void zero(void* to, std::int64_t bytes) = 0;
   virtual void fetch(void* to, const void* from, std::int64_t bytes) = 0;  // to the host; waits for all steps before
-  virtual void warn(const std::string& message) = 0;                     // tell the user
+  virtual void warn(const std::string& message) = 0;                       // tell the user
 
   // Largest magnitude and finiteness of a matrix; with `sums` not null also the column sums of every `slab` rows.
   virtual void survey(const Rows& rows, std::int64_t slab, double* sums, unsigned long long* largest,

@@ -1,10 +1,10 @@
-// Filter kernel for compute capability 8.0 and later: multiply low-precision rows on matrix units, and write only the two
-// smallest values per query and group of bank rows.
+// Filter kernel for compute capability 8.0 and later: multiply low-precision rows on matrix units, and write only the
+// two smallest values per query and group of bank rows.
 //
-// A block of 8 warps computes a tile of 128 queries x 256 bank rows; each warp holds 64 x 64 sums in registers. Rows pass
-// through a ring of stages in shared memory in chunks of 64 bytes. The 16-byte pieces of a chunk are permuted by the row
-// number, so that the same piece of eight consecutive rows lies in different memory banks. Half precision and int8 differ
-// only in the instruction and the epilogue: their fragments have the same layout in bytes.
+// A block of 8 warps computes a tile of 128 queries x 256 bank rows; each warp holds 64 x 64 sums in registers. Rows
+// pass through a ring of stages in shared memory in chunks of 64 bytes. The 16-byte pieces of a chunk are permuted by
+// the row number, so that the same piece of eight consecutive rows lies in different memory banks. Half precision and
+// int8 differ only in the instruction and the epilogue: their fragments have the same layout in bytes.
 #pragma once
 
 #include <cstdint>
@@ -99,8 +99,8 @@ WSCXR_KERNEL(kTileThreads) tile_minimum_kernel(TileProblem p) {
     }
   }
 
-  // Epilogue. sum[i][j][2 h + k] is row 16 i + 8 h + lane / 4 and column 8 j + 2 (lane % 4) + k of the warp's tile. Four
-  // lanes share a row and together hold its 64 columns, which are one group.
+  // Epilogue. sum[i][j][2 h + k] is row 16 i + 8 h + lane / 4 and column 8 j + 2 (lane % 4) + k of the warp's tile.
+  // Four lanes share a row and together hold its 64 columns, which are one group.
   const std::int64_t group = (first_column + warp_column) / kGroup;
   float squared[8][2], bank_scale[8][2];
   WSCXR_UNROLL

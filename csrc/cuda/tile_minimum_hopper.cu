@@ -1,7 +1,7 @@
 // Filter kernel for compute capability 9.0: CUTLASS's warp-specialised product (one producer warp with bulk copies, two
-// consumer warp groups, a bank tile shared by a cluster of two) with a custom epilogue that keeps the two smallest values
-// per query and group in registers and writes only these. It has been compiled but not run yet, so it is never selected
-// automatically, only by MONAI_WSCXR_CUDA_KERNEL=hopper or hopper-int8.
+// consumer warp groups, a bank tile shared by a cluster of two) with a custom epilogue that keeps the two smallest
+// values per query and group in registers and writes only these. It has been compiled but not run yet, so it is never
+// selected automatically, only by MONAI_WSCXR_CUDA_KERNEL=hopper or hopper-int8.
 #include "tile_minimum_cuda.h"
 
 #if defined(WSCXR_WITH_CUTLASS)
@@ -98,7 +98,8 @@ class MinimaEpilogue {
     const TileProblem& p = params.problem;
     const std::int64_t first_row = static_cast<std::int64_t>(cute::get<0>(block)) * kTileRows;
     const std::int64_t first_column = static_cast<std::int64_t>(cute::get<1>(block)) * kTileColumns;
-    // A cluster covers two row tiles and may extend past the last one. The condition is the same for all lanes of a warp.
+    // A cluster covers two row tiles and may extend past the last one. The condition is the same for all lanes of a
+    // warp.
     if (first_row >= p.queries || first_column >= p.bank_rows) return;
     WSCXR_UNROLL
     for (int g = 0; g < kTileColumns / kGroup; ++g) {

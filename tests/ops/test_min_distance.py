@@ -279,7 +279,9 @@ def test_backward_says_why_there_is_none(device, argument):
     {"query": query, "bank": bank}[argument].requires_grad_()
     distance, index = min_distance(query, bank)
     assert not index.requires_grad
-    with pytest.raises(RuntimeError, match=r"min_distance has no gradient: the index of the nearest row is not differentiable\. Detach"):
+    with pytest.raises(
+        RuntimeError, match=r"min_distance has no gradient: the index of the nearest row is not differentiable\. Detach"
+    ):
         distance.sum().backward()
 
 

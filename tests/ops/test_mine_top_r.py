@@ -193,7 +193,9 @@ def test_backward_says_why_there_is_none(device):
     query = torch.ones(3, 2, device=device, requires_grad=True)
     index, distance = mine_top_r(query, torch.zeros(1, 2, device=device), 1)
     assert not index.requires_grad
-    with pytest.raises(RuntimeError, match=r"mine_top_r has no gradient: the index of the nearest row is not differentiable\. Detach"):
+    with pytest.raises(
+        RuntimeError, match=r"mine_top_r has no gradient: the index of the nearest row is not differentiable\. Detach"
+    ):
         distance.sum().backward()
 
 

@@ -345,7 +345,9 @@ SPECIAL = [0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45, -1e-40, 6e-8, 65_
 def test_every_instruction_set_gives_the_bits_of_the_reference(kernels, name, dtype, channels, generator):
     kernels(name)
     pairs = [patches(generator, 50, 9, channels)]
-    pairs.append([torch.tensor(SPECIAL)[torch.randint(len(SPECIAL), (n, channels), generator=generator)] for n in (50, 9)])
+    pairs.append(
+        [torch.tensor(SPECIAL)[torch.randint(len(SPECIAL), (n, channels), generator=generator)] for n in (50, 9)]
+    )
     for normal, abnormal in pairs:
         arguments = (normal.to(dtype), abnormal.to(dtype), 3, 2**33 + 1, 0.1, 0.9)
         got, expected = mixup(*arguments), MODULE._reference(*arguments)

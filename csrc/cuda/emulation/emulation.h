@@ -35,9 +35,9 @@ Report min_distance_block(const Rows& query, const Rows& bank, std::int64_t firs
 void mixup(const Rows& normal, const Rows& abnormal, std::int64_t seed, std::int64_t offset, float low, float high,
            std::int64_t blocks, const Settings& settings, void* mixed, std::int64_t* source, float* alpha);
 
-// Run only the filter, for tests of its error bound: encode both matrices, multiply them with the tile kernel, and write
-// the minima [queries, groups], the error bound [queries, groups] and |q|^2 [queries]. Rows are multiplied by `scale`
-// and not centred; distances are in scaled units.
+// Run only the filter, for tests of its error bound: encode both matrices, multiply them with the tile kernel, and
+// write the minima [queries, groups], the error bound [queries, groups] and |q|^2 [queries]. Rows are multiplied by
+// `scale` and not centred; distances are in scaled units.
 void filter(const Rows& query, const Rows& bank, bool int8, double scale, const Settings& settings, float* minima,
             double* bound, double* query_squared);
 

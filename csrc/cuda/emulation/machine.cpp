@@ -287,9 +287,9 @@ void column_of_b(const LaneValue* all, int column, unsigned char (&bytes)[32]) {
   }
 }
 
-// Add 16 products to a sum in two blocks of eight: products are exact, every addend is truncated 2^-23 below the leading
-// digit of the largest one, and the sum of a block is truncated to float32. No matrix unit examined so far is less
-// accurate.
+// Add 16 products to a sum in two blocks of eight: products are exact, every addend is truncated 2^-23 below the
+// leading digit of the largest one, and the sum of a block is truncated to float32. No matrix unit examined so far is
+// less accurate.
 float accumulate_truncating(float sum, const double* products) {
   for (int begin = 0; begin < 16; begin += 8) {
     double largest = std::fabs(static_cast<double>(sum));

@@ -15,8 +15,8 @@ constexpr unsigned char kPoison = 0xFF;  // fills unwritten memory: NaN in every
 
 class Machine {
  public:
-  // `seed` determines the order of blocks and threads. `truncating` matrix units truncate sums, the worst behaviour that
-  // the error bound of the filter allows for; otherwise they round.
+  // `seed` determines the order of blocks and threads. `truncating` matrix units truncate sums, the worst behaviour
+  // that the error bound of the filter allows for; otherwise they round.
   Machine(std::uint64_t seed, bool truncating);
   ~Machine();
 

@@ -66,17 +66,20 @@ using namespace wscxr;
 
 PYBIND11_MODULE(_cuda_emulation, m) {
   m.doc() =
-      "The CUDA kernels on the host, for tests on machines without a GPU. Matrices are tuples (address, rows, channels, "
+      "The CUDA kernels on the host, for tests on machines without a GPU. Matrices are tuples (address, rows, "
+      "channels, "
       "type), results are written to addresses, `options` is a dictionary of search options and emulation settings.";
   m.def("min_distance",
         [](const py::tuple& query, const py::tuple& bank, Address distance, Address index, const py::dict& options) {
           return report_of(emulation::min_distance(matrix_of(query), matrix_of(bank), options_of(options),
-                                                   settings_of(options), pointer<float>(distance), pointer<std::int64_t>(index)));
+                                                   settings_of(options), pointer<float>(distance),
+                                                   pointer<std::int64_t>(index)));
         });
   m.def("mine_top_r", [](const py::tuple& query, const py::tuple& bank, std::int64_t k, Address index, Address distance,
                          const py::dict& options) {
-    return report_of(emulation::mine_top_r(matrix_of(query), matrix_of(bank), k, options_of(options), settings_of(options),
-                                           pointer<std::int64_t>(index), pointer<float>(distance)));
+    return report_of(emulation::mine_top_r(matrix_of(query), matrix_of(bank), k, options_of(options),
+                                           settings_of(options), pointer<std::int64_t>(index),
+                                           pointer<float>(distance)));
   });
   m.def("min_distance_block", [](const py::tuple& query, const py::tuple& bank, std::int64_t first_row,
                                  Address best_squared, Address best_index, const py::dict& options) {
@@ -84,12 +87,12 @@ PYBIND11_MODULE(_cuda_emulation, m) {
                                                    settings_of(options), pointer<double>(best_squared),
                                                    pointer<std::int64_t>(best_index)));
   });
-  m.def("mixup",
-        [](const py::tuple& normal, const py::tuple& abnormal, std::int64_t seed, std::int64_t offset, float low,
-           float high, std::int64_t blocks, Address mixed, Address source, Address alpha, const py::dict& options) {
-          emulation::mixup(matrix_of(normal), matrix_of(abnormal), seed, offset, low, high, blocks, settings_of(options),
-                           pointer<void>(mixed), pointer<std::int64_t>(source), pointer<float>(alpha));
-        });
+  m.def("mixup", [](const py::tuple& normal, const py::tuple& abnormal, std::int64_t seed, std::int64_t offset,
+                    float low, float high, std::int64_t blocks, Address mixed, Address source, Address alpha,
+                    const py::dict& options) {
+    emulation::mixup(matrix_of(normal), matrix_of(abnormal), seed, offset, low, high, blocks, settings_of(options),
+                     pointer<void>(mixed), pointer<std::int64_t>(source), pointer<float>(alpha));
+  });
   m.def("filter", [](const py::tuple& query, const py::tuple& bank, bool int8, double scale, Address minima,
                      Address bound, Address query_squared, const py::dict& options) {
     emulation::filter(matrix_of(query), matrix_of(bank), int8, scale, settings_of(options), pointer<float>(minima),
