@@ -26,7 +26,6 @@ from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
 MODE = os.environ.get("MONAI_WSCXR_BUILD", "auto")
-EMULATION = "tests.helpers._cuda_emulation"
 # Every GPU since Ampere: machine code for A100 and H100/H200, PTX for all others.
 GENCODE = [
     "-gencode=arch=compute_80,code=sm_80",
@@ -78,14 +77,24 @@ def files(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
-def build_command(build_extension: type) -> type:
-    """Derive the build command from torch's."""
+def build_command(base: type, only_in_place: list[Extension]) -> type:
+    """Derive the build command from torch's.
 
-    class BuildExtension(build_extension):
-        def run(self) -> None:
-            if not self.inplace:  # an installation or a wheel
-                self.extensions = [extension for extension in self.extensions if extension.name != EMULATION]
-            super().run()
+    Args:
+        base: torch's command.
+        only_in_place: additional modules for in-place builds. They are not modules of the distribution.
+
+    Returns:
+        The command class.
+    """
+
+    class BuildExtension(base):
+        def finalize_options(self) -> None:
+            distributed = self.distribution.ext_modules
+            if self.inplace or self.editable_mode:
+                self.distribution.ext_modules = [*distributed, *only_in_place]
+            super().finalize_options()
+            self.distribution.ext_modules = distributed
 
         def build_extension(self, extension) -> None:
             # One folder of objects per module: some sources are compiled for two modules, with different options.
@@ -145,10 +154,11 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
             optional=optional,
         )
     ]
+    emulation = []
     if sys.platform == "linux":
-        modules.append(
-            Extension(  # uses torch's headers, no library
-                EMULATION,
+        emulation.append(
+            Extension(  # uses torch's headers, but no library
+                "tests.helpers._cuda_emulation",
                 files("csrc/cuda/search.cpp", "csrc/cuda/emulation/*.cpp"),
                 include_dirs=[*include, str(ROOT / "csrc" / "cuda"), *cpp_extension.include_paths("cpu")],
                 depends=[*cuda_headers, *files("csrc/cuda/emulation/*.h")],
@@ -157,8 +167,9 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
                 optional=optional,
             )
         )
+    command = {"build_ext": build_command(cpp_extension.BuildExtension, emulation)}
     if MODE == "cpu":
-        return modules, {"build_ext": build_command(cpp_extension.BuildExtension)}
+        return modules, command
     if cuda_home is None:
         if MODE == "cuda":
             leave_out("the CUDA module", "nvcc was not found; set CUDA_HOME")
@@ -183,7 +194,7 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
                 optional=optional,
             )
         )
-    return modules, {"build_ext": build_command(cpp_extension.BuildExtension)}
+    return modules, command
 
 
 ext_modules, cmdclass = extensions()

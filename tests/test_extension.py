@@ -135,3 +135,40 @@ def test_build_modes_fall_back_or_fail_loudly(environment, status, sentence):
     )
     assert (done.returncode != 0) == bool(status), done.stderr
     assert sentence in done.stderr
+
+
+COMPILER = """#!/bin/sh
+case "$1" in --version | -v | -dump*) exec c++ "$@" ;; esac
+exit 1
+"""
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
+@pytest.mark.parametrize(("mode", "status"), [("auto", 0), ("cpu", 1)])
+def test_a_failed_compilation_leaves_the_module_out_or_is_an_error(tmp_path, mode, status):
+    compiler, nvcc = tmp_path / "g++", tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    for program in (compiler, nvcc):
+        program.write_text(COMPILER)
+        program.chmod(0o755)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "setup.py",
+            "-q",
+            "build_ext",
+            "--build-lib",
+            tmp_path / "lib",
+            "--build-temp",
+            tmp_path / "temp",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "MONAI_WSCXR_BUILD": mode, "CXX": str(compiler), "CUDA_HOME": str(tmp_path / "cuda")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert "Error compiling objects for extension" in done.stdout + done.stderr
+    assert not list(tmp_path.rglob("*.so"))
