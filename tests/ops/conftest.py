@@ -17,13 +17,13 @@ def device(request):
 
 @pytest.fixture(params=SEARCHES)
 def searched(request, device):
-    """(query, bank) of one sample of the shared list, on the device."""
+    """Return (query, bank) of every sample of the shared list, on the device."""
     return build(request.param, device)
 
 
 @pytest.fixture
 def sample(device):
-    """Build one sample of the shared list by name."""
+    """Return a function that builds one sample of the shared list by name."""
     return lambda name: build(name, device)
 
 
@@ -34,14 +34,14 @@ def generator():
 
 @pytest.fixture
 def kernels():
-    """Choose the instruction set of searches by name; put back afterwards."""
+    """Return a function that chooses the instruction set by name; restored afterwards."""
     before = ops.EXTENSION.search_kernels()
     yield ops.EXTENSION.use_search_kernels
     ops.EXTENSION.use_search_kernels(before)
 
 
 class Recorder(TorchDispatchMode):
-    """Notes the size of every tensor that an operation returns and the type of every matrix product."""
+    """Records the size of the largest tensor that an operation returns, and the types of matrix products."""
 
     PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
@@ -67,7 +67,7 @@ def recorder():
 
 @pytest.fixture
 def matmul_precision():
-    """torch with its matmul precision switches, put back afterwards."""
+    """Return torch, and restore its matmul precision switches afterwards."""
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     before = [matmul.fp32_precision for matmul in backends]
     yield torch
@@ -80,7 +80,7 @@ def matmul_precision():
 
 @pytest.fixture
 def compile_counted():
-    """torch.compile(fullgraph, aot_eager) of a function, and the counter of its compilations."""
+    """Return a function that compiles another one as a full graph, and counts the compilations."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()

@@ -1,8 +1,8 @@
-"""The CUDA kernels without a GPU: the same sources compiled for the host, a fiber per thread, against naive searches.
+"""The CUDA kernels without a GPU: the same sources, compiled for the host with one fiber per thread, against naive searches.
 
-The emulation runs blocks and threads in shuffled orders, fills memory that nothing wrote with NaN, carries out background
-copies as late as the program allows, and lets the matrix units truncate. What it cannot show is speed and races inside
-one warp; the instructions themselves are as the PTX manual describes them.
+The emulation runs blocks and threads in shuffled orders, fills unwritten memory with NaN, completes asynchronous copies as
+late as the program allows, and truncates in the matrix units. It shows neither speed nor races within a warp, and it
+implements the instructions as the PTX manual describes them.
 """
 
 import importlib
@@ -51,7 +51,7 @@ def test_every_width(generator, kernel, channels):
     distance, index, report = search(query, bank, kernel=kernel)
     assert_nearest(query, bank, distance, index)
     assert report["tiles"] == 1
-    assert channels < 30 or report["candidates"] < 0.5 * len(query) * len(bank), "the filter rules out next to nothing"
+    assert channels < 30 or report["candidates"] < 0.5 * len(query) * len(bank), "the filter excludes next to nothing"
 
 
 @pytest.mark.parametrize("kernel", FILTERS)
@@ -115,7 +115,7 @@ def test_the_plan_keeps_within_its_bytes(n_query, n_bank, channels, whole):
         assert used <= budget
         assert bank_block % 256 == 0
         assert 1 <= query_block <= min(n_query, 65_536)
-        if bank_block < n_bank:  # nothing is left lying about: another tile of rows would not fit
+        if bank_block < n_bank:  # memory is used up: another tile of rows would not fit
             grown = 256 * (channels * (1 if whole else 2) + 200 + query_block * 8 / GROUP)
             assert used + 1.5 * grown > budget
 
@@ -177,13 +177,16 @@ def test_mining_drops_queries_and_finds_what_search_and_stable_sort_find(kind, k
     assert index.tolist() == order.tolist()
     assert torch.allclose(distance, every[order], rtol=2.0**-23, atol=0)
     assert report["pairs"] <= len(query) * len(bank)
-    if (kind, k) == ("shifted", 9):  # nine queries lead clearly: nearly all others stop after the first share
+    if (kind, k) == (
+        "shifted",
+        9,
+    ):  # nine queries are clearly farthest, so nearly all others stop after the first share
         assert report["pairs"] < 0.4 * len(query) * len(bank), "nothing was dropped"
 
 
 def test_a_query_that_ties_with_the_cut_is_not_dropped():
-    # after the first share of the bank (256 rows) query 5 leads with 3 and ends at 2, where query 0 stands so far; it
-    # comes first among equals, but ends at 1
+    # After the first share of the bank (256 rows), query 5 is farthest with 3 and ends at 2. Query 0 is at 2 so far, a tie
+    # that it would win by its index, but it ends at 1.
     query = torch.tensor([2.0, 0, 0, 0, 0, -3])[:, None]
     bank = torch.zeros(300, 1)
     bank[290], bank[295] = -5, 3
@@ -208,7 +211,7 @@ def test_blocks_of_a_streamed_bank_add_up_to_the_whole(generator, kernel):
 
 
 def representable(g, n, channels):
-    """Positive half-precision numbers with full mantissas: nothing is lost in rounding, everything in the sums."""
+    """Return positive half-precision numbers with full mantissas: errors come only from the sums, not from rounding."""
     return ((1 + torch.rand(n, channels, generator=g)).half().double() - 2.0**-10).half().float()
 
 
@@ -258,7 +261,7 @@ def test_the_certificate_holds(generator, name, truncating, whole):
 def test_the_accumulation_error_is_needed_and_is_enough(generator):
     query, bank = CERTIFIED["one_sign"](generator)
     minima, bound, squared = filtered(query, bank, False)
-    assert torch.equal(query.half().float(), query), "nothing is lost in rounding to half precision"
+    assert torch.equal(query.half().float(), query), "rounding to half precision is exact"
     columns = np.array([[EMULATION.packed_column(float(v)) for v in row[:, 0]] for row in minima])
     exact = np.take_along_axis(naive_squared(query, bank), columns, axis=1)
     low, high = (
@@ -268,7 +271,7 @@ def test_the_accumulation_error_is_needed_and_is_enough(generator):
     error = np.maximum(low - exact, exact - high)
     norms = query.double().norm(dim=1).numpy(), float(bank.double().norm(dim=1).max())
     without_accumulation = 2.0**-22 * (norms[0][:, None] + norms[1]) ** 2
-    assert (error > without_accumulation).any(), "the emulated matrix units lose too little to test anything"
+    assert (error > without_accumulation).any(), "the errors of the emulated matrix units are too small for this test"
     assert (error <= bound).all()
 
 
@@ -303,7 +306,7 @@ def test_philox_and_index_are_those_of_the_reference(generator):
 )
 def test_mixup_gives_the_bits_of_the_reference(generator, dtype, n, m, channels, blocks, seed, offset):
     normal, abnormal = (torch.randn(rows, channels, generator=generator).to(dtype) for rows in (n, m))
-    if blocks == 3:  # a start that is no multiple of 16 bytes
+    if blocks == 3:  # not aligned to 16 bytes
         store = torch.empty(n * channels + 1, dtype=dtype)
         store[1:] = normal.flatten()
         normal = store[1:].view(n, channels)

@@ -1,4 +1,4 @@
-"""The compiled CUDA kernels on a GPU, each one that the device can run, beyond what every operator test covers there."""
+"""Every compiled CUDA kernel that the GPU can run, in addition to the operator tests, which run on the GPU as well."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def kernel(request, monkeypatch):
 
 
 def truth(query, bank):
-    """Least squared distance and its first row in float64, by blocks, on the device."""
+    """Compute the smallest squared distances and the first rows that attain them in float64, on the device."""
     least = torch.full((len(query),), torch.inf, dtype=torch.float64, device=query.device)
     index = torch.zeros(len(query), dtype=torch.int64, device=query.device)
     for start in range(0, len(bank), 512):
@@ -78,7 +78,7 @@ def test_sizes_of_a_real_search(kernel, n_query, n_bank, channels):
     )
     first = min_distance(query, bank)
     assert_true(query, bank, *first)
-    for _ in range(3):  # no order of threads shows
+    for _ in range(3):  # the order of threads must not matter
         assert all(map(torch.equal, first, min_distance(query, bank)))
 
 
@@ -92,7 +92,7 @@ def test_near_copies_compete(kernel):
 
 @pytest.mark.parametrize("case", ["one_sign", "one_sign_aligned", "wide_range"])
 def test_matrix_units_stay_within_the_accumulation_error(kernel, case):
-    """Sums in which truncation shows most: an argmin that only the certificate saves."""
+    """Search with sums that truncation affects most, so that the argmin is right only because of the error bound."""
     g = torch.Generator("cuda").manual_seed(11)
     base = 1 + torch.rand(1, 4096, generator=g, device="cuda")
     if case == "wide_range":
@@ -101,7 +101,7 @@ def test_matrix_units_stay_within_the_accumulation_error(kernel, case):
     query = base + 2.0**-11 * torch.randint(-2, 3, (40, 4096), generator=g, device="cuda")
     if case == "one_sign_aligned":
         bank, query = bank.half().float(), query.half().float()
-    bank = torch.cat([bank, -bank])  # the mean is zero, so that centring does not take the offset away
+    bank = torch.cat([bank, -bank])  # with a mean of zero, centring does not remove the offset
     assert_true(query, bank, *min_distance(query, bank))
 
 
@@ -149,7 +149,7 @@ def test_runs_on_the_current_stream(kernel):
     with torch.cuda.stream(stream):
         late = torch.zeros_like(query)
         torch.cuda._sleep(50_000_000)
-        late += query  # on this stream only, after the wait
+        late += query  # on this stream, after the delay
         result = min_distance(late, bank)
     stream.synchronize()
     assert all(map(torch.equal, expected, result))

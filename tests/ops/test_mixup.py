@@ -1,4 +1,4 @@
-"""mixup: the random stream against published answers and plain integers, the mixing against float64, the gradients."""
+"""mixup: the random stream against published values and Python integers, the mixing against float64, the gradients."""
 
 import importlib
 
@@ -27,7 +27,7 @@ def words(text):
 
 
 def naive_philox(counter, key):
-    """Philox4x32-10 with Python's own integers."""
+    """Compute Philox4x32-10 with Python integers."""
     c, k = list(counter), list(key)
     for _ in range(10):
         high0, low0 = divmod(0xD2511F53 * c[0], WORD)
@@ -38,7 +38,7 @@ def naive_philox(counter, key):
 
 
 def naive_draw(row, m, seed, alpha_min, alpha_max):
-    """(source, alpha) of one row of the stream: integers, and float32 arithmetic one operation at a time."""
+    """Compute (source, alpha) of one row with Python integers and separately rounded float32 operations."""
     w = naive_philox([row % WORD, row // WORD, 0, 0], [seed % WORD, seed // WORD])
     source = (w[1] * WORD + w[0]) * m >> 64
     uniform = np.float32(w[2] >> 8) * np.float32(2.0**-24)
@@ -52,7 +52,7 @@ def patches(g, n, m, channels=3, dtype=torch.float32, device="cpu"):
 
 
 def drawn(n, m, *args, device="cpu"):
-    """source and alpha of a call on n and m rows."""
+    """Return source and alpha of a call with n normal and m abnormal rows."""
     return mixup(torch.zeros(n, 1, device=device), torch.zeros(m, 1, device=device), *args)[1:]
 
 
@@ -177,7 +177,7 @@ def test_mixed_is_the_weighted_sum_of_its_two_rows(device, generator, dtype, lay
     assert (mixed.dtype, mixed.device, mixed.shape) == (dtype, normal.device, normal.shape)
     weight = alpha.double()[:, None]
     parts = weight * abnormal.double()[source], (1 - weight) * normal.double()
-    # 1 - alpha, a product and a sum round once each, here as well as there; half precision is rounded to once more
+    # 1 - alpha, product and sum are rounded once each on both sides; half precision is rounded once more
     unit = torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps / 2
     tolerance = 3.01 * (unit + 2.0**-53) * (parts[0].abs() + parts[1].abs())
     if dtype in (torch.float16, torch.bfloat16):
@@ -213,7 +213,7 @@ def test_gradients(device, generator, asked, m):
     normal, abnormal = patches(generator, 8, m, 2, torch.float64, device)
     normal.requires_grad_(asked[0])
     abnormal.requires_grad_(asked[1])
-    # m = 1 and 3: an abnormal row that several rows met; m = 20: abnormal rows that none met
+    # m = 1 and 3: several rows share an abnormal row; m = 20: some abnormal rows are not drawn
     assert torch.autograd.gradcheck(lambda n, a: mixup(n, a, 3, 5, 0.2, 0.9)[0], (normal, abnormal))
 
 
