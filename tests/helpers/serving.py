@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PYTHON = Path(os.environ.get("WSCXR_LABEL_PYTHON") or ROOT / ".venv-label" / "bin" / "python")
+PYTHON = Path(os.environ.get("MONAI_WSCXR_LABEL_PYTHON") or ROOT / ".venv-label" / "bin" / "python")
 ORTHANC = shutil.which("Orthanc") or shutil.which("orthanc")
 
 needs_label_environment = pytest.mark.skipif(
