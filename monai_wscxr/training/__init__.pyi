@@ -1,9 +1,16 @@
 from monai_wscxr.training.artefact_handler import ArtefactHandler as ArtefactHandler
+from monai_wscxr.training.banks import BankOptions as BankOptions
+from monai_wscxr.training.banks import TrainingBanks as TrainingBanks
+from monai_wscxr.training.banks import prepare_banks as prepare_banks
+from monai_wscxr.training.distance import distance_weight as distance_weight
 from monai_wscxr.training.epoch_handlers import DistanceHandler as DistanceHandler
 from monai_wscxr.training.epoch_handlers import EpochLogHandler as EpochLogHandler
 from monai_wscxr.training.epoch_handlers import EpochStateHandler as EpochStateHandler
 from monai_wscxr.training.epoch_handlers import ThreadsHandler as ThreadsHandler
 from monai_wscxr.training.mining_handler import MiningHandler as MiningHandler
+from monai_wscxr.training.once import train_once as train_once
+from monai_wscxr.training.once import training_workflow as training_workflow
+from monai_wscxr.training.options import run_settings as run_settings
 from monai_wscxr.training.run_folder import RunFolder as RunFolder
 from monai_wscxr.training.start import create_optimizer as create_optimizer
 from monai_wscxr.training.start import start_run as start_run

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from ignite.engine import Engine, Events
 
@@ -11,31 +14,35 @@ from monai_wscxr.bank.feature_bank import FeatureBank
 from monai_wscxr.data.split import count_classes
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import save_model
-from monai_wscxr.model.calibration import calibrate
+from monai_wscxr.model.calibration import Calibration, calibrate
 from monai_wscxr.model.networks import WSCXRNet, check_score_share, image_scores
 from monai_wscxr.system.processes import first_process
-from monai_wscxr.training.mining_handler import MiningHandler
+from monai_wscxr.training.banks import TrainingBanks
+from monai_wscxr.training.epoch_handlers import banks_of
 from monai_wscxr.training.run_folder import RunFolder
 
 logger = logging.getLogger("monai_wscxr")
 
 
 class ArtefactHandler:
-    """When training completes: calibrate on the held-out normals and write the trained model.
+    """When training completes, calibrate on the held-out normals and write the trained model (`write_model`).
+
+    Attach it after `MiningHandler`.
 
     Args:
-        folder: of the run.
-        mining: holds the banks of held-out normals and few-shot abnormals.
+        folder: output folder of the run.
         network: image to patch scores, with the trained discriminator inside.
-        false_positive_rate: wanted share of normal images flagged.
-        map_sigma: Gaussian of anomaly maps in pixels.
+        false_positive_rate: wanted share of normal images flagged, in (0, 1).
+        map_sigma: Gaussian of anomaly maps in pixels, >= 0.
         score_share: see `anomaly_score`.
+
+    Raises:
+        InputError: on a value outside its range.
     """
 
     def __init__(
         self,
         folder: RunFolder,
-        mining: MiningHandler,
         network: WSCXRNet,
         false_positive_rate: float = 0.05,
         map_sigma: float = 4.0,
@@ -45,13 +52,13 @@ class ArtefactHandler:
             raise InputError(f"false_positive_rate must lie in (0, 1), got {false_positive_rate}")
         if not map_sigma >= 0:
             raise InputError(f"map_sigma must be 0 (no smoothing) or more, got {map_sigma}")
-        self.folder, self.mining, self.network = folder, mining, network
+        self.folder, self.network = folder, network
         self.false_positive_rate, self.map_sigma = false_positive_rate, map_sigma
         self.score_share = check_score_share(score_share)
         self._began = 0.0
 
     def attach(self, engine: Engine) -> None:
-        """Time the training, write at its end."""
+        """Time the training, write the model at its end."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.COMPLETED, self)
 
@@ -59,51 +66,73 @@ class ArtefactHandler:
         self._began = time.perf_counter()
 
     def __call__(self, engine: Engine) -> None:
-        """Calibrate and write (the first process does)."""
+        """Calibrate and write; the first of several processes does."""
         if not first_process():
             return
-        seconds = {**self.mining.seconds, "training": time.perf_counter() - self._began}
-        network = self.network.eval()
-        held_out = self._scores(self.mining.held_out, self.score_share)
-        calibration = calibrate(
-            held_out,
-            self._scores(self.mining.abnormal, 0),
-            self.false_positive_rate,
-            normal_peaks=self._scores(self.mining.held_out, 0),
-        )
-        done = self.mining.extractor.done
-        training = {
-            "normal_images": len(self.mining.split.normal),
-            "held_out_images": len(self.mining.held_out.files),
-            "abnormal_images": count_classes(self.mining.split.abnormal),
-            "mined_patches": len(self.mining.mined.bank),
-            "rejected": [[code, message] for _, code, message in done.rejected],
-            "digests": sorted(self.mining.extractor.digests[f] for f in self._files()),
-            "overlap": self.mining.split.findings,
-            "seconds": seconds,
-        }
-        preprocessing = self.mining.extractor.preprocessing
-        sha256 = save_model(
+        seconds = time.perf_counter() - self._began
+        calibration, sha256 = write_model(
             self.folder.path,
-            network,
-            preprocessing,
-            calibration,
-            self.map_sigma,
+            self.network.eval(),
+            banks_of(engine),
             self.folder.settings,
-            training,
+            self.false_positive_rate,
+            self.map_sigma,
             self.score_share,
+            {"training": seconds},
         )
         self.folder.finish()
-        logger.info("training: %d epochs, %.1f s", engine.state.epoch, seconds["training"])
+        logger.info("training: %d epochs, %.1f s", engine.state.epoch, seconds)
         logger.info(
             "threshold %.4f (at most %.1f %% of normal images flagged, from %d held-out normals); model %s in %s",
-            *(calibration.threshold, 100 * self.false_positive_rate, len(held_out), sha256[:12], self.folder.path),
+            *(calibration.threshold, 100 * self.false_positive_rate, len(calibration.normal_scores), sha256[:12]),
+            self.folder.path,
         )
 
-    def _scores(self, bank: FeatureBank, share: float) -> list[float]:
-        return image_scores(self.network.discriminator, bank.images, share)[:, 0].tolist()  # banks are whitened
 
-    def _files(self) -> list[str]:
-        split = self.mining.split
-        items = [*split.normal, *split.held_out, *split.abnormal]
-        return [str(i["image"]) for i in items if str(i["image"]) in self.mining.extractor.digests]
+def write_model(
+    folder: Path,
+    network: WSCXRNet,
+    banks: TrainingBanks,
+    settings: Mapping[str, Any],
+    false_positive_rate: float,
+    map_sigma: float,
+    score_share: float,
+    seconds: Mapping[str, float],
+) -> tuple[Calibration, str]:
+    """Calibrate a trained network on the held-out normals and write it with the record of its training.
+
+    Args:
+        folder: where `model.pt` and `artefact.json` go.
+        network: trained, in evaluation mode.
+        banks: of the training.
+        settings: options of the run, JSON-like.
+        false_positive_rate, map_sigma, score_share: see `ArtefactHandler`.
+        seconds: time of further stages, by name, for the record.
+
+    Returns:
+        calibration and hash of the weights.
+    """
+
+    def scores(bank: FeatureBank, share: float) -> list[float]:
+        return image_scores(network.discriminator, bank.images, share)[:, 0].tolist()  # the bank is whitened already
+
+    calibration = calibrate(
+        scores(banks.held_out, score_share),
+        scores(banks.abnormal, 0),
+        false_positive_rate,
+        normal_peaks=scores(banks.held_out, 0),
+    )
+    split = banks.split
+    used = [str(item["image"]) for item in [*split.normal, *split.held_out, *split.abnormal]]
+    record = {
+        "normal_images": len(split.normal),
+        "held_out_images": len(banks.held_out.files),
+        "abnormal_images": count_classes(split.abnormal),
+        "mined_patches": len(banks.mined.bank),
+        "rejected": [[code, message] for _, code, message in banks.rejected],
+        "digests": sorted(banks.digests[file] for file in used if file in banks.digests),
+        "overlap": split.findings,
+        "seconds": {**banks.seconds, **seconds},
+    }
+    sha256 = save_model(folder, network, banks.preprocessing, calibration, map_sigma, settings, record, score_share)
+    return calibration, sha256

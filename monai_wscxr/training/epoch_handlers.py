@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from torch import Tensor, nn
+from torch import nn
 
-from monai_wscxr.errors import InputError
 from monai_wscxr.model.mixing import PatchBatches
-from monai_wscxr.model.networks import Discriminator, check_score_share, image_scores
+from monai_wscxr.model.networks import Discriminator, check_score_share
 from monai_wscxr.system.atomic import require_space, torch_bytes
 from monai_wscxr.system.processes import first_process, wait_for_all
-from monai_wscxr.training.mining_handler import MiningHandler
+from monai_wscxr.training.banks import TrainingBanks
+from monai_wscxr.training.distance import check_distance_share, distance_spread, distance_weight
 from monai_wscxr.training.run_folder import RunFolder
 
 logger = logging.getLogger("monai_wscxr")
+
+
+def banks_of(engine: Engine) -> TrainingBanks:
+    """Return the banks that `MiningHandler` has prepared for this training.
+
+    Raises:
+        RuntimeError: when it has not run; attach it before the handlers that need banks.
+    """
+    banks = getattr(engine.state, "banks", None)
+    if banks is None:
+        raise RuntimeError("the training has no banks yet: attach MiningHandler before the handlers that need them")
+    return banks
 
 
 class EpochStateHandler:
@@ -30,7 +40,6 @@ class EpochStateHandler:
 
     Args:
         folder: of the run.
-        mining: has filled the banks; attach it before this one.
         discriminator, optimizer: what is being trained.
         dataset: its epoch is set when continuing.
     """
@@ -38,12 +47,11 @@ class EpochStateHandler:
     def __init__(
         self,
         folder: RunFolder,
-        mining: MiningHandler,
         discriminator: nn.Module,
         optimizer: torch.optim.Optimizer,
         dataset: PatchBatches,
     ) -> None:
-        self.folder, self.mining = folder, mining
+        self.folder = folder
         self.discriminator, self.optimizer, self.dataset = discriminator, optimizer, dataset
 
     def attach(self, engine: Engine) -> None:
@@ -54,14 +62,14 @@ class EpochStateHandler:
     def resume(self, engine: Engine) -> None:
         """Load the last state, if there is one of these images."""
         state = self.folder.latest_state()
-        if state is not None and state["images"] != self.mining.identity:
+        if state is not None and state["images"] != banks_of(engine).identity:
             logger.warning("the images have changed since the interrupted run; training starts again")
             wait_for_all()  # every process has read the state
             if first_process():
                 self.folder.forget_states()
             state = None
         if first_process():
-            size = len(torch_bytes(self._state(0)))
+            size = len(torch_bytes(self._state(engine)))
             epochs = (engine.state.max_epochs or 0) - (state["epoch"] if state else 0)
             require_space(self.folder.path, epochs * size, f"keeping {epochs} epochs")
         if state is None:
@@ -75,70 +83,54 @@ class EpochStateHandler:
     def save(self, engine: Engine) -> None:
         """Write the state of this epoch (the first process does)."""
         if first_process():
-            self.folder.save_state(engine.state.epoch, self._state(engine.state.epoch))
+            self.folder.save_state(engine.state.epoch, self._state(engine))
 
-    def _state(self, epoch: int) -> dict[str, Any]:
+    def _state(self, engine: Engine) -> dict[str, Any]:
         return {
-            "epoch": epoch,
-            "images": self.mining.identity,
+            "epoch": engine.state.epoch,
+            "images": banks_of(engine).identity,
             "discriminator": self.discriminator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
 
 class DistanceHandler:
-    """After every epoch: weigh the distance to the normals against what the discriminator has learned.
+    """After every epoch, weigh the distance to the normals against what the discriminator has learned (`distance_weight`).
 
-    With one or two abnormal images the learned direction is uncertain and the distance helps; with many it does not. So
-    over the training normals the distance term of the image scores has `share` / n times the standard deviation of the
-    learned term, n being the number of abnormal images. Attach it before the handlers that keep or validate.
+    Attach it after `MiningHandler` and before the handlers that keep a state or validate.
 
     Args:
-        mining: holds the whitened normal bank and the few-shot abnormals.
         discriminator: its `distance_weight` is set.
-        share: >= 0; 0 switches the distance off, as in the paper.
+        share: share of the distance, >= 0; 0 switches it off, as in the paper.
         score_share: see `anomaly_score`.
     """
 
-    def __init__(
-        self, mining: MiningHandler, discriminator: Discriminator, share: float = 0.0, score_share: float = 0.0
-    ) -> None:
-        if not (math.isfinite(share) and share >= 0):
-            raise InputError(f"distance_share must be 0 (off) or more, got {share}")
-        self.mining, self.discriminator, self.share = mining, discriminator, share
+    def __init__(self, discriminator: Discriminator, share: float = 0.0, score_share: float = 0.0) -> None:
+        self.discriminator, self.share = discriminator, check_distance_share(share)
         self.score_share = check_score_share(score_share)
-        self._spread: float | None = None  # of the distance term; it is the same after every epoch
+        self._spread: float | None = None  # of the distance term; the same after every epoch
 
     def attach(self, engine: Engine) -> None:
         """Run after every epoch."""
         engine.add_event_handler(Events.STARTED, self._forget)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
-        """Set the weight."""
-        mode = self.discriminator.training
-        self.discriminator.eval()
-        self.discriminator.distance_weight.zero_()
-        if self.share > 0:
-            self.discriminator.distance_weight.fill_(self.weight())
-        self.discriminator.train(mode)
-
     def _forget(self, engine: Engine) -> None:
         self._spread = None
 
-    def weight(self) -> float:
-        """The weight that gives the distance its share; the discriminator's own must be 0 meanwhile."""
-        if self._spread is None:
-            self._spread = self._deviation(lambda maps: maps.square().mean(1, keepdim=True))
-        if not self._spread > 0:
-            return 0.0
-        return self.share / len(self.mining.abnormal.files) * self._deviation(self.discriminator) / self._spread
-
-    def _deviation(self, patch_scores: Callable[[Tensor], Tensor]) -> float:
-        """Standard deviation over the training normals of the image scores that follow from patch scores of features."""
-        device = self.discriminator.distance_weight.device
-        parts = [image_scores(patch_scores, m.to(device), self.score_share) for m in self.mining.normal.maps(256)]
-        return float(torch.cat(parts).double().std(correction=0))
+    def __call__(self, engine: Engine) -> None:
+        """Set the weight."""
+        banks = banks_of(engine)
+        weight = 0.0
+        if self.share > 0:
+            if self._spread is None:
+                device = self.discriminator.distance_weight.device
+                self._spread = distance_spread(banks.normal, self.score_share, device)
+            images = len(banks.abnormal.files)
+            weight = distance_weight(
+                self.discriminator, banks.normal, images, self.share, self.score_share, self._spread
+            )
+        self.discriminator.distance_weight.fill_(weight)
 
 
 class ThreadsHandler:

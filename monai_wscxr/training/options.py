@@ -1,31 +1,118 @@
-"""Options of the bundle's configurations."""
+"""Options of the bundle's configurations: which there are, which make a run this run, and where the configurations lie."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from monai.bundle import ConfigParser
 from monai.bundle import run as bundle_run
 
 from monai_wscxr.errors import InputError
 
+# Options of the configurations that are no settings of a run: with another value the same command continues in the same output
+# folder. Every other option is a setting.
+NOT_SETTINGS: Mapping[str, str] = {
+    "bundle_root": "a path",
+    "output_dir": "the folder that the settings belong to",
+    "overwrite": "what to do with another run in the output folder",
+    "device": "the same model up to rounding; a run may continue on another machine",
+    "strict": "turns a warning into an error",
+    "allow_overlap": "lets a run start; recorded in the artefact as `overlap`",
+    "max_bad_share": "lets a run start; recorded in the artefact as `rejected`",
+    "cache": "a path",
+    "extract_batch_size": "speed and memory",
+    "read_workers": "speed",
+    "bank_memory": "memory; the same model bit for bit",
+    "val_interval": "how often figures are logged",
+    "progress": "what is shown",
+    "tensorboard": "what is recorded beside the model",
+    "mlflow": "what is recorded beside the model",
+    "timeout": "how long processes wait for each other",
+    "rank": "number of a process",
+}
+# components that stand in a configuration as expressions
+_EXPRESSIONS = ("network",)
 _OWN = {name for name in inspect.signature(bundle_run).parameters if name != "override"}
-
-
 _TRACKING = {"tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"}
 
 
+def run_settings(**names: str) -> dict[str, Any]:
+    """Collect the settings of a run: the values of all options of the configuration that are not in `NOT_SETTINGS`.
+
+    For the key `settings` of a configuration. A run with other settings needs another output folder (`RunFolder`).
+
+    Args:
+        names: further settings, for instance the name of a compared method.
+
+    Returns:
+        values as JSON, by name of the option.
+
+    Raises:
+        InputError: when an option's value is not JSON-like.
+        RuntimeError: when called from outside of a configuration.
+    """
+    parser = _enclosing_configuration()
+    settings: dict[str, Any] = {}
+    for name in option_names(parser.get()):
+        if name not in NOT_SETTINGS:
+            value = parser.get_parsed_content(name)
+            try:
+                settings[name] = json.loads(json.dumps(value))
+            except (TypeError, ValueError) as error:
+                raise InputError(f"--{name} must be a plain value, got {value!r}") from error
+    return {**names, **settings}
+
+
+def option_names(configuration: Mapping[str, Any]) -> list[str]:
+    """List the options of a configuration: its keys at the top but components, sections and lists of steps.
+
+    Args:
+        configuration: as read from its files, with the overrides of the command line.
+    """
+
+    def is_option(name: str, value: Any) -> bool:
+        if name.startswith("_") or name in _EXPRESSIONS or isinstance(value, Mapping):
+            return False
+        if isinstance(value, list):
+            return not any(isinstance(part, str) and part.startswith(("$", "%")) for part in value)
+        if isinstance(value, str):
+            return not value.startswith("%")
+        return value is None or isinstance(value, (bool, int, float))
+
+    reserved = ("settings", "training", "evaluating", "inferring")
+    return [name for name, value in configuration.items() if name not in reserved and is_option(name, value)]
+
+
+def _enclosing_configuration() -> ConfigParser:
+    """Find the parser of the configuration in which the calling expression stands.
+
+    MONAI hands an expression the values that it refers to, but not the configuration. Naming all options in each file instead
+    is what once made the files disagree.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigParser):
+            return owner
+        frame = frame.f_back
+    raise RuntimeError(
+        "run_settings belongs into a configuration, as the expression $monai_wscxr.training.run_settings()"
+    )
+
+
 def from_command_line() -> bool:
-    """Whether this process is `python -m monai.bundle ...`."""
+    """Tell whether this process is `python -m monai.bundle ...`."""
     return Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
 
 
 def find_configs(bundle: str | Path | None = None) -> Path:
-    """The folder with `train.yaml`: of the bundle given, or of the one beside the package.
+    """Find the folder with `train.yaml`: that of the given bundle, or of the one beside the package.
 
     Raises:
         InputError: when there is none.
@@ -38,13 +125,13 @@ def find_configs(bundle: str | Path | None = None) -> Path:
 
 
 def check_options(arguments: Sequence[str]) -> None:
-    """Refuse options that the configuration does not have; MONAI would take them in and ignore them.
+    """Refuse options that the configuration does not have; MONAI would accept and ignore them.
 
     Args:
         arguments: of `python -m monai.bundle run`, without the program's name.
 
     Raises:
-        InputError: with the unknown option and what comes close.
+        InputError: with the unknown option and similar ones.
     """
     given = _options(arguments)
     files = given.get("config_file")
@@ -62,6 +149,7 @@ def check_options(arguments: Sequence[str]) -> None:
 
 
 def _options(arguments: Sequence[str]) -> dict[str, str]:
+    """Read names and values of the options of a command line."""
     found: dict[str, str] = {}
     for position, argument in enumerate(arguments):
         if argument.startswith("--"):

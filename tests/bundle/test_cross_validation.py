@@ -50,10 +50,10 @@ def test_it_trains_what_the_bundle_trains(phantoms, tmp_path):
     """The bundle's run of the same split gives the same weights."""
     started = workflow("train", phantoms, tmp_path / "run")
     started.run()
-    mining = started.parser.get_parsed_content("train#handlers#0")
+    banks = started.parser.get_parsed_content("mining").banks
     trained = started.parser.get_parsed_content("network").discriminator
     options = {key: started.parser.get(key) for key in TRAINING_OPTIONS} | SMALL
-    ours = train(options, mining.normal, mining.whitening(mining.mined.bank.rows))
+    ours = train(options, banks.normal, banks.mined_rows)
     torch.testing.assert_close(ours.layers[-1].weight, trained.layers[-1].weight, rtol=1e-4, atol=1e-7)
 
 

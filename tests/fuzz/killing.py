@@ -120,8 +120,9 @@ class Killing:
 
     def prepare(self) -> None:
         """Phantoms and weights, made in a child: this process must not compute before it forks."""
-
-        import monai_wscxr.data.transforms  # noqa: F401
+        import monai_wscxr.data.transforms
+        import monai_wscxr.training.artefact_handler
+        import monai_wscxr.training.mining_handler  # noqa: F401
 
         def make() -> None:
             import timm

@@ -121,7 +121,8 @@ def training(rank, world, folder):
     losses = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(float(e.state.output["loss"])))
     started.run()
-    mining = started.parser.get_parsed_content("train#handlers#0")
+    mining = started.parser.get_parsed_content("mining")
+    mined = mining.banks.mined
     network = started.parser.get_parsed_content("network")
     torch.save(
         {
@@ -130,9 +131,9 @@ def training(rank, world, folder):
                 mining.extractor.done.reused,
             ),  # before the bank is asked for again
             "rows": mining.extractor.bank(mining.split.normal).rows,
-            "mined": mining.mined.bank.rows,
-            "origin": [mining.mined.bank.origin(row) for row in range(len(mining.mined.bank))],
-            "distance": mining.mined.distance,
+            "mined": mined.bank.rows,
+            "origin": [mined.bank.origin(row) for row in range(len(mined.bank))],
+            "distance": mined.distance,
             "state": network.state_dict(),
             "losses": losses,
             "forwarded": sum(forwarded),
@@ -171,8 +172,9 @@ def main(case, world, folder):
     import torch.distributed.nn
     import torch.distributed.run
 
-    import monai_wscxr.bank.search
-    import monai_wscxr.data.transforms  # noqa: F401
+    import monai_wscxr.data.transforms
+    import monai_wscxr.training.artefact_handler
+    import monai_wscxr.training.mining_handler  # noqa: F401
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -23,7 +23,7 @@ from monai_wscxr.model.networks import Discriminator, image_scores
 from monai_wscxr.model.nuisance import nuisance_covariance
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.ops import min_distance
-from monai_wscxr.training.epoch_handlers import DistanceHandler
+from monai_wscxr.training.distance import distance_weight
 from monai_wscxr.training.start import create_optimizer
 
 TRAINING_OPTIONS = (
@@ -52,13 +52,6 @@ TRAINING_OPTIONS = (
     ),
 )
 FIGURES = ("as they are", "perturbed alike", "perturbed each", "shifted alike")
-
-
-class _Banks:
-    """Banks of one draw, as `DistanceHandler` wants them."""
-
-    def __init__(self, normal: FeatureBank, abnormal: FeatureBank) -> None:
-        self.normal, self.abnormal = normal, abnormal
 
 
 def bank_of(images: Tensor) -> FeatureBank:
@@ -174,9 +167,9 @@ class DrawData:
                 whitening(self.mined(k, options["retention"], options["mining_scope"])),
             )
         discriminator = self.trained[key]
-        few: Any = _Banks(normal, bank_of(self.features[self.draw.few_shot[k]]))
-        handler = DistanceHandler(few, discriminator, options["distance_share"], options["score_share"])
-        handler(None)  # type: ignore[arg-type]
+        few = len(self.draw.few_shot[k])
+        weight = distance_weight(discriminator, normal, few, options["distance_share"], options["score_share"])
+        discriminator.distance_weight.fill_(weight)
         discriminator.eval()
         judged = self.judged(k)
         rows = {i: n for n, i in enumerate(self.judged())}

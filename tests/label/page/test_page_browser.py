@@ -91,7 +91,7 @@ def test_a_training_that_ends_leaves_the_image_on_the_screen_alone(page, workben
     name = label(page, "n")
     page.until('return !document.getElementById("changes").hidden')
     assert page.until(SEEN, "") == name
-    assert "has stayed" in page.text("#said")
+    assert "you are looking at stays" in page.text("#said")
     top = next(item["name"] for item in workbench.queue("most_suspicious") if item["name"] != name)
     assert label(page, "n") == top
     assert len(workbench.labels) == 3
@@ -300,7 +300,7 @@ def test_read_only_and_unreadable_and_nothing_there(browser, phantoms, tmp_path)
                 browser.until('return !document.getElementById("map").hidden')
                 assert browser.js('return document.getElementById("train").disabled')
                 browser.press("n")
-                assert "read only" in browser.text("#said")
+                assert "read-only" in browser.text("#said")
             else:
                 browser.until('return document.getElementById("list-empty").innerText.includes("No images")')
             browser.open("about:blank")

@@ -1,18 +1,41 @@
-// One radiograph with its map: zoom, position, brightness and contrast, peak.
+// One radiograph with its anomaly map: zoom, position, brightness and contrast, marker of the peak.
 
-const MOST = 12;  // zoom, relative to the fitted image
-const by = (id) => document.getElementById(id);
+import { messageOf } from "./api.js";
+import { by } from "./dom.js";
+
+/** @import { Pictures } from "./api.js" */
+/** @import { Item } from "../types.d.ts" */
+/** @typedef {{ x: number, y: number }} Point  in CSS pixels of the window */
+
+const MOST = 12;  // largest zoom, relative to the fitted image
+
+/** @type {(value: number, low: number, high: number) => number} */
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
+/**
+ * Tell whether a toggle button is on.
+ * @param {"overlay" | "marker" | "invert"} id
+ */
+const pressed = (id) => by(id).getAttribute("aria-pressed") === "true";
+
+/** The stage with the radiograph and the controls of the display. */
 export class Viewer {
+  /** @param {Pictures} pictures */
   constructor(pictures) {
     this.pictures = pictures;
+    /** @type {string | null} */
     this.shown = null;  // id of the image whose pixels are on the screen
-    this.asked = null;
+    /** @type {Item | null} */
+    this.asked = null;  // the image to show, on the screen or still loading
+    this.hasMap = false;
     this.zoom = 1;
-    this.x = this.y = 0;  // shift of the image's centre from the stage's, in pixels
+    this.x = 0;  // offset of the image's centre from the stage's, in CSS pixels
+    this.y = 0;
     this.inverted = false;
-    this.pointers = new Map();
+    /** @type {Map<number, Point>} */
+    this.pointers = new Map();  // pressed pointers by their id
+    this.panning = false;  // whether a drag moves the image; otherwise it changes contrast and brightness
+    this.from = { x: 0, y: 0, contrast: 0, brightness: 0 };  // where the drag began
     this.stage = by("stage");
     this.picture = by("picture");
     this.radiograph = by("radiograph");
@@ -23,7 +46,13 @@ export class Viewer {
     this.paint();
   }
 
-  // Shows an item's pictures; `done` is told when the radiograph is on the screen.
+  /**
+   * Show the pictures of an image, or an empty stage.
+   * @param {Item | null} item
+   * @param {boolean} hasModel  whether there is a map to show
+   * @param {(error?: unknown) => void} done  called when the radiograph is on the screen or cannot be shown, unless another
+   *   image has been asked for meanwhile
+   */
   async show(item, hasModel, done) {
     this.asked = item;
     this.shown = null;
@@ -32,8 +61,8 @@ export class Viewer {
     this.say("", "");
     if (!item) { return; }
     if (item.reason) {
-      this.say(`This image cannot be shown: ${item.message || item.reason}`, "");
-      done(item);
+      this.say(`This image cannot be displayed: ${item.message || item.reason}`, "");
+      done();
       return;
     }
     const slow = setTimeout(() => this.say("Loading …", ""), 200);
@@ -45,10 +74,12 @@ export class Viewer {
       this.fit();
       this.shown = item.id;
       this.say("", "");
-      done(item);
+      done();
     } catch (error) {
-      if (this.asked === item) { this.say(`This image cannot be shown: ${error.message}`, ""); }
-      if (this.asked === item) { done(item, error); }
+      if (this.asked === item) {
+        this.say(`This image cannot be displayed: ${messageOf(error)}`, "");
+        done(error);
+      }
       return;
     } finally {
       clearTimeout(slow);
@@ -59,11 +90,17 @@ export class Viewer {
       if (this.asked !== item) { return; }
       this.hasMap = true;
     } catch (error) {
-      if (this.asked === item) { this.say("", `No map: ${error.message}`); }
+      if (this.asked === item) { this.say("", `No map: ${messageOf(error)}`); }
     }
     this.paint();
   }
 
+  /**
+   * Load a picture into an image element, unless another image has been asked for meanwhile.
+   * @param {HTMLImageElement} image
+   * @param {Item} item
+   * @param {"radiograph" | "map"} kind
+   */
   async load(image, item, kind) {
     const url = await this.pictures.get(item.id, kind);
     if (this.asked !== item) { return; }
@@ -71,34 +108,40 @@ export class Viewer {
     await image.decode().catch(() => { throw new Error("the browser cannot decode the picture."); });
   }
 
+  /**
+   * @param {string} onStage
+   * @param {string} onMap
+   */
   say(onStage, onMap) {
     by("stage-text").textContent = onStage;
     by("map-text").textContent = onMap;
   }
 
+  /** Fit the image to the stage. */
   fit() {
     this.zoom = 1;
     this.x = this.y = 0;
     this.place();
   }
 
+  /** Reset zoom, position, brightness, contrast and inversion. */
   reset() {
-    by("brightness").value = by("contrast").value = 0;
+    by("brightness").value = by("contrast").value = "0";
     this.inverted = false;
     this.fit();
     this.paint();
   }
 
-  // Size and position of the picture on the stage.
+  /** Apply size and position of the picture. */
   place() {
     const width = this.radiograph.naturalWidth, height = this.radiograph.naturalHeight;
     if (!width) { return; }
     const room = this.stage.getBoundingClientRect();
     const scale = Math.min(room.width / width, room.height / height) * this.zoom;
     const w = width * scale, h = height * scale;
-    // at least the middle of the stage stays covered
-    this.x = clamp(this.x, -Math.max(0, w / 2), Math.max(0, w / 2)) * (this.zoom > 1);
-    this.y = clamp(this.y, -Math.max(0, h / 2), Math.max(0, h / 2)) * (this.zoom > 1);
+    // the image always covers the middle of the stage; fitted, it is centred
+    this.x = this.zoom > 1 ? clamp(this.x, -w / 2, w / 2) : 0;
+    this.y = this.zoom > 1 ? clamp(this.y, -h / 2, h / 2) : 0;
     Object.assign(this.picture.style, {
       width: `${w}px`,
       height: `${h}px`,
@@ -107,7 +150,11 @@ export class Viewer {
     by("zoom-fit").textContent = this.zoom === 1 ? "Fit" : `${this.zoom.toFixed(1)} ×`;
   }
 
-  // Zooms by a factor about a point of the stage, its centre without one.
+  /**
+   * Zoom by a factor.
+   * @param {number} factor
+   * @param {Point} [at]  the point that stays in place; the centre of the stage by default
+   */
   zoomBy(factor, at) {
     const room = this.stage.getBoundingClientRect();
     const dx = at ? at.x - room.left - room.width / 2 : 0, dy = at ? at.y - room.top - room.height / 2 : 0;
@@ -118,27 +165,34 @@ export class Viewer {
     this.place();
   }
 
+  /**
+   * Move the zoomed image.
+   * @param {number} dx  in CSS pixels
+   * @param {number} dy
+   */
   move(dx, dy) {
     this.x += dx;
     this.y += dy;
     this.place();
   }
 
+  /**
+   * Press or release a toggle button.
+   * @param {"overlay" | "marker" | "invert"} id
+   */
   toggle(id) {
-    const button = by(id);
-    button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
-    this.inverted = by("invert").getAttribute("aria-pressed") === "true";
+    by(id).setAttribute("aria-pressed", String(!pressed(id)));
+    this.inverted = pressed("invert");
     this.paint();
   }
 
-  // Map, peak, and the window: grey' = slope (grey - centre) + 1/2, clipped.
+  /** Apply map, peak, and the grey-level window: grey' = slope (grey - centre) + 1/2, clipped to [0, 1]. */
   paint() {
-    const on = (id) => by(id).getAttribute("aria-pressed") === "true";
     by("invert").setAttribute("aria-pressed", String(this.inverted));
-    this.map.hidden = by("legend").hidden = !(this.hasMap && on("overlay"));
-    this.map.style.opacity = by("opacity").value / 100;
+    this.map.hidden = by("legend").hidden = !(this.hasMap && pressed("overlay"));
+    this.map.style.opacity = String(Number(by("opacity").value) / 100);
     const at = this.hasMap && this.asked ? this.asked.peak : null;
-    this.peak.hidden = !(at && on("marker"));
+    this.peak.hidden = !(at && pressed("marker"));
     if (at) {
       this.peak.style.left = `${100 * at[0]}%`;
       this.peak.style.top = `${100 * at[1]}%`;
@@ -146,32 +200,42 @@ export class Viewer {
     const brightness = Number(by("brightness").value), contrast = Number(by("contrast").value);
     const slope = 2 ** (contrast / 40) * (this.inverted ? -1 : 1), centre = 0.5 - brightness / 200;
     for (const channel of document.querySelectorAll("#window feComponentTransfer > *")) {
-      channel.setAttribute("slope", slope);
-      channel.setAttribute("intercept", 0.5 - slope * centre);
+      channel.setAttribute("slope", String(slope));
+      channel.setAttribute("intercept", String(0.5 - slope * centre));
     }
     const untouched = brightness === 0 && contrast === 0 && !this.inverted;
     this.radiograph.style.filter = untouched ? "" : "url(#window)";
   }
 
   listen() {
-    for (const id of ["opacity", "brightness", "contrast"]) { by(id).addEventListener("input", () => this.paint()); }
-    for (const id of ["overlay", "marker", "invert"]) { by(id).addEventListener("click", () => this.toggle(id)); }
+    for (const id of /** @type {const} */ (["opacity", "brightness", "contrast"])) {
+      by(id).addEventListener("input", () => this.paint());
+    }
+    for (const id of /** @type {const} */ (["overlay", "marker", "invert"])) {
+      by(id).addEventListener("click", () => this.toggle(id));
+    }
     by("reset").addEventListener("click", () => this.reset());
     by("zoom-in").addEventListener("click", () => this.zoomBy(1.4));
     by("zoom-out").addEventListener("click", () => this.zoomBy(1 / 1.4));
     by("zoom-fit").addEventListener("click", () => this.fit());
+    this.listenToPointers();
+  }
+
+  listenToPointers() {
     const stage = this.stage;
+    /** @param {Event} event */
+    const onButton = (event) => event.target instanceof Element && event.target.closest("button") !== null;
     stage.addEventListener("wheel", (event) => {
       event.preventDefault();
-      this.zoomBy(2 ** (-event.deltaY / 400), event.clientX === undefined ? null : { x: event.clientX, y: event.clientY });
+      this.zoomBy(2 ** (-event.deltaY / 400), { x: event.clientX, y: event.clientY });
     }, { passive: false });
     stage.addEventListener("dblclick", (event) => {
-      if (event.target.closest("button")) { return; }
+      if (onButton(event)) { return; }
       if (this.zoom > 1) { this.fit(); } else { this.zoomBy(2.5, { x: event.clientX, y: event.clientY }); }
     });
     stage.addEventListener("contextmenu", (event) => event.preventDefault());
     stage.addEventListener("pointerdown", (event) => {
-      if (event.target.closest("button") || this.picture.hidden) { return; }
+      if (onButton(event) || this.picture.hidden) { return; }
       event.preventDefault();
       stage.setPointerCapture(event.pointerId);
       this.pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
@@ -181,25 +245,30 @@ export class Viewer {
       this.panning = event.pointerType === "touch" || event.button !== 0 || event.shiftKey;
     });
     stage.addEventListener("pointermove", (event) => this.drag(event));
-    for (const end of ["pointerup", "pointercancel"]) {
+    for (const end of /** @type {const} */ (["pointerup", "pointercancel"])) {
       stage.addEventListener(end, (event) => this.pointers.delete(event.pointerId));
     }
   }
 
+  /**
+   * Follow a pressed pointer: pan, change contrast and brightness, or zoom with two fingers.
+   * @param {PointerEvent} event
+   */
   drag(event) {
     const before = this.pointers.get(event.pointerId);
     if (!before) { return; }
     const now = { x: event.clientX, y: event.clientY };
-    const dx = now.x - before.x, dy = now.y - before.y;
     const other = [...this.pointers].find(([id]) => id !== event.pointerId);
-    if (other) {  // two fingers: zoom about the one that rests
-      const still = other[1], far = (p) => Math.hypot(p.x - still.x, p.y - still.y) || 1;
-      this.zoomBy(far(now) / far(before), still);
+    if (other) {
+      const still = other[1];  // the finger that rests; the image is zoomed about it
+      /** @param {Point} p */
+      const distance = (p) => Math.hypot(p.x - still.x, p.y - still.y) || 1;
+      this.zoomBy(distance(now) / distance(before), still);
     } else if (this.panning) {
-      this.move(dx, dy);
+      this.move(now.x - before.x, now.y - before.y);
     } else {
-      by("contrast").value = this.from.contrast + (now.x - this.from.x) / 3;
-      by("brightness").value = this.from.brightness - (now.y - this.from.y) / 3;
+      by("contrast").value = String(this.from.contrast + (now.x - this.from.x) / 3);
+      by("brightness").value = String(this.from.brightness - (now.y - this.from.y) / 3);
       this.paint();
     }
     this.pointers.set(event.pointerId, now);
