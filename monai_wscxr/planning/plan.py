@@ -12,21 +12,26 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.bank.rows import BLOCK_ROWS, FileRows, RowsOnDisk, row_blocks, scratch_rows
 from monai_wscxr.bank.search import plan_search
 from monai_wscxr.features.extraction import PatchExtractor
-from monai_wscxr.model.mixing import LOT_BYTES, MixingInferer, PatchBatches, prepare_patch_batch
+from monai_wscxr.model.mixing import LOT_BYTES
 from monai_wscxr.model.networks import Discriminator
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.ops import mined_count
 from monai_wscxr.ops.min_distance import nothing_found, search_block
 from monai_wscxr.planning.timing import Cost, timed
 from monai_wscxr.system.memory import available_memory, peak_memory, reset_peak_memory, resident_memory
+from monai_wscxr.training.distance import distance_weight
+from monai_wscxr.training.epoch_handlers import ThreadsHandler
+from monai_wscxr.training.once import training_workflow
 
 _SLICE_ROWS = 8 * BLOCK_ROWS
 _STEPS = 512  # at least, in a training that is timed: its start must not count much
@@ -205,8 +210,7 @@ def plan_training(
         step, order = _training_costs(piece if in_memory else source, mined, batch_size, channels)
         per_pass = max(1, rows // batch_size)
         passes = epochs * -(-min_batches // per_pass)
-        h, w = grid
-        distance = timed(lambda: _distances(piece if in_memory else source, h * w)) * scale
+        distance = _distance_cost(piece if in_memory else source, grid) * rows
     training = (step * per_pass + order * scale) * passes + distance * epochs
 
     codes = rows * (-(-channels // 4) * 4 + 64)
@@ -240,46 +244,41 @@ def _read_from_disk(source: FileRows, path: Path) -> None:
 
 
 def _training_costs(source: Tensor | FileRows, mined: Tensor, batch_size: int, channels: int) -> tuple[Cost, Cost]:
-    """Cost of one step of the trainer, gathering included, and of ordering a slice of rows."""
-    from monai.engines import SupervisedTrainer
-    from torch.utils.data import DataLoader
-
-    from monai_wscxr.model.losses import HingeLoss
-    from monai_wscxr.training.epoch_handlers import ThreadsHandler
-
-    dataset, inferer = PatchBatches(batch_size, min_batches=_STEPS), MixingInferer()
-    dataset.fill(source)
-    inferer.fill(mined)
+    """Time one step of the bundle's own trainer, gathering included, and the ordering of the rows of `source`."""
     discriminator = Discriminator(channels)
-
-    def train() -> None:
-        trainer = SupervisedTrainer(
-            device=torch.device("cpu"),
-            max_epochs=1,
-            epoch_length=dataset.batches_per_epoch,
-            train_data_loader=DataLoader(dataset, batch_size=None),
-            prepare_batch=prepare_patch_batch,
-            network=discriminator,
-            loss_function=HingeLoss(),
-            inferer=inferer,
-            optimizer=torch.optim.SGD(discriminator.parameters(), lr=3e-4),
-            decollate=False,
-            train_handlers=[ThreadsHandler(discriminator, batch_size)],
-        )
-        trainer.run()
-
+    with tempfile.TemporaryDirectory() as folder:
+        options = {
+            "network": SimpleNamespace(discriminator=discriminator),
+            "train#handlers": [ThreadsHandler(discriminator, batch_size)],
+            "batch_size": batch_size,
+            "min_batches": _STEPS,
+            "epochs": 1,
+            "device": "cpu",
+        }
+        parser = training_workflow(folder, folder, options).parser
+    dataset, trainer = parser.get_parsed_content("train#dataset"), parser.get_parsed_content("train#trainer")
+    dataset.fill(source)
+    parser.get_parsed_content("train#inferer").fill(mined)
+    trainer.state.epoch_length = dataset.batches_per_epoch
     rows = source.shape[0]
     order = timed(lambda: torch.randperm(rows))
-    return timed(train, 2.0) * (1 / dataset.batches_per_epoch), order
+    return timed(trainer.run, 2.0) * (1 / dataset.batches_per_epoch), order
 
 
-@torch.inference_mode()
-def _distances(rows: Tensor | FileRows, patches: int) -> None:
-    """What `DistanceHandler` does after an epoch."""
-    weight = torch.randn(rows.shape[1])
-    for block in row_blocks(rows, 256 * patches):
-        block.square().mean(1)
-        block @ weight
+def _distance_cost(source: Tensor | FileRows, grid: tuple[int, int]) -> Cost:
+    """Time what `DistanceHandler` does after an epoch, for one row of the bank."""
+    patches = grid[0] * grid[1]
+    images = source.shape[0] // patches
+    names = [str(number) for number in range(images)]
+    bank: FeatureBank | BankOnDisk
+    if isinstance(source, Tensor):
+        whole = source[: images * patches].reshape(images, patches, -1)
+        bank = FeatureBank.from_images(whole, names, grid)
+    else:
+        pieces = torch.tensor([[0, 0, images * patches]])
+        bank = BankOnDisk(FileRows(source.files, pieces, source.shape[1], source.dtype), tuple(names), grid)
+    discriminator = Discriminator(source.shape[1])
+    return timed(lambda: distance_weight(discriminator, bank, 1, 1.0, 0.25, spread=1.0)) * (1 / (images * patches))
 
 
 def _duration(seconds: float) -> str:

@@ -35,14 +35,11 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
     """
     names = exported_names(package)
 
-    def __getattr__(name: str) -> Any:
+    def get(name: str) -> Any:
         if name in names:
             return getattr(importlib.import_module(names[name]), name)
         if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}") is not None:
             return importlib.import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    def __dir__() -> list[str]:
-        return sorted(names)
-
-    return __getattr__, __dir__, sorted(names)
+    return get, lambda: sorted(names), sorted(names)

@@ -53,7 +53,10 @@ def test_the_lock_of_a_dead_process_blocks_nobody(tmp_path, holder, how):
 
 
 def free(folder):
-    probe = "import sys, pathlib; from monai_wscxr.system.folder_lock import lock_folder; lock_folder(pathlib.Path(sys.argv[1]))"
+    probe = (
+        "import sys, pathlib; from monai_wscxr.system.folder_lock import lock_folder; "
+        "lock_folder(pathlib.Path(sys.argv[1]))"
+    )
     return subprocess.run([sys.executable, "-c", probe, str(folder)], capture_output=True, check=False).returncode == 0
 
 
