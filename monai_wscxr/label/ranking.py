@@ -126,7 +126,10 @@ def ordered(
 
 
 def rank_changes(
-    before: Mapping[str, ImageScore], after: Mapping[str, ImageScore], names: Sequence[tuple[str, str]], largest: int = 50
+    before: Mapping[str, ImageScore],
+    after: Mapping[str, ImageScore],
+    names: Sequence[tuple[str, str]],
+    largest: int = 50,
 ) -> list[dict[str, Any]]:
     """List the images whose rank a new model changed most, with rank, score, p-value and decision before and after.
 

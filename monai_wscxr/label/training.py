@@ -51,7 +51,9 @@ class Trainer:
             raise InputError(f"{', '.join(unknown)}: no option of train.yaml that a workbench can set")
         parser = training_workflow(models.root, models.root, {**self.options, "seed": seed}, configs).parser
         self.extractor: PatchExtractor = parser.get_parsed_content("extractor")
-        self.extractor.max_bad_share = 1.0  # an archive holds files of all kinds; unreadable ones are listed, not ranked
+        self.extractor.max_bad_share = (
+            1.0  # an archive holds files of all kinds; unreadable ones are listed, not ranked
+        )
         self._distance_options = {name: parser.get_parsed_content(name) for name in DISTANCE_OPTIONS}
 
     def check_fits(self, model: TrainedModel) -> None:

@@ -1,4 +1,4 @@
-"""A running MONAI Label server, or an Orthanc, and a client that needs nothing but the standard library."""
+"""Servers for tests, MONAI Label and Orthanc, and a client that needs only the standard library."""
 
 import base64
 import contextlib
@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PYTHON = Path(os.environ.get("WSCXR_LABEL_PYTHON") or ROOT / ".venv-label" / "bin" / "python")
+PYTHON = Path(os.environ.get("MONAI_WSCXR_LABEL_PYTHON") or ROOT / ".venv-label" / "bin" / "python")
 ORTHANC = shutil.which("Orthanc") or shutil.which("orthanc")
 
 needs_label_environment = pytest.mark.skipif(
@@ -144,7 +144,7 @@ def running(command, port, log, ready, environment=None, limit=400):
 def label_server(studies, log, *options, environment=None, password=None):
     """The MONAI Label server of this package in its own environment; gives a client."""
     port = free_port()
-    command = [PYTHON, "-m", "monai_wscxr.label", studies, "--port", port, *options]
+    command = [PYTHON, "-m", "monai_wscxr", "label", studies, "--port", port, *options]
     environment = {
         "PYTHONPATH": str(ROOT),
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.label.archive.studies import FolderStudies, Label, LabelFile, Refused, UnknownImage, known_normals
+from monai_wscxr.label.archive.folder import FolderStudies, LabelFile, known_normals
+from monai_wscxr.label.archive.studies import Label, Refused, UnknownImage
 from monai_wscxr.label.models import ModelFolders
-from monai_wscxr.label.ranking import Scored, moves, ordered, ranks
+from monai_wscxr.label.ranking import ImageScore, ordered, rank_changes, ranks
 from monai_wscxr.label.workbench import Workbench
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.networks import anomaly_score
@@ -180,7 +181,7 @@ def test_known_normals_come_from_a_data_set_or_any_folder(phantoms, tmp_path):
 
 
 def scored(value):
-    return Scored(value, 0.5, value > 1, (0.5, 0.5))
+    return ImageScore(value, 0.5, value > 1, (0.5, 0.5))
 
 
 def test_strategies_order_by_score_by_distance_to_the_threshold_and_at_random():
@@ -197,10 +198,10 @@ def test_strategies_order_by_score_by_distance_to_the_threshold_and_at_random():
     assert ranks(scores) == {"a": 1, "d": 2, "b": 3, "c": 4}
 
 
-def test_moves_lists_the_largest_first():
+def test_rank_changes_lists_the_largest_first():
     before = {"a": scored(3.0), "b": scored(2.0), "c": scored(1.0)}
     after = {"a": scored(1.0), "b": scored(2.0), "c": scored(3.0), "new": scored(0.0)}
-    found = moves(before, after, [("a", "A"), ("b", "B"), ("c", "C"), ("new", "N")])
+    found = rank_changes(before, after, [("a", "A"), ("b", "B"), ("c", "C"), ("new", "N")])
     assert [(m["id"], m["rank_before"], m["rank_after"]) for m in found] == [("c", 3, 1), ("a", 1, 3), ("b", 2, 2)]
 
 
@@ -225,7 +226,7 @@ def test_before_the_first_abnormal_label_the_score_is_the_distance_to_the_normal
     bench = make()
     assert bench.status()["model"]["abnormal"] == 0
     features = bench.trainer.extractor
-    known = features.bank([{"image": i["image"]} for i in bench.votes.normals])
+    known = features.bank([{"image": i["image"]} for i in bench.labelled.normals])
     model = load_model(bench.folder / "model")
     # an independent computation in float64 of the whitened squared length, from the same normal images
     held = {
@@ -373,7 +374,7 @@ def test_a_training_that_fails_leaves_the_old_model_at_work(make, monkeypatch):
 
     monkeypatch.setattr("monai_wscxr.label.workbench.load_model", fail)
     bench._job.begin("features")
-    bench._train_quietly()
+    bench._train_in_background()
     assert bench.training()["state"] == "failed"
     assert "PATIENT" not in bench.training()["message"]
     assert bench.status()["model"]["sha256"] == old == load_model(bench.folder / "model").sha256

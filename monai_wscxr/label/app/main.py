@@ -156,4 +156,3 @@ class WSCXRApp(MONAILabelApp):
             except Exception:
                 logger.exception("scoring the archive failed")
             time.sleep(RESCAN_SECONDS)
-

@@ -205,7 +205,9 @@ class DicomWebStudies:
             with quiet:
                 answer = self.client.store_instances([pydicom.dcmread(io.BytesIO(data)) for data in objects])
         except Exception as error:  # the connection failed, or the server answered with an error status
-            raise Refused("archive", f"the DICOMweb server did not accept the objects ({type(error).__name__})") from error
+            raise Refused(
+                "archive", f"the DICOMweb server did not accept the objects ({type(error).__name__})"
+            ) from error
         failed = len(answer.get("FailedSOPSequence") or [])
         if failed:
             raise Refused("archive", f"the DICOMweb server did not accept {failed} of {len(objects)} objects")

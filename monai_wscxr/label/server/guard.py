@@ -100,7 +100,9 @@ def _from_other_site(method: str, headers: Mapping[str, str], host: str) -> bool
     if origin is None:
         return False
     try:
-        return urlsplit(origin).netloc.lower() != host  # without the scheme, which a TLS proxy in front of the server changes
+        return (
+            urlsplit(origin).netloc.lower() != host
+        )  # without the scheme, which a TLS proxy in front of the server changes
     except ValueError:
         return True
 

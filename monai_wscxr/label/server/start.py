@@ -1,98 +1,105 @@
-"""`python -m monai_wscxr.label STUDIES`: the MONAI Label server with the workbench, and the page to work in."""
+"""Starting the MONAI Label server: the app with the workbench, the labelling page, and the guard in front of both."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import ipaddress
-import logging
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.open import is_address
+from monai_wscxr.label.server.guard import LOOPBACK, Guard
 
-APP = Path(__file__).parent / "app"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m monai_wscxr.label", description=__doc__)
-    parser.add_argument("studies", help="folder of radiographs, or address of a DICOMweb server")
-    parser.add_argument("--normals", metavar="DIR", help="known normal images: a folder, or a data set's training part")
-    parser.add_argument("--model", metavar="OUT", help="output folder of a training to begin with")
-    parser.add_argument("--work", metavar="DIR", help="for labels, models and results; default: STUDIES/.wscxr")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; others than this machine need a password"
-    )
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--allow_host", action="append", default=[], metavar="NAME", help="another name of this server")
-    parser.add_argument(
-        "--password_file", metavar="FILE", help="its first line is the password that every request needs"
-    )
-    parser.add_argument("--certificate", metavar="PEM", help="TLS certificate, and its --key")
-    parser.add_argument("--key", metavar="PEM")
-    parser.add_argument("--max_upload", type=int, default=64, metavar="MB", help="largest request")
-    parser.add_argument("--modalities", default="DX,CR", help="of a DICOMweb server")
-    parser.add_argument("--read_only", action="store_true", help="take no labels, train nothing")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of train.yaml")
-    parser.add_argument("--bundle", metavar="DIR", help="folder of the bundle wscxr_chest_xray")
-    return parser
+APP = Path(__file__).resolve().parents[1] / "app"
+_SHORTEST_PASSWORD = 8
+_ANY_ADDRESS = ("0.0.0.0", "::")
 
 
-def check_host(host: str, protected: bool) -> None:
-    """Only this machine may reach a server without a password.
+@dataclass(frozen=True)
+class ServerOptions:
+    """Options of the server.
 
-    Raises:
-        InputError: when `host` is another address than the loopback's and nothing protects the server.
+    Attributes:
+        studies: folder of radiographs, or address of a DICOMweb server.
+        normals: known normal images, see `Workbench`.
+        model: output folder of a training to start with.
+        work: folder for labels, models and results, see `open_studies`.
+        modalities: modalities to list from a DICOMweb server, see `open_studies`.
+        host: address to listen on.
+        port: port to listen on.
+        allow_host: further names of the server.
+        password_file: file whose first line is the password of every request.
+        certificate: TLS certificate, a PEM file.
+        key: its private key.
+        max_upload: largest request in MiB.
+        read_only: refuse labels and trainings.
+        seed: seed of trainings and of the random strategy.
+        train_options: options of `train.yaml` for every training.
+        bundle: folder of the bundle; None finds the one beside the package.
     """
-    if protected or host == "localhost":
-        return
-    try:
-        local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local:
-        raise InputError(
-            f"--host {host} lets other machines in, and nothing asks them who they are: give --password_file FILE, or switch "
-            "MONAI Label's own authentication on (MONAI_LABEL_AUTH_ENABLE=true)"
-        )
+
+    studies: str
+    normals: str | None = None
+    model: str | None = None
+    work: str | None = None
+    modalities: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    allow_host: Sequence[str] = ()
+    password_file: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    max_upload: int = 64
+    read_only: bool = False
+    seed: int = 0
+    train_options: Mapping[str, Any] = field(default_factory=dict)
+    bundle: str | None = None
 
 
-def read_password(file: str | None) -> str | None:
-    """The password, or None without a file.
+def serve(options: ServerOptions) -> None:
+    """Print the addresses of the server and run it until it is stopped.
 
     Raises:
-        InputError: when the file cannot be read or its first line has fewer than eight characters.
+        InputError: see `create_server`.
     """
-    if file is None:
-        return None
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--password_file {file} cannot be read ({type(error).__name__})") from error
-    if not lines or len(lines[0]) < 8:
-        raise InputError(f"the first line of {file} must be a password of at least eight characters")
-    return lines[0]
+    server = create_server(options)
+    import uvicorn
+
+    scheme = "https" if options.certificate else "http"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"{scheme}://{host}:{options.port}"
+    lines = [f"labelling page    {address}/wscxr/", f"MONAI Label       {address}/"]
+    if is_address(options.studies):
+        lines.append(f"OHIF viewer       {address}/ohif/")
+    print("\n".join([*lines, "stop with Ctrl-C"]), flush=True)
+    uvicorn.run(
+        server,
+        host=options.host,
+        port=options.port,
+        log_level="warning",
+        server_header=False,
+        ssl_certfile=options.certificate,
+        ssl_keyfile=options.key,
+    )
 
 
-def build(options: argparse.Namespace) -> Any:
-    """The guarded application.
+def create_server(options: ServerOptions) -> Guard:
+    """Create MONAI Label's application with the workbench and the labelling page, behind the guard.
 
     Raises:
-        InputError: when something given cannot be used.
+        InputError: when an option cannot be used, or MONAI Label is not installed.
     """
     password = read_password(options.password_file)
     monai_authentication = os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() in ("1", "true", "yes")
     check_host(options.host, password is not None or monai_authentication)
     os.environ.setdefault("MONAI_LABEL_SESSIONS", "false")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()):  # MONAI Label prints its settings when it is imported
             from monailabel.app import app
     except ImportError as error:
         raise InputError(
@@ -105,7 +112,34 @@ def build(options: argparse.Namespace) -> Any:
     from monailabel.endpoints.user.auth import RBAC
     from monailabel.interfaces.utils.app import app_instance
 
-    from monai_wscxr.label.server.guard import Guard, explain
+    from monai_wscxr.label.page import router
+    from monai_wscxr.label.server.errors import answer_errors
+
+    settings.MONAI_LABEL_APP_DIR = str(APP)
+    settings.MONAI_LABEL_STUDIES = options.studies
+    settings.MONAI_LABEL_APP_CONF = _app_configuration(options)
+    settings.MONAI_LABEL_SERVER_PORT = options.port
+    if not settings.MONAI_LABEL_CORS_ORIGINS:  # in this case MONAI Label would allow every origin
+        app.user_middleware = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
+    instance = app_instance()
+    answer_errors(app)
+    annotators = [Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
+    app.include_router(router(instance.workbench, hosts=None), prefix="/wscxr", dependencies=annotators)
+    offered = instance.info()
+    names = {
+        "/infer": offered["models"],
+        "/train": offered["trainers"],
+        "/scoring": offered["scoring"],
+        "/activelearning": offered["strategies"],
+    }
+    local = LOOPBACK if options.host in (*LOOPBACK, *_ANY_ADDRESS) else ()
+    hosts = {options.host, *options.allow_host, *local}
+    return Guard(app, hosts, options.max_upload << 20, password, names, is_address(options.studies))
+
+
+def _app_configuration(options: ServerOptions) -> dict[str, Any]:
+    """Collect what the app in `label/app` reads from MONAI Label's configuration, where options of `train.yaml` are text."""
+    import yaml
 
     values = {
         "normals": options.normals,
@@ -115,64 +149,46 @@ def build(options: argparse.Namespace) -> Any:
         "read_only": options.read_only,
         "seed": options.seed,
         "bundle": options.bundle,
-        "options": "\n".join(": ".join(text.split("=", 1)) for text in options.set),
+        "options": yaml.safe_dump(dict(options.train_options)) if options.train_options else None,
     }
-    settings.MONAI_LABEL_APP_DIR = str(APP)
-    settings.MONAI_LABEL_STUDIES = options.studies
-    settings.MONAI_LABEL_APP_CONF = {name: value for name, value in values.items() if value not in (None, "", False)}
-    settings.MONAI_LABEL_SERVER_PORT = options.port
-    if not settings.MONAI_LABEL_CORS_ORIGINS:  # MONAI Label would let every site in
-        app.user_middleware = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
-    instance = app_instance()
-    explain(app)
-    _mount_page(app, instance.workbench, [Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))])
-    own = instance.info()
-    names = {
-        "/infer": own["models"],
-        "/train": own["trainers"],
-        "/scoring": own["scoring"],
-        "/activelearning": own["strategies"],
-    }
-    hosts = {options.host, *options.allow_host, *(LOOPBACK if options.host in (*LOOPBACK, "0.0.0.0", "::") else ())}
-    return Guard(app, hosts, options.max_upload << 20, password, names, is_address(options.studies))
+    return {name: value for name, value in values.items() if value not in (None, "", False)}
 
 
-def _mount_page(app: Any, workbench: Any, dependencies: list[Any]) -> None:
-    from monai_wscxr.label.page import router
+def check_host(host: str, protected: bool) -> None:
+    """Check that only this machine can reach a server without authentication.
 
-    app.include_router(router(workbench, hosts=None), prefix="/wscxr", dependencies=dependencies)  # Guard checks hosts
+    Args:
+        host: address to listen on.
+        protected: whether requests need a password or another authentication.
 
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    for name in ("httpx", "monailabel"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    Raises:
+        InputError: when an unprotected server would listen on another address than the loopback's.
+    """
+    if protected or host == "localhost":
+        return
     try:
-        guarded = build(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    import uvicorn
-
-    scheme = "https" if options.certificate else "http"
-    shown = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"{scheme}://{shown}:{options.port}"
-    lines = [f"page to work in   {address}/wscxr/", f"MONAI Label       {address}/"]
-    if is_address(options.studies):
-        lines.append(f"OHIF viewer       {address}/ohif/")
-    print("\n".join([*lines, "stop with Ctrl-C"]), flush=True)
-    uvicorn.run(
-        guarded,
-        host=options.host,
-        port=options.port,
-        log_level="warning",
-        server_header=False,
-        ssl_certfile=options.certificate,
-        ssl_keyfile=options.key,
-    )
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise InputError(
+            f"--host {host} lets other machines connect, and no password protects the server: give --password_file FILE, or "
+            "switch on MONAI Label's own authentication (MONAI_LABEL_AUTH_ENABLE=true)"
+        )
 
 
-if __name__ == "__main__":
-    main()
+def read_password(file: str | None) -> str | None:
+    """Read the password from a file; return None without a file.
+
+    Raises:
+        InputError: when the file cannot be read, or its first line has fewer than eight characters.
+    """
+    if file is None:
+        return None
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--password_file {file} cannot be read ({type(error).__name__})") from error
+    if not lines or len(lines[0]) < _SHORTEST_PASSWORD:
+        raise InputError(f"the first line of {file} must be a password of at least eight characters")
+    return lines[0]

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 import urllib.request
 import uuid
 from pathlib import Path
@@ -14,7 +16,7 @@ from pydicom.uid import generate_uid
 
 from monai_wscxr.data.phantom import write_phantoms
 from monai_wscxr.data.radiograph.pydicom_versions import encoded
-from tests.helpers.serving import Client, label_server, needs_label_environment, needs_orthanc, orthanc
+from tests.helpers.serving import PYTHON, ROOT, Client, label_server, needs_label_environment, needs_orthanc, orthanc
 
 pytestmark = [needs_label_environment, needs_orthanc]
 
@@ -132,14 +134,8 @@ def foreign(modality, description):
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://127.0.0.1:9/dicom-web/"])
 def test_a_server_that_does_not_answer_is_said_in_one_sentence(address, tmp_path):
-    import subprocess
-
-    from tests.helpers.serving import PYTHON, ROOT
-
-    command = [str(PYTHON), "-m", "monai_wscxr.label", address, "--work", str(tmp_path / "work")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": str(ROOT)}
-    )
+    command = [str(PYTHON), "-m", "monai_wscxr", "label", address, "--work", str(tmp_path / "work")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 2
     assert "does not answer" in done.stderr
     assert "Traceback" not in done.stderr

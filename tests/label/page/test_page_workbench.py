@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from monai_wscxr.label.archive.studies import FolderStudies
+from monai_wscxr.label.archive.folder import FolderStudies
 from monai_wscxr.label.workbench import Workbench
 from tests.helpers.fake_workbench import FakeWorkbench, application, phantom_files
 from tests.helpers.webdriver import until

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.label.__main__ import check_host, read_password
-from monai_wscxr.label.server.guard import Guard
+from monai_wscxr.label.server.guard import Guard, SameSite
+from monai_wscxr.label.server.start import check_host, read_password
 
 
 async def echo(scope, receive, send):
