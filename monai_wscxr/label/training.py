@@ -49,7 +49,8 @@ class Trainer:
         unknown = [name for name in options if name not in known or name in RUN_OPTIONS]
         if unknown:
             raise InputError(f"{', '.join(unknown)}: no option of train.yaml that a workbench can set")
-        parser = training_workflow(models.root, models.root, {**self.options, "seed": seed}, configs).parser
+        with quiet_training():
+            parser = training_workflow(models.root, models.root, {**self.options, "seed": seed}, configs).parser
         self.extractor: PatchExtractor = parser.get_parsed_content("extractor")
         self.extractor.max_bad_share = (
             1.0  # an archive holds files of all kinds; unreadable ones are listed, not ranked
