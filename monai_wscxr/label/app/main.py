@@ -61,7 +61,8 @@ class WSCXRApp(MONAILabelApp):
             str(conf.get("read_only")).lower() in ("1", "true", "yes"),
             conf.get("bundle"),
         )
-        # MONAI Label passes an upload as the path of a temporary file; a path in this folder cannot come from a client
+        # MONAI Label passes an upload as the path of a temporary file, and a client could send any path: only paths in this
+        # folder count as uploads
         self.uploads = private_folder(work).resolve()
         tempfile.tempdir = str(self.uploads)
         super().__init__(

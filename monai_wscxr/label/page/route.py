@@ -69,7 +69,7 @@ def page_route(hosts: Collection[str] | None) -> type[APIRoute]:
 
 
 async def _limited(request: Request) -> Request:
-    """Read the body of a request, and stop as soon as it is too long, whatever length the header announced."""
+    """Read the body of a request; stop as soon as it is too long, regardless of its Content-Length header."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

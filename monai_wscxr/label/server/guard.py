@@ -186,7 +186,7 @@ class Guard:
         return not (before in self.names and last and last not in self.names[before])
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application; stop when the body turns out to be too large, whatever length the header announced."""
+        """Run the application; stop when the body becomes too large, regardless of its Content-Length header."""
         read, started, exceeded = 0, False, False
 
         async def counted() -> Message:
