@@ -104,6 +104,7 @@ EXPORTED = {
         "create_optimizer",
         "distance_weight",
         "prepare_banks",
+        "release_banks",
         "run_settings",
         "start_run",
         "train_once",

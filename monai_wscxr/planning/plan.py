@@ -1,7 +1,7 @@
 """What a training will cost: time, memory and disk of each stage, from a short calibration on this machine.
 
-Every stage is linear in the number of images (or of bank rows) beyond a fixed part, so each is run for a moment on a small
-piece of the real thing and scaled up. The pieces are the package's own functions, not models of them.
+Every stage is linear in the number of images (or of bank rows) beyond a fixed part. So each is run for a moment on a small
+part of the data, by the functions that run it in a training, and the measured cost is scaled up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from monai_wscxr.planning.timing import Cost, timed
 from monai_wscxr.system.memory import available_memory, peak_memory, reset_peak_memory, resident_memory
 from monai_wscxr.training.distance import distance_weight
 from monai_wscxr.training.epoch_handlers import ThreadsHandler
-from monai_wscxr.training.once import training_workflow
+from monai_wscxr.training.once import trainer_on_banks
 
 _SLICE_ROWS = 8 * BLOCK_ROWS
 _STEPS = 512  # at least, in a training that is timed: its start must not count much
@@ -43,11 +42,11 @@ class Stage:
 
     Attributes:
         name: of the stage.
-        seconds: wall time, on this machine with what else runs on it now.
-        cpu_seconds: processor time over all threads; hardly depends on what else runs.
-        memory: bytes that the process holds at its peak in this stage.
-        disk: bytes written that stay until the training ends.
-        note: what it depends on.
+        seconds: wall time on this machine under its present load.
+        cpu_seconds: processor time over all threads; it hardly depends on the load.
+        memory: resident bytes of the process at the peak of this stage.
+        disk: bytes that are written and kept until the training ends.
+        note: remark for the table.
     """
 
     name: str
@@ -60,13 +59,13 @@ class Stage:
 
 @dataclass
 class Plan:
-    """Stages of a training and what was assumed.
+    """The stages of a training and the assumptions behind them.
 
     Attributes:
         stages: in the order in which they run.
         rows, channels: of the normal bank.
-        in_memory: whether the bank fits `bank_memory`.
-        assumptions: sentences.
+        in_memory: True when the bank fits into `bank_memory`.
+        assumptions: sentences for the reader.
     """
 
     stages: list[Stage]
@@ -77,15 +76,15 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """The largest of the stages."""
+        """Peak memory over all stages, bytes."""
         return max(stage.memory for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return {**asdict(self), "memory": self.memory, "seconds": sum(stage.seconds for stage in self.stages)}
 
     def table(self) -> str:
-        """For a person."""
+        """Return a table for the terminal."""
         lines = [f"{'stage':<22}{'time':>12}{'processor':>12}{'memory':>12}{'disk':>12}"]
         for s in self.stages:
             disk = f"{s.disk / 1e9:.2f} GB" if s.disk else "-"
@@ -100,10 +99,10 @@ class Plan:
 
 
 def plan_extraction(extractor: PatchExtractor, images: int, sample: Sequence[str]) -> list[Stage]:
-    """Stages "reading" and "network" of `images` images like the files of `sample`.
+    """Plan the stages "reading" and "network" for images like those of a sample.
 
     Args:
-        extractor: that would extract; nothing is written.
+        extractor: extractor of the training; nothing is written.
         images: number of images.
         sample: at least one readable image file.
     """
@@ -154,7 +153,7 @@ def plan_training(
     folder: str | Path | None = None,
     whiten: bool = True,
 ) -> list[Stage]:
-    """Stages "mining", "statistics", "training" on a bank of `rows` x `channels` float32.
+    """Plan the stages "mining", "statistics" and "training" on a float32 bank.
 
     Args:
         rows: of the normal bank.
@@ -163,7 +162,7 @@ def plan_training(
         query_rows: rows of the abnormal bank.
         bank_memory: bytes for the normal bank.
         epochs, batch_size, min_batches, retention: of the training.
-        sample: rows [n, C] like those of the bank, where there are some; random ones otherwise.
+        sample: [n, C] rows like those of the bank; None takes random ones.
         folder: where a bank on disk would lie; None takes a temporary folder.
         whiten: whether features are whitened.
     """
@@ -234,7 +233,7 @@ def plan_training(
 
 
 def _read_from_disk(source: FileRows, path: Path) -> None:
-    """Read all rows after the system has forgotten them, where it can be told to."""
+    """Read all rows from the disk; their pages are dropped from the system's cache first, on systems that allow it."""
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -245,24 +244,13 @@ def _read_from_disk(source: FileRows, path: Path) -> None:
 
 def _training_costs(source: Tensor | FileRows, mined: Tensor, batch_size: int, channels: int) -> tuple[Cost, Cost]:
     """Time one step of the bundle's own trainer, gathering included, and the ordering of the rows of `source`."""
+    options = {"batch_size": batch_size, "min_batches": _STEPS, "epochs": 1, "device": "cpu"}
     discriminator = Discriminator(channels)
-    with tempfile.TemporaryDirectory() as folder:
-        options = {
-            "network": SimpleNamespace(discriminator=discriminator),
-            "train#handlers": [ThreadsHandler(discriminator, batch_size)],
-            "batch_size": batch_size,
-            "min_batches": _STEPS,
-            "epochs": 1,
-            "device": "cpu",
-        }
-        parser = training_workflow(folder, folder, options).parser
-    dataset, trainer = parser.get_parsed_content("train#dataset"), parser.get_parsed_content("train#trainer")
-    dataset.fill(source)
-    parser.get_parsed_content("train#inferer").fill(mined)
-    trainer.state.epoch_length = dataset.batches_per_epoch
+    trainer = trainer_on_banks(discriminator, source, mined, options)
+    ThreadsHandler(discriminator, batch_size).attach(trainer)
     rows = source.shape[0]
     order = timed(lambda: torch.randperm(rows))
-    return timed(trainer.run, 2.0) * (1 / dataset.batches_per_epoch), order
+    return timed(trainer.run, 2.0) * (1 / (trainer.state.epoch_length or 1)), order
 
 
 def _distance_cost(source: Tensor | FileRows, grid: tuple[int, int]) -> Cost:
@@ -298,7 +286,7 @@ def make_plan(
     copies: int = 2,
     copied_normals: int = 200,
 ) -> Plan:
-    """The plan of a training on `images` normal images; takes about half a minute.
+    """Plan a training; takes about half a minute.
 
     Args:
         extractor: see `PatchExtractor`.
@@ -308,7 +296,7 @@ def make_plan(
         epochs: of the training.
         bank_memory: bytes for the normal bank; None takes half of what is free.
         holdout: share of the normal images that does not enter the bank.
-        copies, copied_normals: altered copies that pass the network as well, of each of how many images of the bank.
+        copies, copied_normals: number of altered copies, and of images of the bank that have them; copies pass the network too.
     """
     budget = available_memory() // 2 if bank_memory is None else bank_memory
     channels, (h, w) = extractor.features.channels, extractor.grid

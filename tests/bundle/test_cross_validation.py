@@ -50,7 +50,7 @@ def test_it_trains_what_the_bundle_trains(phantoms, tmp_path):
     """The bundle's run of the same split gives the same weights."""
     started = workflow("train", phantoms, tmp_path / "run")
     started.run()
-    banks = started.parser.get_parsed_content("mining").banks
+    banks = started.parser.get_parsed_content("train#trainer").state.banks
     trained = started.parser.get_parsed_content("network").discriminator
     options = {key: started.parser.get(key) for key in TRAINING_OPTIONS} | SMALL
     ours = train(options, banks.normal, banks.mined_rows)
