@@ -45,6 +45,8 @@ EXPORTED = {
         "training_split",
         "write_phantoms",
     },
+    "data.collections": {"READERS", "Limits", "Record", "assemble", "make_datalist", "write_datalist"},
+    "data.radiograph": {"Radiograph", "RadiographError", "read_radiograph"},
     "evaluation": {
         "EvaluationHandler",
         "InferenceHandler",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -83,7 +82,7 @@ def _bank_list(options: argparse.Namespace) -> None:
 
 def _bank_add(options: argparse.Namespace) -> None:
     from monai_wscxr.bank.folder import BankFolder
-    from monai_wscxr.data.radiograph.read import file_digest
+    from monai_wscxr.data.listing import list_images
 
     extractor = extractor_of(options)
     if (Path(options.bank) / "bank.json").exists():
@@ -97,7 +96,10 @@ def _bank_add(options: argparse.Namespace) -> None:
             options.bank, extractor.settings(), extractor.grid, extractor.features.channels, options.dtype
         )
     known = set(bank.digests())
-    files = [file for file in _files(options.images) if file_digest(file) not in known]
+    listing = list_images(options.images)
+    if listing.left_out:
+        print(listing.summary(), file=sys.stderr)
+    files = [file for file in listing.images if not _is_in(known, file)]
     shard = extractor.shard_images
     for first in range(0, len(files), shard):
         part = extractor.bank([{"image": str(file)} for file in files[first : first + shard]])
@@ -105,18 +107,18 @@ def _bank_add(options: argparse.Namespace) -> None:
         digests = [extractor.digests[file] for file in part.files]
         bank.add(digests, part.rows.reshape(len(digests), h * w, -1))
     for file, code, message in extractor.done.rejected:
-        print(f"rejected ({code}): {message or file}", file=sys.stderr)
+        print(f"rejected ({code}): {file}: {message}", file=sys.stderr)
     print(f"{extractor.done.extracted} images added, {len(known)} were there")
 
 
-def _files(paths: list[str]) -> Iterator[Path]:
-    for path in map(Path, paths):
-        if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        elif path.is_file():
-            yield path
-        else:
-            raise InputError(f"there is no file or folder {path}")
+def _is_in(digests: set[str], file: Path) -> bool:
+    """Tell whether a bank holds a file; the extractor then gives the reason for one that cannot be read."""
+    from monai_wscxr.data.radiograph.read import file_digest
+
+    try:
+        return file_digest(file) in digests
+    except OSError:
+        return False
 
 
 def _bank_remove(options: argparse.Namespace) -> None:

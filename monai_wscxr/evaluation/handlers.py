@@ -19,6 +19,7 @@ from torch import Tensor
 
 from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.data.encoding import encode_png
+from monai_wscxr.data.listing import IMAGE_SUFFIXES, list_images
 from monai_wscxr.data.radiograph.read import file_digest
 from monai_wscxr.data.selection import check_overlap
 from monai_wscxr.data.split import count_classes
@@ -69,19 +70,17 @@ def evaluation_items(model: TrainedModel, source: str | Path, allow_overlap: boo
 
 
 def inference_items(source: str | Path) -> list[Item]:
-    """Items of every image below a folder, or of one file; labels are not looked at.
+    """Return items of every image in a folder, or of one file, without labels; log what is left out.
 
     Raises:
         InputError: when there is no image.
     """
-    path = Path(source)
-    suffixes = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".dcm", "")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    chosen = [f for f in files if f.name.lower().endswith(suffixes[:-1]) or not f.suffix]
-    chosen = [f for f in chosen if not f.name.startswith(".")]
-    if not chosen:
-        raise InputError(f"{source} holds no radiograph (.png, .jpg, .jpeg, .nii, .nii.gz, .dcm); check --dataset_dir")
-    return [{"image": str(f)} for f in chosen]
+    listing = list_images([source])
+    if listing.left_out:
+        logger.info("%s: %s", source, listing.summary())
+    if not listing.images:
+        raise InputError(f"{source} holds no radiograph ({', '.join(IMAGE_SUFFIXES)}, or DICOM); check --dataset_dir")
+    return [{"image": str(file)} for file in listing.images]
 
 
 def epoch_network(model: TrainedModel) -> EpochScores:
@@ -143,8 +142,8 @@ class ResultHandler:
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = in_order([str(i["image"]) for i in self.stream.items], self.predictions, self.stream.rejected)
         write_csv(self.folder / "predictions.csv", self.model, rows)
-        for _, code, message in self.stream.rejected:
-            logger.warning("rejected (%s): %s", code, message)
+        for file, code, message in self.stream.rejected:
+            logger.warning("rejected (%s): %s: %s", code, file, message)
 
     def pictures(self, index: int) -> dict[str, Any]:
         """Radiograph, anomaly map and, where there is one, lesion mask of prediction `index`, as Case fields."""

@@ -278,7 +278,7 @@ class PatchExtractor:
         for file, result in zip(files, ahead(digest, files, self.read_threads, 256), strict=True):
             if isinstance(result, OSError):
                 code = "not_found" if isinstance(result, FileNotFoundError) else "unreadable"
-                rejected.append((file, code, f"{file}: {result.strerror}"))
+                rejected.append((file, code, f"it cannot be read ({result.strerror})"))
             else:
                 self.digests[file] = result
                 readable.append(file)
@@ -372,13 +372,12 @@ class PatchExtractor:
 
 
 def _reject_copies(files: list[str], digests: dict[str, str], rejected: list[Rejected]) -> None:
-    """What holds for an unusable file holds for its copies, which were not read."""
+    """Reject the copies of unusable files, which were not read themselves."""
     known = {file for file, _, _ in rejected}
-    bad = {digests[file]: (file, code, message) for file, code, message in rejected if file in digests}
+    reasons = {digests[file]: (code, message) for file, code, message in rejected if file in digests}
     for file in files:
-        if file not in known and digests[file] in bad:
-            original, code, message = bad[digests[file]]
-            rejected.append((file, code, message.replace(original, file)))
+        if file not in known and digests[file] in reasons:
+            rejected.append((file, *reasons[digests[file]]))
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -389,4 +388,4 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _first(rejected: list[Rejected]) -> str:
-    return rejected[0][2] if rejected else "(none was given)"
+    return f"{rejected[0][0]}: {rejected[0][2]}" if rejected else "(none was given)"

@@ -64,15 +64,13 @@ class Reader:
     def _result(self, item: Input, future: Future[Loaded] | None) -> Loaded | RadiographError:
         if future is None:
             code, message = item.problem or ("unreadable", "")
-            return RadiographError(code, item.file, message)
+            return RadiographError(code, message)
         try:
             return future.result()
         except RadiographError as error:
             return error
         except WorkerLostError as lost:
             if not lost.too_slow:
-                return RadiographError(
-                    "crashed", item.file, "a decoding library crashed on it. Export or copy it again."
-                )
+                return RadiographError("crashed", "a decoding library crashed on it. Export or copy it again.")
             message = f"reading it took longer than {self._allowed(item):.0f} s. Export it again, or raise --seconds."
-            return RadiographError("too_slow", item.file, message)
+            return RadiographError("too_slow", message)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from monai_wscxr.data.radiograph.read import MEMORY_LIMIT
+from monai_wscxr.data.radiograph.base import MEMORY_LIMIT
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.parallel import ThreadParallel
 from monai_wscxr.model.artefact import TrainedModel, load_model

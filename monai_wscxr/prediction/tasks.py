@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_wscxr.data.encoding import encode_jpeg, encode_png
-from monai_wscxr.data.radiograph.read import RadiographError, quiet, read_radiograph
+from monai_wscxr.data.radiograph.base import find_radiograph_error, quiet
+from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.networks import WSCXRNet
@@ -142,7 +143,7 @@ def read(path: str) -> Loaded:
     try:
         loaded: Any = _setup.load({"image": path})
     except Exception as error:
-        raise find_cause(error) from None
+        raise find_radiograph_error(error) or error from None
     source = loaded["source"]
     size = _setup.model.preprocessing.image_size
     return Loaded(
@@ -156,14 +157,6 @@ def read(path: str) -> Loaded:
         intensity=source.intensity,
         seconds=time.perf_counter() - began,
     )
-
-
-def find_cause(error: BaseException) -> BaseException:
-    """The error of the loader below what MONAI wraps around it; the error itself where there is none."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, RadiographError):
-        cause = cause.__cause__
-    return error if cause is None else cause
 
 
 def write(number: int, path: str, prediction: Prediction, loaded: Loaded) -> Written:

@@ -80,7 +80,7 @@ class MiningHandler:
             *(done.extracted, done.reused, len(banks.rejected), banks.seconds["extraction"]),
         )
         for file, code, message in banks.rejected:
-            logger.warning("rejected (%s): %s", code, message or file)
+            logger.warning("rejected (%s): %s: %s", code, file, message)
         logger.info(
             "mining: %d of %d abnormal patches against %d normal ones, %.2f s",
             *(len(banks.mined.bank), len(banks.abnormal), len(banks.normal), banks.seconds["mining"]),

@@ -243,7 +243,7 @@ def test_bad_images_are_listed_and_skipped(make, normal_items, bad):
             bad[1]["image"]: "unknown_format",
             bad[2]["image"]: "not_found",
         }
-        assert all(message.startswith(file) for file, (_, message) in rejected.items())
+        assert all(message and file not in message for file, (_, message) in rejected.items())
         assert (extractor.done.extracted, extractor.done.reused) == ((8, 0), (0, 8))[cache_run]
     expected = by_hand(extractor, normal_items[:8])
     assert float((bank.rows - expected).abs().max()) < 1e-4 * float(expected.abs().max())
@@ -377,7 +377,7 @@ def test_copies_of_an_unusable_image_are_unusable(make, normal_items, bad, tmp_p
         (bad[0]["image"], "unreadable"),
         (str(copy), "unreadable"),
     ]
-    assert extractor.done.rejected[1][2].startswith(str(copy))
+    assert extractor.done.rejected[1][2] == extractor.done.rejected[0][2]  # the message names neither file
 
 
 def test_worker_processes_give_the_same(make, normal_items, bad):

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from monai_wscxr.commands.main import main
-from monai_wscxr.data.radiograph.read import GATES
+from monai_wscxr.data.radiograph.base import GATES
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.predictor import COLUMNS, predict_files, to_map

@@ -1,12 +1,8 @@
 """Overlays: one scale for all images, honest opacity, and files that are either old or new."""
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
-from monai_wscxr.data.encoding import encode_jpeg, encode_png
 from monai_wscxr.report.overlay import (
     ColourScale,
     colour_bar_symbol,
@@ -116,29 +112,6 @@ def test_shrink_keeps_proportions_and_never_enlarges():
     small = np.ones((10, 20))
     assert shrink(small, 20) is small
     assert np.allclose(shrink(np.arange(16.0).reshape(4, 4), 2), [[2.5, 4.5], [10.5, 12.5]])
-
-
-@pytest.mark.parametrize("shape", [(9, 7), (9, 7, 3)])
-def test_png_returns_every_pixel(shape):
-    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_png(array)))), array)
-
-
-def test_jpeg_returns_nearly_every_pixel_and_the_colour_of_thin_lines():
-    array = np.full((32, 32, 3), 60, dtype=np.uint8)
-    array[:, 15] = (255, 40, 40)
-    back = np.asarray(Image.open(io.BytesIO(encode_jpeg(array, quality=95))), dtype=int)
-    assert back.shape == array.shape
-    assert abs(back - array).max() < 30  # with colour at half resolution the line is 80 off
-
-
-def test_encoders_reject_floats_odd_shapes_and_qualities():
-    with pytest.raises(ValueError, match="uint8"):
-        encode_png(np.zeros((4, 4)))
-    with pytest.raises(ValueError, match="uint8"):
-        encode_jpeg(np.zeros((4, 4, 4), dtype=np.uint8))
-    with pytest.raises(ValueError, match="quality"):
-        encode_jpeg(np.zeros((4, 4), dtype=np.uint8), quality=0)
 
 
 @pytest.mark.parametrize(
