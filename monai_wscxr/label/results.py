@@ -13,7 +13,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_wscxr.data.radiograph.read import Radiograph, quiet, read_radiograph
+from monai_wscxr.data.radiograph.base import Radiograph, quiet
+from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.label.archive.studies import Refused
 from monai_wscxr.label.pictures import colour_scale, overlay_png, resized_map
@@ -69,7 +70,8 @@ def predict_image(model: TrainedModel, extractor: PatchExtractor, file: Path, ke
     else:
         features, rejected = extractor.passed([str(file)])
     if rejected:
-        raise Refused(rejected[0][1], f"this file cannot be used as a radiograph ({rejected[0][1]})")
+        _, code, message = rejected[0]
+        raise Refused(code, message)
     patches = patch_scores(model, features, extractor.grid)
     size = model.preprocessing.image_size
     values = anomaly_map(patches[None], (size, size), model.map_sigma)[0, 0].numpy()

@@ -108,8 +108,7 @@ class ArchiveScores:
             with self._lock:
                 scores.update(zip((files[f] for f in used), found, strict=False))
                 self._digests.update((files[f], self.extractor.digests[f]) for f in used)
-                for file, code, _ in rejected:
-                    self._rejected[files[file]] = (code, f"this file cannot be used as a radiograph ({code})")
+                self._rejected.update((files[file], (code, message)) for file, code, message in rejected)
             if progress is not None:
                 progress(min(1.0, (begin + CHUNK) / len(ids)))
 

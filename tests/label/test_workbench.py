@@ -84,9 +84,15 @@ def test_a_file_that_is_no_radiograph_is_listed_and_takes_no_label(make, studies
     assert bench.status()["scored"] == 8
     broken = next(i for i in bench.studies.ids() if bench.studies.name(i) == "broken.png")
     assert broken not in {e["id"] for e in bench.queue("random")}
-    with pytest.raises(Refused) as error:
-        bench.set_label(broken, 1)
-    assert error.value.reason == "unreadable"
+    entry = bench.item(broken)
+    assert entry["reason"] == "unreadable"
+    assert "damaged" in entry["message"]
+    for refused in (lambda: bench.set_label(broken, 1), lambda: bench.map_png(broken)):
+        with pytest.raises(Refused) as error:
+            refused()
+        assert (error.value.reason, str(error.value)) == ("unreadable", entry["message"])
+    for path in (str(studies_folder), "broken.png"):
+        assert path not in entry["message"]
 
 
 # ---- ranking

@@ -20,8 +20,8 @@ import requests
 from dicomweb_client import DICOMwebClient
 from dicomweb_client.session_utils import create_session_from_user_pass
 
+from monai_wscxr.data.radiograph.base import quiet
 from monai_wscxr.data.radiograph.pydicom_versions import encoded
-from monai_wscxr.data.radiograph.read import quiet
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.dicom_label import DESCRIPTION, label_report, read_label
 from monai_wscxr.label.archive.patients import hashed_patient

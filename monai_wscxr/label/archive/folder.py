@@ -11,8 +11,10 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from monai_wscxr.data.datalist import Item, is_image, load_datalist, patient_of
-from monai_wscxr.data.radiograph.read import file_digest, sniff_format
+from monai_wscxr.data.datalist import Item, load_datalist, patient_of
+from monai_wscxr.data.listing import list_images
+from monai_wscxr.data.radiograph.formats import sniff_format
+from monai_wscxr.data.radiograph.read import file_digest
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.patients import dicom_patient
 from monai_wscxr.label.archive.studies import RESULT_SUFFIXES, Label, UnknownImage
@@ -74,9 +76,9 @@ class LabelFile:
 
 
 class FolderStudies:
-    """Radiographs below a folder: PNG, JPEG, NIfTI and DICOM, in any mixture. Hidden files and folders are left out.
+    """The images below a folder, see `list_images`: PNG, JPEG, NIfTI and DICOM, in any mixture.
 
-    Labels and results go to another folder, so nothing is written among the images.
+    Labels and results go to another folder, so nothing is written among the images; it is not searched if it lies below.
 
     An image's id is a hash of its path below the folder, so an id cannot name a file outside it. Links that lead out of the
     folder are left out, and checked again whenever a file is opened.
@@ -107,20 +109,11 @@ class FolderStudies:
 
     def refresh(self) -> None:
         """Search the folder for images."""
-        root = Path(self.source)
-        found: dict[str, Path] = {}
-        outside = 0
-        for base, folders, names in os.walk(root):
-            folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-            for name in sorted(names):
-                path = Path(base) / name
-                if name.startswith(".") or not is_image(path):
-                    continue
-                if _is_inside(root, path):
-                    found[self._id(path)] = path
-                else:
-                    outside += 1
-        self._paths, self.outside = found, outside
+        root, kept = Path(self.source), self.kept.resolve()
+        listing = list_images([root], skip=lambda folder: folder == kept != root)
+        inside = [path for path in listing.images if _is_inside(root, path)]
+        self._paths = {self._id(path): path for path in inside}
+        self.outside = len(listing.images) - len(inside)
 
     def ids(self) -> list[str]:
         """Return the ids of all images, in the order of their paths."""

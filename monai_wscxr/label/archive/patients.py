@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pydicom
 
-from monai_wscxr.data.radiograph.read import quiet, sniff_format
+from monai_wscxr.data.radiograph.base import quiet
+from monai_wscxr.data.radiograph.formats import sniff_format
 
 
 def hashed_patient(number: str) -> str | None:

@@ -91,8 +91,8 @@ def _refusal(error: Exception) -> Refusal:
         return Refusal(HTTPStatus.NOT_FOUND, "unknown_image", "the collection has no image with this id")
     if isinstance(error, RequestValidationError):
         return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", _first_problem(error))
-    if isinstance(error, RadiographError):  # its message starts with a path
-        return Refusal(HTTPStatus.CONFLICT, error.code, f"the file cannot be used as a radiograph ({error.code})")
+    if isinstance(error, RadiographError):
+        return Refusal(HTTPStatus.CONFLICT, error.code, error.message)
     if isinstance(error, InputError):
         return Refusal(HTTPStatus.CONFLICT, getattr(error, "reason", "refused"), str(error))
     _log.error("a request to the labelling page failed", exc_info=error)

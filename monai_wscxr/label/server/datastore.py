@@ -10,7 +10,8 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from monai_wscxr.data.radiograph.read import RadiographError, read_radiograph
+from monai_wscxr.data.radiograph.base import RadiographError
+from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.label.archive.folder import FolderStudies
 from monai_wscxr.label.archive.studies import Label, Refused, UnknownImage
 from monai_wscxr.label.workbench import Workbench
@@ -137,7 +138,7 @@ class WorkbenchDatastore(Datastore):
         try:
             read_radiograph(image_filename, allow=self.workbench.trainer.extractor.allow)
         except RadiographError as error:
-            raise Refused(error.code, f"this file cannot be used as a radiograph ({error.code})") from error
+            raise Refused(error.code, str(error)) from error
         return self.studies.add(Path(image_filename))
 
     def remove_image(self, image_id: str) -> None:

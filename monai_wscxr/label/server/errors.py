@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from monai_wscxr.data.radiograph.read import RadiographError
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.studies import Refused, UnknownImage
 
@@ -27,10 +26,6 @@ def answer_errors(app: FastAPI) -> None:
         reason = getattr(error, "reason", getattr(error, "code", "bad_input"))
         return answer(_STATUS.get(reason, 409 if isinstance(error, Refused) else 422), reason, str(error))
 
-    def unreadable(request: Request, error: Exception) -> JSONResponse:
-        code = getattr(error, "code", "unreadable")  # the message of a RadiographError starts with a path
-        return answer(422, code, f"this file cannot be used as a radiograph ({code})")
-
     def unknown(request: Request, error: Exception) -> JSONResponse:
         return answer(404, "unknown_image", str(error))
 
@@ -38,6 +33,5 @@ def answer_errors(app: FastAPI) -> None:
         return answer(422, "bad_json", "params is not valid JSON")
 
     app.add_exception_handler(UnknownImage, unknown)
-    app.add_exception_handler(RadiographError, unreadable)
     app.add_exception_handler(InputError, refused)
     app.add_exception_handler(json.JSONDecodeError, malformed)

@@ -47,6 +47,29 @@ def test_ids_name_nothing_outside_the_folder(studies_folder, tmp_path):
         studies.file(image_id)
 
 
+def test_images_are_those_of_the_listing_in_the_order_of_their_paths(studies_folder, tmp_path):
+    picture = next(studies_folder.rglob("*.png")).read_bytes()
+    for name in ("z.PNG", "a/first.png", "1.2.840.5", "__MACOSX/x.png", "notes.txt", "DICOMDIR"):
+        path = studies_folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no image" if name == "notes.txt" else picture)
+    studies = FolderStudies(studies_folder, tmp_path / "kept")
+    names = [studies.name(i) for i in studies.ids()]
+    assert names == sorted(names)
+    assert len(names) == 11
+    assert {"z.PNG", "a/first.png", "1.2.840.5"} < set(names)
+
+
+def test_the_work_folder_is_not_searched(studies_folder, tmp_path):
+    studies = FolderStudies(studies_folder, studies_folder / "work")
+    image_id = studies.ids()[0]
+    assert studies.keep_results(image_id, {"image": b"PNG"}) == ["image"]
+    assert studies.results(image_id)["image"].read_bytes() == b"PNG"
+    studies.refresh()
+    assert len(studies.ids()) == 8
+    assert len(FolderStudies(studies_folder, studies_folder).ids()) == 9  # as one folder, it is searched all the same
+
+
 def test_known_normals_come_from_a_data_set_or_any_folder(phantoms, tmp_path):
     assert len(known_normals(phantoms)) == 20
     assert len(known_normals(phantoms / "train" / "normal")) == 20

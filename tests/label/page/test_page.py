@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from monai_wscxr.data.radiograph.base import RadiographError
+from monai_wscxr.data.radiograph.read import read_radiograph
 from tests.helpers.fake_workbench import FakeWorkbench, application, phantom_files, served
 from tests.helpers.webdriver import until
 
@@ -177,14 +177,14 @@ def test_what_the_workbench_refuses_is_a_conflict(client, workbench):
     assert workbench.labels == {}
 
 
-def test_the_path_of_an_unreadable_file_stays_on_the_server(client, workbench, monkeypatch):
-    def unreadable(image_id):
-        raise RadiographError("unreadable", "it is damaged")
-
-    monkeypatch.setattr(workbench, "radiograph_png", unreadable)
+def test_an_unreadable_file_is_explained_without_its_path(client, workbench, monkeypatch, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n and nothing")
+    monkeypatch.setattr(workbench, "radiograph_png", lambda image_id: read_radiograph(broken))
     answer = client.get(f"{API}/items/{first(client)['id']}/radiograph.png")
     assert refusal(answer, 409) == "unreadable"
-    assert "secret" not in answer.text
+    assert "damaged" in answer.json()["message"]
+    assert "broken.png" not in answer.text
 
 
 def test_training_runs_once_and_changes_the_order(client, workbench):

@@ -226,6 +226,8 @@ def test_answers_carry_no_trace_and_no_path(data, server):
     assert removal[0] == 405
     upload = server.form("POST", "/infer/wscxr?output=json", files={"file": ("x.png", b"no picture")})
     assert upload[0] == 409
+    assert json.loads(upload[2])["reason"] == "unknown_format"
+    assert "none of the known formats" in json.loads(upload[2])["detail"]
     for _, _, body in (bad, removal, upload):
         assert b"Traceback" not in body
         assert str(data).encode() not in body
