@@ -57,6 +57,16 @@ EXPORTED = {
         "localisation_metrics",
         "paper_metrics",
     },
+    "experiments.cross_validation": {
+        "CrossValidation",
+        "RandomSplit",
+        "SplitFeatures",
+        "VARIANTS",
+        "cross_validate",
+        "random_split",
+        "train",
+    },
+    "experiments.protocol": {"METHODS", "TABLES", "run_protocol"},
     "experiments.baselines": {"CutPaste", "Method", "PatchCore", "SimpleNet", "normal_split", "run_method"},
     "features": {
         "Backbone",
@@ -69,6 +79,7 @@ EXPORTED = {
     },
     "model": {
         "Calibration",
+        "ColourScale",
         "Discriminator",
         "HingeLoss",
         "Mined",
@@ -90,6 +101,17 @@ EXPORTED = {
     },
     "planning": {"Plan", "check_precision", "make_plan"},
     "prediction": {"Options", "predict"},
+    "report": {
+        "Case",
+        "Entry",
+        "choose_cases",
+        "encode_map",
+        "heatmap",
+        "outline",
+        "write_predictions",
+        "write_report",
+        "write_run_report",
+    },
     "system": {"data_parallel", "join_processes", "leave"},
     "training": {
         "ArtefactHandler",

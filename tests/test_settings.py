@@ -65,6 +65,7 @@ def test_a_compared_method_has_the_settings_of_train_and_its_own(overlay):
     own = {key for key in ConfigParser.load_config_file(str(CONFIGS / overlay)) if key[0] not in "+_"}
     own = {key for key in own if key in option_names(configuration(overlay).get())}
     assert own
+    assert "finalize" not in own  # a list of steps, also where it is empty
     assert set(settings(overlay)) == set(settings()) | own | {"method"}
     assert settings(overlay)["method"] == overlay.removesuffix(".yaml")
 

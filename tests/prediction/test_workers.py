@@ -1,4 +1,4 @@
-"""Worker processes: results and errors come back; a crash, an endless loop or too much memory costs one task."""
+"""Worker processes: results and errors are returned; a crash, an endless loop or too much memory costs one task."""
 
 import os
 import signal
@@ -75,7 +75,7 @@ def test_crash_and_loop_cost_one_task(pool):
     assert futures[2].result() == 1
     with pytest.raises(WorkerLostError):
         pool.submit(time.sleep, 1.0, seconds=0.1).result()
-    pool.submit(time.sleep, 2.5, seconds=20.0).result()  # the pool's own limit would be 2
+    pool.submit(time.sleep, 2.5, seconds=20.0).result()  # the limit of the pool is 2 s
     assert pool.submit(abs, -2).result() == 2
 
 

@@ -1,4 +1,4 @@
-"""One draw of a cross-validation: who trains and who validates."""
+"""Random splits of a cross-validation into training and validation images."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from monai_wscxr.errors import InputError
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Indices into the training items of one draw.
+class RandomSplit:
+    """One split, as indices into the training items of a data set.
 
     Attributes:
-        normal: train the bank.
-        held_out: normal images that validate.
-        few_shot: per k, the abnormal images that train.
-        unseen: per k, the abnormal images of other patients, which validate.
+        normal: normal images for training.
+        held_out: normal images for validation.
+        few_shot: abnormal images for training, by k.
+        unseen: abnormal images of other patients for validation, by k.
     """
 
     normal: list[int]
@@ -27,28 +27,28 @@ class Draw:
     unseen: dict[int, list[int]]
 
 
-def make_draw(items: Sequence[Mapping[str, Any]], ks: Sequence[int], seed: int, share: float = 0.25) -> Draw:
-    """Random draw over patients; a smaller k is part of a larger one.
+def random_split(items: Sequence[Mapping[str, Any]], ks: Sequence[int], seed: int, share: float = 0.25) -> RandomSplit:
+    """Split items at random by patient; the images of a smaller k are among those of a larger one.
 
     Args:
         items: training items with label, class and patient.
-        ks: abnormal images per class.
-        seed: of the draw.
-        share: of the normal images held out, in (0, 1).
+        ks: abnormal images per class, one or more values.
+        seed: seed of the split.
+        share: share of the normal images held out, in (0, 1).
 
     Raises:
-        InputError: when no abnormal image is left to validate with.
+        InputError: when no abnormal image is left for validation.
     """
     rng = random.Random(seed)
     patients = [str(item.get("patient") or item["image"]) for item in items]
     normal = [i for i, item in enumerate(items) if item["label"] == 0]
     shuffled = sorted({patients[i] for i in normal})
     rng.shuffle(shuffled)
-    out: set[str] = set()
+    apart: set[str] = set()  # patients whose normal images are held out
     for patient in shuffled:
-        if sum(patients[i] in out for i in normal) >= share * len(normal):
+        if sum(patients[i] in apart for i in normal) >= share * len(normal):
             break
-        out.add(patient)
+        apart.add(patient)
     classes: dict[str, list[int]] = {}
     for i, item in enumerate(items):
         if item["label"] == 1:
@@ -61,7 +61,6 @@ def make_draw(items: Sequence[Mapping[str, Any]], ks: Sequence[int], seed: int, 
         seen = {patients[i] for i in few_shot[k]}
         unseen[k] = [i for name in sorted(classes) for i in classes[name][k:] if patients[i] not in seen]
         if not unseen[k]:
-            raise InputError(f"k = {k} leaves no abnormal image of another patient to validate with; take a smaller k")
-    return Draw(
-        [i for i in normal if patients[i] not in out], [i for i in normal if patients[i] in out], few_shot, unseen
-    )
+            raise InputError(f"k = {k} leaves no abnormal image of another patient for validation; use a smaller k")
+    train, held_out = ([i for i in normal if (patients[i] in apart) == wanted] for wanted in (False, True))
+    return RandomSplit(train, held_out, few_shot, unseen)
