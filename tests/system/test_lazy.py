@@ -59,6 +59,7 @@ def test_a_name_whose_module_is_gone_is_an_import_error(package, tmp_path):
 
 
 def test_importing_the_packages_imports_no_torch():
-    code = "import sys, monai_wscxr.features, monai_wscxr.bank, monai_wscxr.model, monai_wscxr.system; print('torch' in sys.modules)"
+    packages = ", ".join(f"monai_wscxr.{name}" for name in ("features", "bank", "model", "system"))
+    code = f"import sys, {packages}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
