@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -92,7 +91,7 @@ def _list(options: argparse.Namespace) -> int:
 
 def _add(options: argparse.Namespace) -> int:
     from monai_wscxr.bank.folder import BankFolder
-    from monai_wscxr.data.radiograph.read import file_digest
+    from monai_wscxr.data.listing import list_images
 
     extractor = extractor_of(options)
     if (Path(options.bank) / "bank.json").exists():
@@ -107,7 +106,10 @@ def _add(options: argparse.Namespace) -> int:
             options.bank, extractor.settings(), extractor.grid, extractor.features.channels, options.dtype
         )
     known = set(bank.digests())
-    files = [file for file in _files(options.images) if file_digest(file) not in known]
+    listing = list_images(options.images)
+    if listing.left_out:
+        print(listing.summary(), file=sys.stderr)
+    files = [file for file in listing.images if not _is_in(known, file)]
     shard = extractor.shard_images
     for first in range(0, len(files), shard):
         part = extractor.bank([{"image": str(file)} for file in files[first : first + shard]])
@@ -120,14 +122,14 @@ def _add(options: argparse.Namespace) -> int:
     return 0
 
 
-def _files(paths: list[str]) -> Iterator[Path]:
-    for path in map(Path, paths):
-        if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        elif path.is_file():
-            yield path
-        else:
-            raise InputError(f"there is no file or folder {path}")
+def _is_in(digests: set[str], file: Path) -> bool:
+    """Tell whether a bank holds a file; the extractor then gives the reason for one that cannot be read."""
+    from monai_wscxr.data.radiograph.read import file_digest
+
+    try:
+        return file_digest(file) in digests
+    except OSError:
+        return False
 
 
 def _remove(options: argparse.Namespace) -> int:

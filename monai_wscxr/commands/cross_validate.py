@@ -15,17 +15,19 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "cross-validate",
         help="compare training options on the training part of a data set",
-        description="Compare variants of the training options in paired draws; the test part is never opened. Variants whose "
-        "results are in OUT are not run again.",
+        description="Compare variants of the training options on the same random splits; the test part is never opened. "
+        "Variants that have results in OUT are not run again.",
     )
-    parser.add_argument("dataset_dir", metavar="DIR")
-    parser.add_argument("output_dir", type=Path, metavar="OUT")
+    parser.add_argument("dataset_dir", metavar="DIR", help="folder or data list")
+    parser.add_argument("output_dir", type=Path, metavar="OUT", help="folder for the results")
     parser.add_argument(
         "--k", type=whole_numbers, default=[1, 8], help="abnormal images per class, separated by commas"
     )
-    parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--variants", default="", help="names separated by semicolons; default: all")
-    parser.add_argument("--perturbed_normals", type=int, default=200, metavar="N")
+    parser.add_argument("--draws", type=int, default=10, metavar="N", help="number of random splits")
+    parser.add_argument("--variants", default="", help="names of variants, separated by semicolons; default: all")
+    parser.add_argument(
+        "--perturbed_normals", type=int, default=200, metavar="N", help="normal images that are also scored perturbed"
+    )
     parser.add_argument(
         "--options", type=json.loads, default={}, help="options of train.yaml for all variants, as JSON"
     )
@@ -33,7 +35,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the variants that are missing and write the tables."""
+    """Run the missing variants and write the tables."""
     from monai_wscxr.experiments.cross_validation import cross_validate
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")

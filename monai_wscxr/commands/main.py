@@ -13,15 +13,29 @@ from monai_wscxr.commands import (
     cross_validate,
     datalist,
     doctor,
+    label,
     phantom,
     plan,
     predict,
     protocol,
+    simulate,
 )
 from monai_wscxr.commands.exit_status import UNUSABLE
 from monai_wscxr.errors import InputError
 
-_COMMANDS = (predict, datalist, protocol, cross_validate, bank, plan, check_precision, phantom, doctor)
+_COMMANDS = (
+    predict,
+    label,
+    datalist,
+    protocol,
+    cross_validate,
+    simulate,
+    bank,
+    plan,
+    check_precision,
+    phantom,
+    doctor,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

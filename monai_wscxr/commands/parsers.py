@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from monai_wscxr.errors import InputError
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -19,3 +22,20 @@ def whole_numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: give whole numbers separated by commas, for instance 2,4,8,16"
         ) from None
+
+
+def option_values(texts: Iterable[str]) -> dict[str, Any]:
+    """Read the values of a repeated `--set OPTION=VALUE`, each value as YAML.
+
+    Raises:
+        InputError: on a text without "=".
+    """
+    import yaml
+
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: give OPTION=VALUE, for instance --set epochs=10")
+        values[name] = yaml.safe_load(value)
+    return values

@@ -16,33 +16,38 @@ def add_parser(commands: Commands) -> None:
     predict = commands.add_parser(
         "predict",
         help="apply a trained model to files, folders, DICOM studies",
-        description="Apply a trained model. Exit status: 0 every image was predicted, 3 some were rejected (see "
-        "predictions.csv), 2 the command cannot be run as given. A killed run continues when the same command is given again.",
+        description="Apply a trained model. Exit status: 0 all images were predicted, 3 some were rejected (see "
+        "predictions.csv), 2 the command cannot run as given. A killed run resumes when the same command is given again.",
     )
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders (searched), DICOMDIRs")
     predict.add_argument("--model", required=True, metavar="OUT", help="output folder of a training")
     predict.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for the results: new, or of the same run"
+        "--output", required=True, metavar="DIR", help="folder for the results: new, or that of the same run"
     )
     predict.add_argument(
         "--maps", default="tiff", choices=("nifti", "tiff", "npy", "none"), help="anomaly maps, 32-bit"
     )
     switch = argparse.BooleanOptionalAction
-    predict.add_argument("--overlays", action=switch, default=True, help="map over radiograph as PNG")
-    predict.add_argument("--report", action=switch, default=True, help="report/index.html")
-    predict.add_argument("--dicom", action="store_true", help="results of DICOM images as DICOM (needs highdicom)")
-    predict.add_argument("--workers", type=int, metavar="N", help="processes that decode and write; 0: none")
-    predict.add_argument("--batch_size", type=int, default=16, metavar="N")
+    predict.add_argument("--overlays", action=switch, default=True, help="radiographs with anomaly maps as PNG")
+    predict.add_argument("--report", action=switch, default=True, help="HTML report (report/index.html)")
+    predict.add_argument("--dicom", action="store_true", help="DICOM results for DICOM images (needs highdicom)")
+    predict.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that decode and write; 0: none, default: one per core, at most 8",
+    )
+    predict.add_argument("--batch_size", type=int, default=16, metavar="N", help="images per pass of the network")
     predict.add_argument("--device", help="cpu or cuda; default: a GPU if there is one")
     predict.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="REASON",
-        help=f"predict in spite of {', '.join(GATES)}; repeatable",
+        help=f"predict images in spite of a reason: {', '.join(GATES)}; repeatable",
     )
     predict.add_argument(
-        "--seconds", type=float, default=10.0, metavar="S", help="longest time to read a file, and 1 s per MiB"
+        "--seconds", type=float, default=10.0, metavar="S", help="time limit for reading a file, plus 1 s per MiB"
     )
     predict.add_argument("--overwrite", action="store_true", help="replace another run in DIR")
     predict.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -50,12 +55,12 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Predict; return SOME_REJECTED when an image could not be predicted."""
+    """Run the prediction and return the exit status."""
     from monai_wscxr.prediction.options import Options
     from monai_wscxr.prediction.run import predict
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    wanted = Options(
+    chosen = Options(
         model=options.model,
         paths=tuple(options.paths),
         output=options.output,
@@ -72,10 +77,10 @@ def run(options: argparse.Namespace) -> int:
         progress=not options.quiet,
     )
     try:
-        summary = predict(wanted)
+        summary = predict(chosen)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from here", file=sys.stderr)
+        print("interrupted; give the same command again to resume", file=sys.stderr)
         return INTERRUPTED
-    report = "; to look through them, open report/index.html there" if options.report else ""
+    report = "; open report/index.html there to view them" if options.report else ""
     print("\n".join([*summary.sentences(), f"results in {options.output}{report}"]))
     return SOME_REJECTED if summary.rejected else 0

@@ -1,4 +1,4 @@
-"""`monai-wscxr protocol`: the paper's tables on your data, compared methods included."""
+"""`monai-wscxr protocol`: the tables of the paper on your data, including the compared methods."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from monai_wscxr.errors import InputError
 
 def add_parser(commands: Commands) -> None:
     """Add the command to the program's parser."""
-    protocol = commands.add_parser("protocol", help="the paper's tables on your data, compared methods included")
-    protocol.add_argument(
-        "table", choices=("table1", "table2"), help="methods at every k; mining and mixing on and off"
+    protocol = commands.add_parser(
+        "protocol", help="the tables of the paper on your data, including the compared methods"
     )
-    protocol.add_argument("--dataset_dir", required=True, metavar="DIR", help="folder or datalist with a test part")
-    protocol.add_argument("--output_dir", required=True, metavar="OUT", help="new, or of the same protocol to go on")
-    protocol.add_argument("--methods", default="wscxr,patchcore,simplenet,cutpaste", help="of table1")
+    protocol.add_argument(
+        "table", choices=("table1", "table2"), help="table1: methods at every k; table2: mining and mixing on and off"
+    )
+    protocol.add_argument("--dataset_dir", required=True, metavar="DIR", help="folder or data list with a test part")
+    protocol.add_argument(
+        "--output_dir", required=True, metavar="OUT", help="new, or that of the same protocol to resume"
+    )
+    protocol.add_argument("--methods", default="wscxr,patchcore,simplenet,cutpaste", help="methods of table1")
     protocol.add_argument("--k", type=whole_numbers, default=[2, 4, 8, 16], help="abnormal images per class")
     protocol.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1")
-    protocol.add_argument("--backbone", help="see train.yaml; so are weights, image_size and device")
+    protocol.add_argument("--backbone", help="option of train.yaml, as are --weights, --image_size and --device")
     protocol.add_argument("--weights", metavar="FILE")
     protocol.add_argument("--image_size", type=int)
     protocol.add_argument("--device")
     protocol.add_argument(
-        "--set", action="append", default=[], metavar="OPTION=VALUE", help="another option of train.yaml"
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="any other option of train.yaml; repeatable"
     )
     protocol.add_argument("--bundle", metavar="DIR", help="folder of the bundle wscxr_chest_xray")
     protocol.add_argument("--keep_runs", action="store_true", help="keep every trained model")
@@ -33,7 +37,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the cells of the table that are missing, then write and print the table."""
+    """Run the missing cells of the table, then write and print the table."""
     import yaml
 
     from monai_wscxr.experiments.protocol import run_protocol
@@ -58,4 +62,4 @@ def run(options: argparse.Namespace) -> None:
         keep_runs=options.keep_runs,
     )
     print(path.read_text(encoding="utf-8"))
-    print(f"in {path.parent.resolve()}: results.md, results.csv, summary.csv, results.svg, protocol.json")
+    print(f"written to {path.parent.resolve()}: results.md, results.csv, summary.csv, results.svg, protocol.json")

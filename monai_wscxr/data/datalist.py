@@ -1,23 +1,23 @@
-"""Folders, JSON and CSV to datalists.
+"""Datalists from folders, JSON and CSV files.
 
-An item is a plain dictionary: ``image`` (path), ``label`` (0 normal, 1 abnormal), ``class`` (``"normal"`` or the name
-of the abnormal class), ``patient`` and, where a lesion mask exists, ``mask`` (path). Nothing here reads pixels.
+An item is a dictionary: `image` (path), `label` (0 normal, 1 abnormal), `class` ("normal" or the name of the abnormal class),
+`patient` and, for an image with a lesion mask, `mask` (path). Pixels are not read here.
 
-A folder holds ``train/normal``, ``train/abnormal[/CLASS]``, ``test/normal`` and ``test/abnormal[/CLASS]``;
-``training``, ``testing`` and ``PNEUMONIA`` (for ``abnormal``) mean the same, case does not matter, ``val`` is ignored.
-A lesion mask of ``test/abnormal/CLASS/NAME.ext`` is ``masks/test/abnormal/CLASS/NAME.png``.
+A folder holds `train/normal`, `train/abnormal[/CLASS]`, `test/normal` and `test/abnormal[/CLASS]`. `training`, `testing` and,
+for `abnormal`, `PNEUMONIA` are other names for the same, in upper or lower case; `val` is ignored. `listing` decides which
+files are images. The lesion mask of `test/abnormal/CLASS/NAME.ext` is `masks/test/abnormal/CLASS/NAME.png`.
 
-Patients are read from the names of the ZhangLab (Kermany) collection: ``person63_bacteria_306`` is
-``person63_bacteria``, ``BACTERIA-1008087-0001`` is ``BACTERIA-1008087``, ``NORMAL2-IM-0381-0001`` is
-``NORMAL2-IM-0381``. The class belongs to the patient: as far as one can tell the classes are numbered independently, so
-that ``person63_bacteria`` and ``person63_virus`` are two children. Any other file is its own patient unless the
-datalist says otherwise.
+Patients are taken from file names of the ZhangLab (Kermany) collection: `person63_bacteria_306` belongs to
+`person63_bacteria`, `BACTERIA-1008087-0001` to `BACTERIA-1008087` and `NORMAL2-IM-0381-0001` to `NORMAL2-IM-0381`. The class
+is part of the patient, because the classes seem to be numbered independently: `person63_bacteria` and `person63_virus` are
+two children. Any other file counts as a patient of its own unless the datalist names the patient.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -25,18 +25,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_wscxr.data.radiograph.read import RadiographError, sniff_format
+from monai_wscxr.data.listing import IMAGE_SUFFIXES, Listing, is_hidden_folder, is_image, list_images
 from monai_wscxr.errors import InputError
+
+logger = logging.getLogger("monai_wscxr")
 
 Item = dict[str, Any]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".dcm")
 COLUMNS = ("image", "split", "label", "class", "patient", "mask")
 _SPLITS = {"train": "training", "training": "training", "test": "test", "testing": "test"}
 _IGNORED_SPLITS = ("val", "valid", "validation")
 _LAYOUT = "Expected: train/normal, train/abnormal[/CLASS], test/normal, test/abnormal[/CLASS]."
 _ZHANGLAB_PATIENT = re.compile(
-    r"(person\d+_(?:bacteria|virus))_\d+"  # the copy published by class folders
+    r"(person\d+_(?:bacteria|virus))_\d+"  # the copy with class folders
     r"|((?:NORMAL\d*-)?IM-\d+)-\d+"
     r"|((?:BACTERIA|VIRUS|NORMAL)-\d+)-\d+$",  # the renamed release: class, patient, image of the patient
     re.IGNORECASE,
@@ -45,24 +46,26 @@ _ZHANGLAB_CLASS = re.compile(r"person\d+_(bacteria|virus)_\d+|(BACTERIA|VIRUS)-\
 
 
 class DatalistError(InputError):
-    """A datalist that cannot be used: the message says what came, what is allowed and what to do."""
+    """A datalist that cannot be used; the message gives what was found, what is allowed and what to do."""
 
 
 def load_datalist(source: str | os.PathLike[str]) -> dict[str, list[Item]]:
-    """Reads a datalist from a folder, a JSON file or a CSV file.
+    """Load a datalist from a folder, a JSON file or a CSV file.
+
+    Files of a folder that are left out are counted by reason in one line of the log.
 
     Args:
-        source: a folder in the layout of the module's docstring; or a MONAI datalist ``{"training": [..], "test":
-            [..]}`` whose items have ``image``, ``label`` and optionally ``class``, ``patient``, ``mask``; or a CSV file
-            with the columns ``image,split,label`` and optionally ``class,patient,mask``. Relative paths in a file
-            start at the folder of that file.
+        source: a folder in the layout of the module's docstring; or a MONAI datalist {"training": [..], "test": [..]} whose
+            items have `image`, `label` and optionally `class`, `patient`, `mask`; or a CSV file with the columns `image`,
+            `split`, `label` and optionally `class`, `patient`, `mask`. Relative paths in a file start at the folder of that
+            file.
 
     Returns:
-        ``{"training": items, "test": items}``, in the order of the file, or sorted for a folder; ``test`` may be empty.
+        {"training": items, "test": items}, in the order of the file, or sorted by path for a folder; "test" may be empty.
 
     Raises:
-        DatalistError: for a missing or empty source, no normal training image, a label that is not 0 or 1, unknown
-            columns, paths that do not exist, or a file listed twice.
+        DatalistError: for a missing or empty source, no normal training image, a label other than 0 and 1, unknown columns,
+            paths that do not exist, or a file listed twice.
     """
     path = Path(source)
     if path.is_dir():
@@ -87,7 +90,7 @@ def load_datalist(source: str | os.PathLike[str]) -> dict[str, list[Item]]:
 
 
 def patient_of(name: str) -> str | None:
-    """The patient that a ZhangLab file name carries, with its class, or None for any other name.
+    """Return the patient in a ZhangLab file name, with the class, or None for any other name.
 
     Args:
         name: a file name, with or without folders and extension.
@@ -101,6 +104,7 @@ def patient_of(name: str) -> str | None:
 
 def _from_folder(root: Path) -> dict[str, list[Item]]:
     datalist: dict[str, list[Item]] = {"training": [], "test": []}
+    left_out: list[tuple[Path, str]] = []
     found: dict[str, Path] = {}
     for folder in _folders(root):
         split = _SPLITS.get(folder.name.lower())
@@ -109,18 +113,23 @@ def _from_folder(root: Path) -> dict[str, list[Item]]:
         if split in found:
             raise DatalistError(f"{root}: {found[split].name} and {folder.name} both mean {split}. Keep one of them.")
         found[split] = folder
-        datalist[split] = _from_split(root, folder, split)
+        datalist[split] = _from_split(root, folder, split, left_out)
     if not found:
         names = ", ".join(folder.name for folder in _folders(root)[:8]) or "no folders"
         raise DatalistError(f"{root}: neither train nor test in this folder; it holds {names}. {_LAYOUT}")
     if not any(datalist.values()):
-        others = Counter(path.suffix.lower() or "no extension" for path in _walk(root)).most_common(5)
+        everything = list_images([root])
+        files = [*everything.images, *(path for path, _ in everything.left_out if path.is_file())]
+        others = Counter(path.suffix.lower() or "no extension" for path in files).most_common(5)
         held = ", ".join(f"{count} x {suffix}" for suffix, count in others) or "no files"
         raise DatalistError(f"{root}: no images; it holds {held}. Allowed: {', '.join(IMAGE_SUFFIXES)}. {_LAYOUT}")
+    if left_out:
+        logger.info("%s: %s", root, Listing((), tuple(left_out)).summary())
     return datalist
 
 
-def _from_split(root: Path, folder: Path, split: str) -> list[Item]:
+def _from_split(root: Path, folder: Path, split: str, left_out: list[tuple[Path, str]]) -> list[Item]:
+    """Return the items of `train` or `test`, sorted by path, and append what is left out to `left_out`."""
     items = []
     kinds = {"normal": 0, "abnormal": 1, "pneumonia": 1}
     unknown = [child.name for child in _folders(folder) if child.name.lower() not in kinds]
@@ -132,9 +141,9 @@ def _from_split(root: Path, folder: Path, split: str) -> list[Item]:
         )
     for child in _folders(folder):
         label = kinds[child.name.lower()]
-        for path in _walk(child):
-            if not is_image(path):
-                continue
+        listing = list_images([child])
+        left_out += listing.left_out
+        for path in listing.images:
             name = "normal" if label == 0 else _folder_class(child, path)
             item = _item(str(path), label, name, patient_of(path.name) or path.relative_to(root).as_posix())
             mask = _mask_of(root, path) if split == "test" and label == 1 else None
@@ -143,7 +152,7 @@ def _from_split(root: Path, folder: Path, split: str) -> list[Item]:
 
 
 def _folder_class(kind: Path, path: Path) -> str:
-    """The class folder; for files without one ``abnormal``, or what a ZhangLab name in PNEUMONIA says."""
+    """Return the class of an abnormal image: its class folder, else the class in a ZhangLab name, else "abnormal"."""
     inner = path.relative_to(kind).parts
     if len(inner) > 1:
         if inner[0].lower() == "normal":
@@ -220,7 +229,7 @@ def _from_csv(path: Path) -> dict[str, list[Item]]:
 
 
 def _entry(where: str, base: Path, entry: Mapping[str, Any]) -> Item:
-    """One item of a JSON or CSV file, checked; empty optional values count as not given."""
+    """Check one entry of a JSON or CSV file and return its item; empty optional values count as missing."""
     image, label, name = entry["image"], entry["label"], entry.get("class")
     if not isinstance(image, str) or not image:
         raise DatalistError(f"{where}: image is {image!r}; expected a path.")
@@ -277,12 +286,12 @@ def _check_duplicates(source: Path, split: str, items: Iterable[Item]) -> None:
 
 
 def by_path(item: Item) -> str:
-    """Sort key of an item, the same on every system."""
+    """Return the sort key of an item, the same on every system."""
     return Path(item["image"]).as_posix()
 
 
 def few(texts: Sequence[str], limit: int = 3) -> str:
-    """The first texts, and how many more there are; for messages."""
+    """Join the first `limit` texts and the number of the others, for messages."""
     rest = len(texts) - limit
     return "; ".join(texts[:limit]) + (f"; and {rest} more" if rest > 0 else "")
 
@@ -294,25 +303,4 @@ def _stem(name: str) -> str:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-
-
-def _walk(folder: Path) -> list[Path]:
-    """All files below, in any order; hidden folders left out."""
-    files = []
-    for base, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        files += [Path(base) / name for name in names]
-    return files
-
-
-def is_image(path: Path) -> bool:
-    """By extension; without one (or with a number, as in names made of UIDs) by being DICOM inside."""
-    if path.name.lower().endswith(IMAGE_SUFFIXES):
-        return not path.name.startswith(".")
-    if path.name.startswith(".") or (path.suffix and not path.suffix[1:].isdigit()):
-        return False
-    try:
-        return sniff_format(path) == "dicom"
-    except (RadiographError, OSError, EOFError):
-        return False
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden_folder(path))

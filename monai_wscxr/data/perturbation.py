@@ -1,7 +1,7 @@
-"""Changes of a radiograph that say nothing about disease: what a score must hardly react to.
+"""Changes of a radiograph that are unrelated to disease, so a score should hardly react to them.
 
-Each function takes a float image [1, H, W] in [0, 1], air dark, and a random generator, and returns the same shape and range.
-`altered` makes the copies that training learns from; the others serve cross-validation and tests, training never sees them.
+Each function takes a float image [1, H, W] in [0, 1] with dark air and a random generator, and returns the same shape and
+range. Training learns from copies made by `altered`; the others are for cross-validation and tests and never used in training.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ Perturbation = Callable[[Tensor, random.Random], Tensor]
 
 
 def flip(image: Tensor, rng: random.Random) -> Tensor:
-    """Left and right exchanged."""
+    """Exchange left and right."""
     return image.flip(-1)
 
 
 def brighter(image: Tensor, rng: random.Random) -> Tensor:
-    """Gamma 0.7."""
+    """Brighten by gamma 0.7."""
     return image**0.7
 
 
 def darker(image: Tensor, rng: random.Random) -> Tensor:
-    """Gamma 1.4."""
+    """Darken by gamma 1.4."""
     return image**1.4
 
 
 def flatter(image: Tensor, rng: random.Random) -> Tensor:
-    """Contrast times 0.7: a wide window."""
+    """Multiply the contrast by 0.7, as a wider window does."""
     return 0.15 + 0.7 * image
 
 
 def harder(image: Tensor, rng: random.Random) -> Tensor:
-    """Contrast times 1.3, clipped: a narrow window."""
+    """Multiply the contrast by 1.3 and clip, as a narrower window does."""
     return (0.5 + 1.3 * (image - 0.5)).clamp(0, 1)
 
 
 def cropped(image: Tensor, rng: random.Random) -> Tensor:
-    """7 % cut off on every side, then back to the old size."""
+    """Cut off 7 % on every side and resize to the original size."""
     height, width = image.shape[-2:]
     top, left = round(0.07 * height), round(0.07 * width)
     return TF.resize(image[..., top : height - top, left : width - left], [height, width], antialias=True)
 
 
 def collimated(image: Tensor, rng: random.Random) -> Tensor:
-    """Black borders of up to 9 % on every side."""
+    """Blacken up to 9 % on every side."""
     height, width = image.shape[-2:]
     top, bottom, left, right = (rng.uniform(0, 0.09) for _ in range(4))
     shuttered = torch.zeros_like(image)
@@ -64,7 +64,7 @@ def collimated(image: Tensor, rng: random.Random) -> Tensor:
 
 
 def lettered(image: Tensor, rng: random.Random) -> Tensor:
-    """A white side marker in an upper corner and a five-letter mark in a lower one."""
+    """Write a white side marker into an upper corner and a mark of five characters into a lower one."""
     height, width = image.shape[-2:]
     picture = Image.fromarray((image[0].numpy() * 255).astype(np.uint8))
     draw = ImageDraw.Draw(picture)
@@ -78,7 +78,7 @@ def lettered(image: Tensor, rng: random.Random) -> Tensor:
 
 
 def shifted(image: Tensor, rng: random.Random) -> Tensor:
-    """Moved by up to 5 % in each direction; the edge repeats."""
+    """Shift by up to 5 % in each direction and repeat the edge."""
     height, width = image.shape[-2:]
     reach = max(1, round(0.05 * max(height, width)))
     padded = F.pad(image[None], [reach] * 4, mode="replicate")[0]
@@ -87,18 +87,18 @@ def shifted(image: Tensor, rng: random.Random) -> Tensor:
 
 
 def blurred(image: Tensor, rng: random.Random) -> Tensor:
-    """Gaussian of 0.4 % of the image's height: a coarser detector."""
+    """Blur by a Gaussian with a standard deviation of 0.4 % of the height, as a coarser detector does."""
     sigma = max(0.3, 0.004 * image.shape[-2])
     return TF.gaussian_blur(image, [7, 7], [sigma, sigma])
 
 
 def rotated(image: Tensor, rng: random.Random) -> Tensor:
-    """Turned by 3 to 7 degrees either way; the edge repeats."""
+    """Rotate by 3 to 7 degrees in either direction and repeat the edge."""
     return _turned(image, rng.choice((-1, 1)) * rng.uniform(3, 7))
 
 
 def widened(image: Tensor, rng: random.Random) -> Tensor:
-    """A field of view wider by 5 to 12 % on every side, on its own, with air beyond what was seen before."""
+    """Widen the field of view by 5 to 12 %, independently on every side, and fill the border with air."""
     height, width = image.shape[-2:]
     top, bottom, left, right = (rng.uniform(0.05, 0.12) for _ in range(4))
     sides = [round(left * width), round(right * width), round(top * height), round(bottom * height)]
@@ -106,7 +106,7 @@ def widened(image: Tensor, rng: random.Random) -> Tensor:
 
 
 def reframed(image: Tensor, rng: random.Random) -> Tensor:
-    """Up to 12 % cut off on every side, on its own, then back to the old size, which changes the proportions."""
+    """Cut off up to 12 %, independently on every side, and resize to the original size, which changes the proportions."""
     height, width = image.shape[-2:]
     top, bottom, left, right = (rng.uniform(0, 0.12) for _ in range(4))
     rows = slice(round(top * height), height - round(bottom * height))
@@ -115,7 +115,7 @@ def reframed(image: Tensor, rng: random.Random) -> Tensor:
 
 
 def processed(image: Tensor, rng: random.Random) -> Tensor:
-    """Another detector and its software: noise, sharpened edges (unsharp mask), another gamma."""
+    """Imitate another detector and its software by noise, sharpened edges (unsharp mask) and another gamma."""
     sigma = max(0.5, 0.008 * image.shape[-2])
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(rng.randrange(2**31)))
     noisy = image + 0.02 * noise
@@ -124,15 +124,16 @@ def processed(image: Tensor, rng: random.Random) -> Tensor:
 
 
 def reacquired(image: Tensor, rng: random.Random) -> Tensor:
-    """Another framing, another angle and another detector at once."""
+    """Change angle, framing and detector at once."""
     return processed(reframed(rotated(image, rng), rng), rng)
 
 
 def altered(image: Tensor, rng: random.Random) -> Tensor:
-    """The same chest as another examination might have shown it: a bit of everything, less of each than `SHIFTS` have.
+    """Imitate another examination of the same chest by all changes at once, each weaker than in `SHIFTS`.
 
-    Mirrored or not; every side moved by -6 to 10 % of the image (outwards there is air) and turned by up to 5 degrees;
-    sometimes collimated; softer or sharper; noise; gamma 0.7 to 1.4.
+    Half of the images are mirrored. Every side is moved outwards by up to 6 % (filled with air) or inwards by up to 10 %, and
+    the image is rotated by up to 5 degrees. Three in ten are collimated. Then it is blurred or sharpened, noise is added, and a
+    gamma from 0.7 to 1.4 is applied.
     """
     height, width = image.shape[-2:]
     if rng.random() < 0.5:
@@ -156,6 +157,7 @@ def altered(image: Tensor, rng: random.Random) -> Tensor:
 
 
 def _turned(image: Tensor, degrees: float) -> Tensor:
+    """Rotate about the centre, bilinear, with repeated edges."""
     reach = max(1, round(0.1 * max(image.shape[-2:])))
     padded = F.pad(image[None], [reach] * 4, mode="replicate")
     turned = TF.rotate(padded, degrees, TF.InterpolationMode.BILINEAR)[0]
@@ -166,7 +168,7 @@ PERTURBATIONS: dict[str, Perturbation] = {
     function.__name__: function
     for function in (flip, brighter, darker, flatter, harder, cropped, collimated, lettered, shifted, blurred)
 }
-# stronger ones and mixtures, which nothing was ever chosen or trained with: the stand-in for images of another hospital
+# Stronger changes and combinations that stand for images of another hospital; nothing is trained or selected on them.
 SHIFTS: dict[str, Perturbation] = {
     function.__name__: function for function in (rotated, widened, reframed, processed, reacquired)
 }

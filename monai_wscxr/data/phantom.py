@@ -1,11 +1,11 @@
 """Synthetic frontal chest radiographs ("phantoms") with lesions and their masks.
 
-A phantom is a crude projection image: thickness maps in centimetres become attenuation line integrals, the line
-integrals an exposure with scatter and quantum noise, and the exposure a grey image through a logarithm and a display
-curve. Lesions add or remove attenuation before the exposure, so ribs and vessels shine through them. Phantoms serve
-demonstrations, tests and pictures; they are no substitute for patients when a figure of merit is reported.
+A phantom is a simple projection image. Thickness maps in centimetres give attenuation line integrals, these an exposure with
+scatter and quantum noise, and a logarithm and a display curve turn the exposure into grey values. Lesions add or remove
+attenuation before the exposure, so ribs and vessels show through them. Phantoms are for demonstrations, tests and figures;
+they do not replace images of patients when performance is reported.
 
-The patient and the coordinates are in `phantom_anatomy.py`; here are the lesions, the exposure and the files.
+`phantom_anatomy` makes the patient and defines the coordinates; this module adds lesions, exposes and writes files.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ from monai_wscxr.data.phantom_anatomy import (
     texture,
 )
 from monai_wscxr.errors import InputError
+from monai_wscxr.system.atomic import replacing
 
 LESIONS: tuple[str, ...] = ("consolidation", "nodule", "effusion", "pneumothorax")
 
 SIZE_RANGE = (32, 4096)
-FINE = 192  # anatomy is drawn on at least this many pixels a side, then averaged down
-NOTICEABLE = 0.022  # change of grey level that belongs to a lesion mask
+FINE = 192  # smallest side in pixels of the grid of the anatomy, which is then averaged down
+NOTICEABLE = 0.022  # smallest change of the grey value that counts as lesion in the mask
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class Phantom:
     """One synthetic radiograph.
 
     Attributes:
-        image: float32 `[size, size]` in [0, 1], air dark.
-        mask: bool `[size, size]`, the pixels that the lesion changes noticeably; all False for a normal.
-        lesion: a name of `LESIONS`, or None for a normal.
+        image: float32 [size, size] in [0, 1], air dark.
+        mask: bool [size, size], True where the lesion changes the image noticeably; all False for a normal image.
+        lesion: a name in `LESIONS`, or None for a normal image.
     """
 
     image: np.ndarray
@@ -61,7 +62,7 @@ class Phantom:
 
 
 def _consolidation(rng: np.random.Generator, a: Anatomy, side: int) -> np.ndarray:
-    """Fluffy filling of one lobe; vessels inside it turn into dark air bronchograms."""
+    """Return the change of the line integral by a diffuse filling of one lobe with dark air bronchograms."""
     level = rng.uniform(0.32, a.shape.dome[side] - 0.06)
     lateral = rng.uniform(0.45, 0.75) * float(a.shape.wall(level))
     axes = (rng.uniform(0.06, 0.12), rng.uniform(0.07, 0.15))
@@ -77,7 +78,7 @@ def _consolidation(rng: np.random.Generator, a: Anatomy, side: int) -> np.ndarra
 
 
 def _nodule(rng: np.random.Generator, a: Anatomy, side: int) -> np.ndarray:
-    """A solid, slightly lobulated ball in aerated lung."""
+    """Return the change of the line integral by a solid, slightly lobulated nodule in aerated lung."""
     radius = rng.uniform(0.042, 0.08)
     level = rng.uniform(0.27, a.shape.dome[side] - radius - 0.01)
     inner = 0.1 + 0.09 * (side > 0 and level > 0.48) + 0.3 * radius
@@ -91,7 +92,7 @@ def _nodule(rng: np.random.Generator, a: Anatomy, side: int) -> np.ndarray:
 
 
 def _effusion(rng: np.random.Generator, a: Anatomy, side: int) -> np.ndarray:
-    """Pleural fluid that fills the costophrenic angle and climbs the lateral wall."""
+    """Return the change of the line integral by pleural fluid that fills the costophrenic angle and climbs the lateral wall."""
     height, climb = rng.uniform(0.1, 0.38), rng.uniform(2.0, 4.0)
     reach = float(a.shape.wall(1.0))
     lateral = np.clip((side * a.grid.x - 0.06) / (reach - 0.06), 0.0, 1.05)
@@ -103,7 +104,7 @@ def _effusion(rng: np.random.Generator, a: Anatomy, side: int) -> np.ndarray:
 
 
 def _pneumothorax(rng: np.random.Generator, a: Anatomy, side: int) -> np.ndarray:
-    """Air between the chest wall and a lung that has shrunk towards its hilum behind a thin pleural line."""
+    """Return the change of the line integral by air around a lung that collapses towards its hilum, with a pleural line."""
     shrink, floor = rng.uniform(0.6, 0.86), rng.uniform(0.6, 0.85)
     lateral, y, level = side * a.grid.x, a.grid.y, 0.47
     across = shrink + (1.0 - shrink) * step(y, level, floor)
@@ -118,14 +119,14 @@ def _pneumothorax(rng: np.random.Generator, a: Anatomy, side: int) -> np.ndarray
 
 
 def _broad_blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of wide `sigma` (in image widths), computed on a coarse copy."""
+    """Apply a Gaussian blur of large `sigma` (in image widths), computed on a coarse copy."""
     coarse = resized(image, 64, Image.Resampling.BOX)
     return resized(ndimage.gaussian_filter(coarse, 64 * sigma, mode="nearest"), image.shape[0])
 
 
 @dataclass(frozen=True)
 class _Exposure:
-    """How one radiograph is taken and displayed."""
+    """Parameters of acquisition and display of one radiograph."""
 
     scatter: float
     detail: float  # strength of the local contrast enhancement
@@ -136,18 +137,19 @@ class _Exposure:
     gamma: float
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> _Exposure:
+    def sample(cls, rng: np.random.Generator) -> _Exposure:
+        """Sample the parameters uniformly within fixed bounds."""
         bounds = ((0.03, 0.065), (0.25, 0.45), (0.0008, 0.0016), (0.008, 0.018), (0.1, 0.18), (0.86, 0.95), (0.85, 1.2))
         return cls(*(rng.uniform(*pair) for pair in bounds))
 
     def detect(self, line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logarithmic detector signal of line integrals, before and after local contrast enhancement."""
+        """Return the logarithmic detector signal of line integrals before and after local contrast enhancement."""
         beam = np.exp(-ndimage.gaussian_filter(line, self.blur * line.shape[0], truncate=3.0))
         signal = -np.log(beam + self.scatter * np.minimum(_broad_blur(beam, 0.08), 0.3))
         return signal, signal + self.detail * (signal - _broad_blur(np.maximum(signal, 1.0), 0.05))
 
     def display(self, signal: np.ndarray, enhanced: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-        """Grey levels in [0, 1]; `window` holds the values that become `low` and `high`."""
+        """Return grey values in [0, 1]; `window` holds the signals that become `low` and `high`."""
         grey = self.low + (self.high - self.low) * (enhanced - window[0]) / (window[1] - window[0])
         grey = np.where(grey > 0.8, 0.8 + 0.2 * np.tanh((grey - 0.8) / 0.2), grey)
         grey = np.where(grey < 0.1, 0.1 * np.exp(np.minimum(grey / 0.1 - 1.0, 0.0)), grey)
@@ -155,7 +157,7 @@ class _Exposure:
 
 
 def _collimation(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Part of the beam that the collimator lets through, 0 to 1: sometimes a dark border, never a wide one."""
+    """Return the part of the beam that passes the collimator, 0 to 1: some images get a narrow dark border."""
     edges = rng.uniform(-0.06, 0.02, 4)
     tilt = rng.normal(0, 0.008)
     v, u = np.meshgrid(*[(np.arange(n) + 0.5) / n] * 2, indexing="ij")
@@ -165,7 +167,7 @@ def _collimation(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
-    """Drop the parts of a mask that are smaller than a tenth of its largest part."""
+    """Remove the connected components of a mask that are smaller than a tenth of the largest one."""
     parts, _ = ndimage.label(mask)
     areas = np.bincount(parts.ravel())
     areas[0] = 0
@@ -173,11 +175,12 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
 
 
 def _averaged(image: np.ndarray, factor: int) -> np.ndarray:
+    """Average blocks of `factor` x `factor` pixels."""
     n = image.shape[0] // factor
     return image.reshape(n, factor, n, factor).mean((1, 3)) if factor > 1 else image
 
 
-_DRAW: dict[str, Callable[[np.random.Generator, Anatomy, int], np.ndarray]] = {
+_LESION_CHANGES: dict[str, Callable[[np.random.Generator, Anatomy, int], np.ndarray]] = {
     "consolidation": _consolidation,
     "nodule": _nodule,
     "effusion": _effusion,
@@ -186,6 +189,7 @@ _DRAW: dict[str, Callable[[np.random.Generator, Anatomy, int], np.ndarray]] = {
 
 
 def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Check that an argument is an integer in its range."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or int(value) < low or (high is not None and int(value) > high):
         allowed = f"of {low} or more" if high is None else f"from {low} to {high}"
@@ -196,19 +200,19 @@ def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
 def make_phantom(seed: int, size: int = 256, lesion: str | None = None) -> Phantom:
     """Make one phantom; the same arguments always give the same pixels.
 
-    The patient, the pose and the exposure follow from `seed` alone: with another `size` or `lesion` the same patient
-    comes out, sharper or ill. Only the quantum noise is drawn per pixel and so depends on `size`.
+    Patient, pose and exposure depend only on `seed`, so another `size` or `lesion` shows the same patient. Only the quantum
+    noise is sampled per pixel and depends on `size`.
 
     Args:
         seed: the patient, an integer of 0 or more.
         size: width and height in pixels, 32 to 4096.
-        lesion: a name of `LESIONS`, or None for a normal.
+        lesion: a name in `LESIONS`, or None for a normal image.
 
     Returns:
         The image, the mask of the lesion and its name.
 
     Raises:
-        InputError: an argument is out of range, or the lesion is unknown.
+        InputError: for an argument out of range or an unknown lesion.
     """
     seed, size = _integer("seed", seed, 0), _integer("size", size, *SIZE_RANGE)
     if lesion is not None and lesion not in LESIONS:
@@ -217,7 +221,7 @@ def make_phantom(seed: int, size: int = 256, lesion: str | None = None) -> Phant
     patient = anatomy(seed, size * factor)
     normal = _averaged(patient.line, factor)
     mask = np.zeros((size, size), bool)
-    exposure = _Exposure.draw(stream(seed, 1))
+    exposure = _Exposure.sample(stream(seed, 1))
     beam = _collimation(stream(seed, 2), size)
     signal, enhanced = exposure.detect(normal)
     black, white = np.percentile(enhanced[signal > 1.0], (3, 97))
@@ -225,7 +229,7 @@ def make_phantom(seed: int, size: int = 256, lesion: str | None = None) -> Phant
     if lesion is not None:
         rng = stream(seed, 3, LESIONS.index(lesion))
         side = int(rng.choice(SIDES))
-        delta = _averaged(_DRAW[lesion](rng, patient, side), factor)
+        delta = _averaged(_LESION_CHANGES[lesion](rng, patient, side), factor)
         healthy = exposure.display(signal, enhanced, window)
         signal, enhanced = exposure.detect(np.maximum(normal + delta, 0.0))
         change = np.abs(exposure.display(signal, enhanced, window) - healthy) * beam * (np.abs(delta) > 0.02)
@@ -237,14 +241,10 @@ def make_phantom(seed: int, size: int = 256, lesion: str | None = None) -> Phant
 
 
 def _write_png(pixels: np.ndarray, path: Path) -> None:
-    """Write 8-bit grey `pixels` so that `path` is either absent or complete."""
+    """Write 8-bit grey pixels in one step, so that the file is complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        Image.fromarray(pixels).save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path, durable=False) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
 
 
 def write_phantoms(
@@ -258,11 +258,11 @@ def write_phantoms(
     lesions: Sequence[str] = LESIONS,
     progress: bool = True,
 ) -> None:
-    """Write a data set of phantoms, every image a different patient, as 8-bit grey PNG.
+    """Write a data set of phantoms as 8-bit grey PNG; every image shows another patient.
 
-    Images go to `train/normal`, `train/abnormal/<lesion>`, `test/normal` and `test/abnormal/<lesion>`, lesion masks (0
-    or 255) to `masks/<split>/abnormal/<lesion>` under the name of their image. Patient i of a class is the same
-    whatever the counts, so a larger data set contains the smaller one.
+    Images go to `train/normal`, `train/abnormal/<lesion>`, `test/normal` and `test/abnormal/<lesion>`, lesion masks (0 or 255)
+    to `masks/<split>/abnormal/<lesion>` under the name of their image. Patient i of a class does not depend on the counts, so
+    a larger data set contains the smaller one.
 
     Args:
         folder: new or empty folder; created with its parents.
@@ -272,11 +272,11 @@ def write_phantoms(
         n_test_abnormal: abnormal test images per lesion.
         size: width and height in pixels, 32 to 4096.
         seed: the data set, an integer of 0 or more.
-        lesions: different names of `LESIONS`, at least one.
+        lesions: different names in `LESIONS`, at least one.
         progress: show a progress bar.
 
     Raises:
-        InputError: the folder is a file or not empty, or an argument is out of range.
+        InputError: when the folder is a file or not empty, or an argument is out of range.
     """
     counts = {
         ("train", "normal"): _integer("n_train_normal", n_train_normal, 0),
@@ -301,7 +301,7 @@ def write_phantoms(
         for i in range(count)
     ]
     for split, lesion, i in tqdm(jobs, desc="phantoms", unit="image", disable=not progress):
-        # The patient's seed is a 64-bit hash of its place, so splits, classes and data sets do not meet.
+        # The seed of a patient is a 64-bit hash of split, class and number, so splits, classes and data sets share no patient.
         place = (("train", "test").index(split), 0 if lesion is None else 1 + LESIONS.index(lesion), i)
         patient = np.random.SeedSequence(seed, spawn_key=place).generate_state(1, np.uint64)[0]
         phantom = make_phantom(int(patient), size, lesion)

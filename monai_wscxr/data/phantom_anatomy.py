@@ -1,11 +1,11 @@
-"""The healthy patient behind a phantom: pose, trunk, lungs, heart, vessels and bones as maps on a pixel grid.
+"""The healthy patient of a phantom: pose, trunk, lungs, heart, vessels and bones as maps on a pixel grid.
 
-`anatomy` draws a patient from a seed; `phantom.py` adds the lesion and takes the radiograph. The random numbers are
-drawn in a fixed order, so a change of that order changes every patient.
+`anatomy` makes a patient from a seed; `phantom` adds the lesion and the exposure. Random numbers are sampled in a fixed order,
+and changing the order changes every patient.
 
-Coordinates: the patient frame has x = 0 on the midline, x > 0 towards the patient's left (right in the image), y from
-0 (top) to 1 (bottom); one unit is the width of an upright image, about `CM` centimetres. `side` is -1 for the
-patient's right, +1 for the left.
+Coordinates: in the patient frame x = 0 is the midline, x > 0 the patient's left (right in the image), and y runs from 0 (top)
+to 1 (bottom). One unit is the width of an upright image, about `CM` centimetres. `side` is -1 for the patient's right and +1
+for the left.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from scipy import ndimage
 
 CM = 36.0  # centimetres per unit of length
 MU = 0.2  # attenuation of soft tissue, 1/cm
-MU_BONE = 0.45  # what bone attenuates beyond the soft tissue it displaces, 1/cm
-AERATED = 0.74  # part of the lung that is air
-VESSEL = 1.7  # weight of vessels against the lung they displace; above 1 to keep them visible
+MU_BONE = 0.45  # attenuation of bone above that of the soft tissue it displaces, 1/cm
+AERATED = 0.74  # fraction of the lung that is air
+VESSEL = 1.7  # attenuation of vessels relative to soft tissue; above 1 to keep them visible
 SIDES = (-1, 1)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Patient coordinates of every pixel centre, `x` and `y` float32 `[n, n]`, and the way back."""
+    """Patient coordinates of every pixel centre, `x` and `y` float32 [n, n], and the transform from patient to image."""
 
     x: np.ndarray
     y: np.ndarray
-    turn: np.ndarray  # 2x2, patient -> image
+    turn: np.ndarray  # [2, 2], patient to image
     shift: np.ndarray
 
     def windows(self, points: np.ndarray, margin: float) -> list[tuple[slice, slice]]:
-        """Pixel windows that hold each set of `points` `[k, m, 2]` (x, y) with a margin in patient units."""
+        """Return the pixel windows that hold each set of points [k, m, 2] (x, y) with a margin in patient units."""
         n = self.x.shape[0]
         uv = (points - (0.0, 0.5)) @ self.turn.T + self.shift + 0.5
         low = np.clip(np.floor((uv.min(1) - margin) * n), 0, n).astype(int).tolist()
@@ -47,11 +47,11 @@ class Grid:
 
 @dataclass
 class Anatomy:
-    """Maps on one grid, each `[n, n]` float32; lengths along the beam in centimetres."""
+    """Maps on one grid, each float32 [n, n]; lengths along the beam in centimetres."""
 
     grid: Grid
     body: np.ndarray
-    lungs: dict[int, np.ndarray]  # air-bearing depth per side
+    lungs: dict[int, np.ndarray]  # depth of aerated lung, by side
     vessels: np.ndarray
     line: np.ndarray  # attenuation line integral of the normal patient
     shape: LungShape
@@ -59,28 +59,28 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class LungShape:
-    """Outer contour of both lungs (an ellipse above `y0`, upright walls below) and the diaphragm domes."""
+    """Outer contour of both lungs (an ellipse above `y0`, vertical walls below) and the domes of the diaphragm."""
 
     x0: float
     y0: float
     half_width: float
     height: float
-    dome: dict[int, float]  # y of the dome's top per side
+    dome: dict[int, float]  # y of the top of the dome, by side
     droop: float
 
     def wall(self, y: np.ndarray | float) -> np.ndarray:
-        """Distance of the lateral lung wall from the midline at level `y`."""
+        """Return the distance of the lateral lung wall from the midline at level `y`."""
         up = np.minimum((np.asarray(y) - self.y0) / self.height, 0.0)
         return self.x0 + self.half_width * np.sqrt(np.maximum(1.0 - up**2, 0.0))
 
     def diaphragm(self, lateral: np.ndarray) -> np.ndarray:
-        """How far the diaphragm lies below the top of its dome at distance `lateral` from the midline."""
+        """Return the depth of the diaphragm below the top of its dome at distance `lateral` from the midline."""
         t = (lateral - 0.3 * self.half_width - self.x0) / self.half_width
         t2 = t * t
         return self.droop * np.where(t > 0, 2.6 * t2 + 2.0 * t2 * t2, 0.6 * t2)
 
     def inset(self, lateral: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Approximate distance to the chest wall, positive inside."""
+        """Return the approximate distance to the chest wall, positive inside."""
         dx, dy = lateral - self.x0, np.minimum(y - self.y0, 0.0)
         r = np.hypot(dx / self.half_width, dy / self.height) + 1e-6
         slope = np.hypot(dx / self.half_width**2, dy / self.height**2) / r + 1e-6
@@ -88,40 +88,40 @@ class LungShape:
 
 
 def step(value: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Smooth step from 0 at `low` to 1 at `high`."""
+    """Return a smooth step from 0 at `low` to 1 at `high`."""
     t = np.clip((value - low) / (high - low), 0.0, 1.0)
     return t * t * (3.0 - 2.0 * t)
 
 
 def _chord(squared: np.ndarray, radius: np.ndarray | float) -> np.ndarray:
-    """Path length through a round bar of `radius` at a `squared` distance from its axis."""
+    """Return the path length through a round bar of `radius` at a squared distance from its axis."""
     return 2.0 * np.sqrt(np.maximum(radius * radius - squared, 0.0))
 
 
 def _tube(squared: np.ndarray, radius: np.ndarray | float) -> np.ndarray:
-    """Path length through the wall of a hollow bone: two bright edges around a paler middle."""
+    """Return the path length through the wall of a hollow bone, which shows two bright edges."""
     return _chord(squared, radius) - 0.7 * _chord(squared, 0.72 * radius)
 
 
 def _table(y: np.ndarray, knots: list[tuple[float, float]], smooth: float = 0.025) -> np.ndarray:
-    """A smooth curve through `knots` (y, value), read at `y`."""
+    """Return a smooth curve through `knots` (y, value), evaluated at `y`."""
     at = np.linspace(-0.5, 1.5, 401)
     values = np.interp(at, [knot[0] for knot in knots], [knot[1] for knot in knots])
     return np.interp(y, at, ndimage.gaussian_filter1d(values, smooth / 0.005)).astype(np.float32)
 
 
 def resized(image: np.ndarray, size: int, how: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
-    """A square float32 copy of `size` pixels a side."""
+    """Return a float32 copy of a square image, resized to `size` pixels a side."""
     return np.asarray(Image.fromarray(image.astype(np.float32)).resize((size, size), how))
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:
-    """Random numbers that belong to one `key` of the patient `seed`, independent of all other keys."""
+    """Return the random numbers of one `key` of a patient, independent of all other keys."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def texture(rng: np.random.Generator, size: int, octaves: tuple[int, ...], fall: float = 0.7) -> np.ndarray:
-    """Correlated noise of about unit strength, the same pattern at any `size`."""
+    """Return correlated noise [size, size] of about unit variance, with the same pattern at any size."""
     total = np.zeros((size, size), np.float32)
     for i, cells in enumerate(octaves):
         total += fall**i * resized(rng.standard_normal((cells, cells)), size)
@@ -129,28 +129,28 @@ def texture(rng: np.random.Generator, size: int, octaves: tuple[int, ...], fall:
 
 
 def ellipse(grid: Grid, centre: tuple[float, float], axes: tuple[float, float], tilt: float = 0.0) -> np.ndarray:
-    """Squared elliptic radius (1 on the edge), the long axis turned by `tilt` radians."""
+    """Return the squared elliptic radius (1 on the edge), with axes rotated by `tilt` radians."""
     dx, dy = grid.x - centre[0], grid.y - centre[1]
     c, s = math.cos(tilt), math.sin(tilt)
     return ((c * dx + s * dy) / axes[0]) ** 2 + ((c * dy - s * dx) / axes[1]) ** 2
 
 
 def ball(squared_radius: np.ndarray) -> np.ndarray:
-    """Thickness of a ball as a part of its diameter, from the squared radius that `ellipse` gives."""
+    """Return the thickness of a ball as a fraction of its diameter, from the squared radius of `ellipse`."""
     return np.sqrt(np.maximum(1.0 - squared_radius, 0.0))
 
 
 def _bars(grid: Grid, ends: np.ndarray, radii: np.ndarray, hollow: bool = False) -> np.ndarray:
-    """Path length through straight round bars, the longest where they cross.
+    """Return the path length through straight round bars; where bars cross, the longest counts.
 
     Args:
-        grid: where to draw.
-        ends: `[k, 2, 2]`: bar, end, (x, y).
-        radii: `[k, 2]`: the radius at each end.
-        hollow: draw tubular bones instead of solid bars.
+        grid: grid of the map.
+        ends: [k, 2, 2]: bar, end, (x, y).
+        radii: [k, 2]: radius at each end.
+        hollow: make tubular bones instead of solid bars.
 
     Returns:
-        Lengths in units of the patient frame, `[n, n]` float32.
+        Lengths in units of the patient frame, float32 [n, n].
     """
     ends, radii = np.asarray(ends, np.float32), np.asarray(radii, np.float32)
     out = np.zeros_like(grid.x)
@@ -163,7 +163,7 @@ def _bars(grid: Grid, ends: np.ndarray, radii: np.ndarray, hollow: bool = False)
         np.minimum(np.maximum(t, 0, out=t), 1, out=t)
         squared = np.square(x - t * along[k, 0]) + np.square(y - t * along[k, 1])
         radius = radii[k, 0] + t * (radii[k, 1] - radii[k, 0])
-        # A bar thinner than a pixel is drawn wider and fainter, or it would break up into dots.
+        # A bar thinner than a pixel is made wider and fainter, or it would break up into dots.
         drawn = np.maximum(radius, least)
         length = _tube(squared, drawn) if hollow else _chord(squared, drawn) * (radius / drawn)
         np.maximum(out[window], length, out=out[window])
@@ -171,6 +171,7 @@ def _bars(grid: Grid, ends: np.ndarray, radii: np.ndarray, hollow: bool = False)
 
 
 def _grid(rng: np.random.Generator, n: int) -> Grid:
+    """Sample the pose of the patient and return the grid of n x n pixels."""
     angle, scale = rng.normal(0, 0.022), rng.uniform(1.08, 1.22)
     shift = rng.normal(0, (0.015, 0.012))
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -182,7 +183,7 @@ def _grid(rng: np.random.Generator, n: int) -> Grid:
 
 
 def _body(rng: np.random.Generator, grid: Grid, wall: float) -> np.ndarray:
-    """Thickness of the trunk, neck and arms in cm; `wall` is the half-width of the rib cage."""
+    """Return the thickness of trunk, neck and arms in cm; `wall` is half the width of the rib cage."""
     fat = rng.uniform(0.05, 0.1)
     flank, shoulder = wall + fat, rng.uniform(0.1, 0.14)
     lateral = np.abs(grid.x)
@@ -203,6 +204,7 @@ def _body(rng: np.random.Generator, grid: Grid, wall: float) -> np.ndarray:
 
 
 def _lung_shape(rng: np.random.Generator) -> LungShape:
+    """Sample the contour of the lungs."""
     half_width, base = rng.uniform(0.21, 0.245), rng.uniform(0.73, 0.79)
     apex, rise = rng.uniform(0.135, 0.165), rng.uniform(0.015, 0.04)
     y0 = base - rng.uniform(0.03, 0.08)
@@ -210,19 +212,19 @@ def _lung_shape(rng: np.random.Generator) -> LungShape:
 
 
 def _aeration(grid: Grid, shape: LungShape, side: int, depth: float) -> np.ndarray:
-    """Depth of one lung in cm before the heart and the mediastinum take their share."""
+    """Return the depth of one lung in cm, without subtracting heart and mediastinum."""
     lateral = side * grid.x
     inset = shape.inset(lateral, grid.y)
     above = shape.dome[side] + shape.diaphragm(lateral) - grid.y
     rim = 1.0 - np.square(1.0 - np.clip(inset / 0.14, 0.0, 1.0))
     front = step(above, -0.006, 0.012) * (0.72 + 0.28 * step(above, 0.0, 0.1))
-    recess = 0.2 * step(above, -0.11, 0.0)  # lung behind the dome
+    recess = 0.2 * step(above, -0.11, 0.0)  # lung behind the dome of the diaphragm
     thin = _table(grid.y, [(0.1, 0.5), (0.2, 0.66), (0.4, 0.93), (0.55, 1.0)])
     return depth * thin * np.sqrt(rim) * np.maximum(front, recess) * step(lateral, 0.0, 0.02)
 
 
 def _central(rng: np.random.Generator, grid: Grid, dome: float) -> np.ndarray:
-    """Part of the lung depth that heart, great vessels and mediastinum take, 0 to 1."""
+    """Return the fraction of the lung depth that heart, great vessels and mediastinum occupy, 0 to 1."""
     size, lean = rng.uniform(0.86, 1.05), rng.uniform(0.5, 0.8)
     level, arch = dome - rng.uniform(0.1, 0.12), rng.uniform(0.3, 0.33)
     blobs = [
@@ -235,14 +237,14 @@ def _central(rng: np.random.Generator, grid: Grid, dome: float) -> np.ndarray:
     knots = ((-0.2, 0.13), (0.13, 0.1), (0.2, 0.078), (0.28, 0.066), (0.5, 0.06), (0.8, 0.07))
     wide = rng.uniform(0.9, 1.15)
     strip = ((grid.x + 0.006) / _table(grid.y, [(y, wide * half) for y, half in knots])) ** 2
-    melt = 5.0  # a soft minimum rounds off the creases between the parts
+    melt = 5.0  # a soft minimum smooths the creases between the parts
     joined = sum(np.exp(-melt * np.minimum(squared, 4.0)) for squared in [*blobs, strip])
     inside = 1.0 + np.log(joined) / melt
     return 0.94 * np.clip(inside / 0.55, 0.0, 1.0) ** 0.4
 
 
 def _spine(rng: np.random.Generator, grid: Grid) -> np.ndarray:
-    """Bone of the vertebral column in cm, with discs, pedicles and spinous processes."""
+    """Return the bone of the vertebral column in cm, with discs, pedicles and spinous processes."""
     bend = rng.normal(0, 0.006) * np.sin(np.pi * (grid.y + rng.uniform(0, 1)))
     pitch, start = rng.uniform(0.052, 0.06), rng.uniform(0, 1)
     phase = (grid.y * (1.06 - 0.06 * grid.y)) / pitch + start
@@ -258,7 +260,7 @@ def _spine(rng: np.random.Generator, grid: Grid) -> np.ndarray:
 
 
 def _ribs(rng: np.random.Generator, grid: Grid, shape: LungShape) -> np.ndarray:
-    """Bone of ten rib pairs in cm: tilted rings, the posterior half above the anterior half."""
+    """Return the bone of ten pairs of ribs in cm: tilted rings with the posterior half above the anterior half."""
     bone = np.zeros_like(grid.x)
     first, pitch = rng.uniform(0.215, 0.235), rng.uniform(0.066, 0.074)
     slant, width, tilt = rng.uniform(0.85, 1.2), rng.uniform(0.0135, 0.0165), rng.normal(0, 0.02)
@@ -280,7 +282,7 @@ def _ribs(rng: np.random.Generator, grid: Grid, shape: LungShape) -> np.ndarray:
 
 
 def _shoulder_girdle(rng: np.random.Generator, grid: Grid) -> np.ndarray:
-    """Bone of clavicles, scapulae and humeri in cm."""
+    """Return the bone of clavicles, scapulae and humeri in cm."""
     t = np.linspace(0, 1, 9)
     girth = 0.016 - 0.006 * np.sin(np.pi * t)
     thin = np.zeros_like(grid.x)
@@ -302,7 +304,7 @@ def _shoulder_girdle(rng: np.random.Generator, grid: Grid) -> np.ndarray:
 
 
 def _vessel_tree(rng: np.random.Generator, side: int) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-    """Segments (start, end, radius at the start) of the vessels that leave one hilum."""
+    """Yield the segments (start, end, radius at the start) of the vessels of one hilum."""
     root = np.array([side * 0.07, 0.45 - 0.015 * side])
     branches = [(root, a + rng.normal(0, 0.12), rng.uniform(0.0085, 0.0125)) for a in np.linspace(-1.35, 1.4, 7)]
     while branches:
@@ -320,7 +322,7 @@ def _vessel_tree(rng: np.random.Generator, side: int) -> Iterator[tuple[np.ndarr
 
 
 def _vessels(rng: np.random.Generator, grid: Grid) -> np.ndarray:
-    """Soft-tissue path of the lung vessels in cm, thicker at the hila."""
+    """Return the soft-tissue path of the lung vessels in cm, with denser hila."""
     segments = [segment for side in SIDES for segment in _vessel_tree(rng, side)]
     starts, ends, radii = (np.array(part) for part in zip(*segments, strict=True))
     length = _bars(grid, np.stack([starts, ends], 1), np.stack([radii, 0.86 * radii], 1))
@@ -331,7 +333,7 @@ def _vessels(rng: np.random.Generator, grid: Grid) -> np.ndarray:
 
 
 def _airways(rng: np.random.Generator, grid: Grid) -> np.ndarray:
-    """Path of air in the trachea and the main bronchi, in cm."""
+    """Return the path of air in the trachea and the main bronchi in cm."""
     carina, lean = np.array([rng.normal(-0.004, 0.003), rng.uniform(0.385, 0.41)]), rng.normal(0, 0.006)
     right, left = np.add(carina, (-0.055, 0.05)), np.add(carina, (0.07, 0.045))
     ends = [[(lean, -0.2), carina], [carina, right], [carina, left]]
@@ -339,7 +341,7 @@ def _airways(rng: np.random.Generator, grid: Grid) -> np.ndarray:
 
 
 def _abdominal_gas(rng: np.random.Generator, grid: Grid, shape: LungShape) -> np.ndarray:
-    """Path of air in the stomach and the bowel, in cm; often none."""
+    """Return the path of air in stomach and bowel in cm; many patients have none."""
     gas = np.zeros_like(grid.x)
     wobble = 0.3 * texture(rng, grid.x.shape[0], (10, 20))
     top = shape.dome[1]
@@ -354,7 +356,7 @@ def _abdominal_gas(rng: np.random.Generator, grid: Grid, shape: LungShape) -> np
 
 
 def anatomy(seed: int, n: int) -> Anatomy:
-    """The patient `seed` on a grid of `n` x `n` pixels."""
+    """Make the patient of a seed on a grid of n x n pixels."""
     rng = stream(seed, 0)
     grid, shape = _grid(rng, n), _lung_shape(rng)
     body = _body(rng, grid, shape.x0 + shape.half_width)

@@ -1,4 +1,4 @@
-"""Who is drawn from a datalist: the few-shot choice, the held-out normals and the overlap check."""
+"""Choices from a datalist: few-shot abnormal images, held-out normal images, and the check for overlap with the test part."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from monai_wscxr.data.radiograph.read import file_digest
 
 
 def choose_few_shot(items: Iterable[Item], k: int, seed: int, strict: bool = False) -> list[Item]:
-    """Draws K abnormal images per class.
+    """Choose k abnormal images per class at random.
 
-    The draw depends on the seed, the class and the sorted image paths alone: not on the order of the input, not on the
-    other classes, not on global random state. A larger k keeps every image of a smaller one.
+    The choice depends only on the seed, the class and the sorted image paths: not on the order of the input, on other classes
+    or on global random state. A larger k keeps all images of a smaller one.
 
     Args:
-        items: items of a datalist; normal ones are passed over.
+        items: items of a datalist; normal ones are ignored.
         k: images per class, at least 1.
         seed: any integer.
-        strict: make a class with fewer than k images an error.
+        strict: raise an error for a class with fewer than k images, instead of using all of them.
 
     Returns:
-        The chosen items, sorted by class and image. A class with fewer than k images gives all of them.
+        The chosen items, sorted by class and image.
 
     Warns:
         UserWarning: for each class with fewer than k images.
 
     Raises:
-        DatalistError: k below 1, no abnormal item, or a class that is too small with ``strict``.
+        DatalistError: for k below 1, no abnormal item, or, with `strict`, a class that is too small.
     """
     if k < 1:
         raise DatalistError(f"k is {k}; WSCXR needs at least one abnormal image per class, so k must be 1 or more.")
@@ -59,19 +59,19 @@ def choose_few_shot(items: Iterable[Item], k: int, seed: int, strict: bool = Fal
 
 
 def hold_out(items: Iterable[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """Splits the normal images into (rest, held out), patient by patient.
+    """Split the normal images by patient into those that train and those that are held out.
 
     Args:
-        items: items of a datalist; abnormal ones appear in neither result.
+        items: items of a datalist; abnormal ones are ignored.
         fraction: share of the normal images to hold out, in (0, 1).
         seed: any integer.
 
     Returns:
-        Two lists sorted by image, both with at least one patient; no patient is in both. The number held out comes as
-        close to ``fraction`` of the images as whole patients allow (the smaller of two equally close numbers).
+        Images that train and images held out, each sorted by image and of at least one patient; no patient is in both. The
+        number held out is as close to `fraction` of the images as whole patients allow, the smaller of two equally close ones.
 
     Raises:
-        DatalistError: a fraction outside (0, 1), or fewer than two patients.
+        DatalistError: for a fraction outside (0, 1), or fewer than two patients.
     """
     if not 0.0 < fraction < 1.0:
         raise DatalistError(f"the held-out fraction is {fraction}; allowed are values between 0 and 1, both excluded.")
@@ -98,20 +98,20 @@ def check_overlap(
     allow: bool = False,
     digests: dict[str, str] | None = None,
 ) -> list[str]:
-    """Looks for images and patients that are in training and test, and for contradictory labels in training.
+    """Find images and patients that are in training and test, and contradictory labels in training.
 
     Args:
-        training: items that training sees.
-        test: items that figures are computed on.
-        allow: return findings about training and test instead of raising them.
-        digests: digests by image path; missing ones are computed and filled in, for the caller to use again.
+        training: items used for training.
+        test: items used for evaluation.
+        allow: return findings about training and test instead of raising an error.
+        digests: content digests by image path; missing ones are computed and added, for the caller to use again.
 
     Returns:
-        The findings as sentences; empty when there are none.
+        The findings as sentences; empty without any.
 
     Raises:
-        DatalistError: an overlap without ``allow``; exact copies with different labels inside training, always; a file
-            that cannot be read.
+        DatalistError: for findings without `allow`; always for exact copies with different labels in training; for a file that
+            cannot be read.
     """
     digests = {} if digests is None else digests
     _fill_digests([*training, *test], digests)
@@ -155,7 +155,7 @@ def _fill_digests(items: Iterable[Item], digests: dict[str, str]) -> None:
 
 
 def _closest_subset(sizes: Sequence[int], target: float) -> list[int]:
-    """Indices of a proper, non-empty part of ``sizes`` whose sum is closest to ``target``; prefers early indices."""
+    """Return indices of a proper, non-empty subset of `sizes` with the sum closest to `target`; prefer early indices."""
     total = sum(sizes)
     goal = min(max(math.ceil(target - 0.5), 1), total - 1)
     taken: list[int] = []
@@ -166,8 +166,8 @@ def _closest_subset(sizes: Sequence[int], target: float) -> list[int]:
             held += size
     if held == goal:
         return taken
-    # No patient was small enough to close the gap: rearrange up to 32 of each size on either side, exactly. Bit s of
-    # reach[i] says that some of the first i of them add up to s.
+    # No remaining patient fits into the gap: search exactly among up to 32 patients of each size on either side (subset sum).
+    # Bit s of reach[i] is set if some of the first i of them add up to s.
     chosen = set(taken)
     sides = (reversed(taken), (index for index in range(len(sizes)) if index not in chosen))
     pool: list[int] = []

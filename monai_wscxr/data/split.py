@@ -1,4 +1,4 @@
-"""Who trains, who calibrates, who is tested: the split of a run, made once and reproducibly."""
+"""The split of a training run: images that train, that calibrate and that are for testing, chosen reproducibly."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from monai_wscxr.data.datalist import load_datalist
+from monai_wscxr.data.datalist import Item, load_datalist
 from monai_wscxr.data.selection import check_overlap, choose_few_shot, hold_out
-
-Item = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -19,12 +16,12 @@ class TrainingSplit:
     """Items of a training run.
 
     Attributes:
-        normal: normal images that make the normal bank.
-        held_out: normal images that train nothing; they calibrate.
-        abnormal: the few-shot abnormal images.
-        test: test images; looked at for overlap only.
-        findings: what the overlap check allowed, as sentences.
-        digests: file to content digest of every image seen.
+        normal: normal images of the normal bank.
+        held_out: normal images kept out of training, for calibration.
+        abnormal: few-shot abnormal images.
+        test: test images, used only for the overlap check.
+        findings: overlaps with the test images that were allowed, as sentences.
+        digests: content digest of every image, by file.
     """
 
     normal: list[Item]
@@ -35,13 +32,13 @@ class TrainingSplit:
     digests: dict[str, str]
 
     def summary(self) -> str:
-        """One line for logs."""
+        """Describe the split in one line."""
         classes = ", ".join(f"{n} {name}" for name, n in sorted(count_classes(self.abnormal).items()))
         return f"{len(self.normal)} normal images train, {len(self.held_out)} are held out, abnormal: {classes}"
 
 
 def count_classes(items: Iterable[Item]) -> dict[str, int]:
-    """Number of items of each class."""
+    """Count the items of each class."""
     return dict(Counter(str(item["class"]) for item in items))
 
 
@@ -54,19 +51,19 @@ def training_split(
     allow_overlap: bool = False,
     digests: Mapping[str, str] | None = None,
 ) -> TrainingSplit:
-    """Split a data set for training; nothing is ever taken from its test part.
+    """Split the training part of a data set; no test image is ever chosen.
 
     Args:
         source: folder or datalist file, see `load_datalist`.
         k: abnormal images per class (few-shot), >= 1.
-        holdout: share of the normal images held out for calibration, in (0, 1), by patient.
+        holdout: share of the normal images held out for calibration, by patient, in (0, 1).
         seed: of both choices.
-        strict: a class with fewer than k images is an error instead of a warning.
-        allow_overlap: go on although training and test share images or patients.
-        digests: content digests that are known already, by file; those files are not read for theirs again.
+        strict: raise an error for a class with fewer than k images, instead of a warning.
+        allow_overlap: accept that training and test share images or patients.
+        digests: known content digests by file; these files are not hashed again.
 
     Raises:
-        DatalistError: see the functions of `datalist` and `selection`.
+        DatalistError: see `load_datalist`, `choose_few_shot`, `hold_out` and `check_overlap`.
     """
     datalist = load_datalist(source)
     training = datalist["training"]

@@ -1,4 +1,4 @@
-"""MONAI dictionary transforms around the one loader, and the preprocessing that a model was trained with."""
+"""Preprocessing of radiographs for the network, as MONAI dictionary transforms."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ INTENSITIES = ("standardised", "as_read")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Everything between a file and the network; part of a trained model.
+    """Settings of all steps between a file and the network; part of a trained model.
 
     Attributes:
-        image_size: side in pixels to which radiographs are squashed, as the authors do; at least 32.
-        mean, std: channel statistics that the backbone's weights expect, for images in [0, 1].
-        reader_chain: version of the loader's chain; a model is refused when it differs from the installed one.
-        intensity: "standardised" brings every radiograph to one brightness and contrast (`StandardiseIntensityd`), so that
-            exposure and windowing hardly move a score; "as_read" leaves it as the loader gives it, as published.
+        image_size: side in pixels to which radiographs are resized without keeping their aspect ratio, as published; 32 to
+            4096.
+        mean, std: per-channel mean and standard deviation that the backbone's weights expect, for images in [0, 1].
+        reader_chain: version of the loader (`READER_CHAIN`); a model trained with another version is refused.
+        intensity: "standardised" gives every radiograph the same brightness and contrast (`StandardiseIntensityd`), so that
+            exposure and windowing hardly change a score; "as_read" keeps the loader's values, as published.
     """
 
     image_size: int = 256
@@ -47,26 +48,26 @@ class Preprocessing:
             raise InputError(f"intensity must be one of {', '.join(INTENSITIES)}, got {self.intensity!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the settings as JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Inverse of `to_dict`."""
+        """Make the settings from the values of `to_dict`."""
         plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return cls(**plain)
 
 
 class LoadRadiographd(MapTransform):
-    """Replace file paths by radiographs, float32 [1, H, W] in [0, 1], air dark, whatever the format and polarity.
+    """Replace file paths by radiographs, float32 [1, H, W] in [0, 1] with dark air.
 
     Args:
-        keys: items that hold a path.
-        allow: gates of the loader that stay open.
-        keep_source: leave the `Radiograph` as it was read under "source".
+        keys: keys of paths.
+        allow: gates of the loader that are not applied (see `radiograph.gates`).
+        keep_source: keep the `Radiograph` as it was read under "source".
 
     Raises:
-        RadiographError: when a file cannot be used; its `code` says why.
+        RadiographError: when a file cannot be used; its `code` is the reason.
     """
 
     def __init__(self, keys: KeysCollection, allow: Collection[str] = (), keep_source: bool = False) -> None:
@@ -88,7 +89,7 @@ class LoadRadiographd(MapTransform):
 
 
 class LoadMaskd(MapTransform):
-    """Replace mask paths by boolean lesion masks [1, size, size] (non-zero pixels; nearest neighbour)."""
+    """Replace mask paths by lesion masks, bool [1, size, size], True for non-zero pixels; resized by nearest neighbour."""
 
     def __init__(self, keys: KeysCollection, size: int, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -104,7 +105,7 @@ class LoadMaskd(MapTransform):
 
 
 class ResizeRadiographd(MapTransform):
-    """Squash radiographs [1, H, W] to [1, size, size]: bilinear, anti-aliased when shrinking."""
+    """Resize radiographs [1, H, W] to [1, size, size]: bilinear, anti-aliased when shrinking."""
 
     def __init__(self, keys: KeysCollection, size: int, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -118,10 +119,10 @@ class ResizeRadiographd(MapTransform):
 
 
 class StandardiseIntensityd(MapTransform):
-    """Radiographs [1, H, W] to mean 1/2 and standard deviation 0.22 of their centre, clipped to [0, 1].
+    """Shift and scale radiographs [1, H, W] to mean 1/2 and standard deviation 0.22 in their centre, and clip to [0, 1].
 
-    The centre leaves out an eighth of the image on every side, where collimation, letters and air are. 0.22 is about the
-    spread of a radiograph that fills [0, 1], so clipping takes little. A centre of one colour is left at 1/2.
+    The centre excludes an eighth of the image on every side, where collimation, letters and air are. 0.22 is about the standard
+    deviation of a radiograph that fills [0, 1], so clipping changes few pixels. A constant centre becomes 1/2.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -136,9 +137,9 @@ class StandardiseIntensityd(MapTransform):
 
 
 class NormaliseChannelsd(MapTransform):
-    """Radiographs [1, H, W] to [3, H, W], each channel less its mean and divided by its standard deviation.
+    """Expand radiographs [1, H, W] to [3, H, W], subtract each channel's mean and divide by its standard deviation.
 
-    The numbers are those of MONAI's `RepeatChanneld` and `NormalizeIntensityd`, in one step.
+    The result equals that of MONAI's `RepeatChanneld` and `NormalizeIntensityd`, in one step.
     """
 
     def __init__(self, keys: KeysCollection, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -159,26 +160,26 @@ def radiograph_transforms(
     keep_radiograph: bool = False,
     allow: Collection[str] = (),
     keep_source: bool = False,
-    after_resize: Sequence[Callable[[dict], dict]] = (),
+    after_resize: Sequence[Callable[[dict[str, Any]], dict[str, Any]]] = (),
 ) -> Compose:
-    """File path to network input, float32 [3, size, size].
+    """Compose the transforms from a file path to the network input, float32 [3, size, size].
 
     Args:
         preprocessing: of the model.
-        keys: items that hold a path.
-        keep_radiograph: leave the resized radiograph [1, size, size] in [0, 1] under "radiograph", for pictures.
-        allow: gates of the loader that stay open (see `radiograph_gates`).
-        keep_source: leave the radiograph as it was read under "source".
+        keys: keys of paths.
+        keep_radiograph: keep the resized radiograph [1, size, size] in [0, 1] under "radiograph", for display.
+        allow: gates of the loader that are not applied (see `radiograph.gates`).
+        keep_source: keep the `Radiograph` as it was read under "source".
         after_resize: transforms of the resized radiograph [1, size, size] in [0, 1], before its intensity is standardised.
 
     Raises:
-        InputError: when the model was trained with another reading chain than this installation has.
+        InputError: when the model was trained with another version of the loader.
     """
     if preprocessing.reader_chain != READER_CHAIN:
         raise InputError(
             f"this model was trained with radiographs read by chain {preprocessing.reader_chain}, but this installation "
-            f"reads with chain {READER_CHAIN}; scores would not be comparable. Retrain, or install the version that "
-            "made the model (see artefact.json)"
+            f"reads with chain {READER_CHAIN}, so its scores would not be comparable. Retrain, or install the version that "
+            "trained the model (see artefact.json)"
         )
     steps: list[Any] = [LoadRadiographd(keys, allow, keep_source), ResizeRadiographd(keys, preprocessing.image_size)]
     steps += after_resize
@@ -194,12 +195,14 @@ def radiograph_transforms(
 
 
 class _KeepRadiograph:
+    """Copy the resized radiograph to the key "radiograph"."""
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         return {**data, "radiograph": data["image"]}
 
 
 class _PlainTensord(MapTransform):
-    """Drop MONAI's metadata tensors: nothing of a file's header travels on."""
+    """Convert MONAI's metadata tensors to plain tensors, so that nothing of a file's header is passed on."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         return {k: torch.as_tensor(v).as_subclass(torch.Tensor) if k in self.keys else v for k, v in data.items()}

@@ -1,4 +1,4 @@
-"""Figures of merit of a trained model on labelled test images, through MONAI's evaluator."""
+"""Metrics of a trained model on labelled test images, and inference on unlabelled ones, with MONAI's evaluator."""
 
 from monai_wscxr.system.lazy import attach
 

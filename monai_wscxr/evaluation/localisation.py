@@ -1,4 +1,4 @@
-"""Does the anomaly map point at the lesion? Region overlap and pointing game, from lesion masks or boxes."""
+"""Localisation of lesions by anomaly maps: region overlap and pointing game, against lesion masks or boxes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Map = NDArray[np.floating]
 
 
 def localisation_metrics(masks: Sequence[Mask], maps: Sequence[Map]) -> dict[str, float]:
-    """Pixel AUROC, AUPRO and pointing game over the same images.
+    """Compute pixel AUROC, AUPRO and pointing game over the same images.
 
     Args:
         masks: lesion pixels [H, W] per image; all False for normal images.
@@ -31,17 +31,18 @@ def localisation_metrics(masks: Sequence[Mask], maps: Sequence[Map]) -> dict[str
 
 
 def region_overlap(masks: Sequence[Mask], maps: Sequence[Map], limit: float = 0.3) -> float:
-    """AUPRO: area under per-region overlap against false-positive rate, up to a rate, divided by that rate; in [0, 1].
+    """Compute AUPRO: the area under the curve of per-region overlap against false-positive rate, up to a limit.
 
-    At a threshold t the overlap is the mean, over all lesion regions of all images, of the share of the region's pixels with
-    map >= t; the false-positive rate is that share of all pixels outside lesions. So a small lesion counts as much as a
-    large one (Bergmann et al., The MVTec Anomaly Detection Dataset, 2021). Every distinct map value is a threshold; between
-    two the curve is straight. Regions are connected by sides or corners.
+    At a threshold t, the overlap of a lesion region is the share of its pixels with map >= t, and the curve shows the mean
+    over all regions of all images, so a small lesion counts as much as a large one. The false-positive rate is the share of
+    pixels outside lesions with map >= t. Every distinct map value is a threshold, with linear interpolation between them.
+    Regions are 8-connected. The area is divided by the limit, so it lies in [0, 1] (Bergmann et al., The MVTec Anomaly
+    Detection Dataset, 2021).
 
     Args:
         masks: lesion pixels [H, W] per image; all False for normal images.
         maps: anomaly maps [H, W] per image.
-        limit: largest false-positive rate, in (0, 1].
+        limit: highest false-positive rate, in (0, 1].
 
     Raises:
         InputError: on a limit out of range, sizes that differ, NaN or Inf, no lesion, or no pixel outside lesions.
@@ -74,10 +75,15 @@ def region_overlap(masks: Sequence[Mask], maps: Sequence[Map], limit: float = 0.
 
 
 def pointing_game(masks: Sequence[Mask], maps: Sequence[Map], tolerance: float = 0.0) -> float:
-    """Share of images with a lesion whose highest map value lies in it, or at most `tolerance` pixels from it.
+    """Compute the share of images whose highest map value lies in a lesion, or at most `tolerance` pixels from one.
 
-    Of equal values the first in reading order counts. Images without a lesion do not take part (Zhang et al., Top-down Neural
-    Attention by Excitation Backprop, 2018).
+    Among equal values the first in row-major order counts. Images without a lesion are left out (Zhang et al., Top-down
+    Neural Attention by Excitation Backprop, 2018).
+
+    Args:
+        masks: lesion pixels [H, W] per image.
+        maps: anomaly maps [H, W] per image.
+        tolerance: distance in pixels, >= 0.
 
     Raises:
         InputError: on a negative tolerance, sizes that differ, NaN or Inf, or no lesion.
@@ -97,7 +103,7 @@ def pointing_game(masks: Sequence[Mask], maps: Sequence[Map], tolerance: float =
 def boxes_to_mask(
     boxes: Sequence[tuple[float, float, float, float]], image_size: tuple[int, int], mask_size: tuple[int, int]
 ) -> Mask:
-    """Boxes as a mask of another size: a pixel is inside when its centre is.
+    """Draw boxes as a mask, at another size than the image; a pixel is inside if its centre is.
 
     Args:
         boxes: (left, top, width, height) in pixels of the original image, as NIH ChestX-ray14 gives them.
@@ -120,12 +126,13 @@ def boxes_to_mask(
 
 
 def _check(masks: Sequence[Mask], maps: Sequence[Map]) -> None:
+    """Raise InputError unless masks and maps fit, all maps are finite and there is a lesion."""
     if len(masks) != len(maps):
         raise InputError(f"there are {len(masks)} masks but {len(maps)} anomaly maps")
     for mask, values in zip(masks, maps, strict=True):
         if np.shape(mask) != np.shape(values) or np.ndim(mask) != 2:
             raise InputError(f"a mask of {np.shape(mask)} does not fit an anomaly map of {np.shape(values)}")
         if not np.isfinite(values).all():
-            raise InputError("an anomaly map holds NaN or Inf; a figure computed from it would be meaningless")
+            raise InputError("an anomaly map holds NaN or Inf; a metric computed from it would be meaningless")
     if not any(np.any(mask) for mask in masks):
         raise InputError("no mask shows a lesion; localisation needs at least one")

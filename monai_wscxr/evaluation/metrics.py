@@ -1,4 +1,7 @@
-"""Figures of merit: image level, pixel level, with honest and published rules side by side."""
+"""Image-level and pixel-level metrics, by honest and by published rules.
+
+Honest: nothing is chosen on the test images. Published: best epoch and threshold are chosen on the test images.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from monai_wscxr.errors import InputError
 
 
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return labels and scores as flat arrays [n]; InputError unless they fit and both classes occur."""
     y, s = np.asarray(labels).ravel(), np.asarray(scores, dtype=np.float64).ravel()
     if y.shape != s.shape:
         raise InputError(f"there are {y.size} labels but {s.size} scores")
     if not np.isfinite(s).all():
         raise InputError(
-            f"{int((~np.isfinite(s)).sum())} of {s.size} scores are NaN or infinite; a figure computed from them would be "
-            "meaningless (some libraries call it a perfect 1.0)"
+            f"{int((~np.isfinite(s)).sum())} of {s.size} scores are NaN or infinite; a metric computed from them would be "
+            "meaningless (some libraries report a perfect 1.0)"
         )
     if not np.isin(y, (0, 1)).all():
         raise InputError("labels must be 0 (normal) or 1 (abnormal)")
@@ -32,11 +36,11 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int64], N
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Area under the ROC; ties count one half.
+    """Compute the area under the ROC curve; ties count one half.
 
     Args:
-        labels: 0 normal, 1 abnormal; both must occur.
-        scores: higher is more abnormal; all finite.
+        labels: [n], 0 (normal) or 1 (abnormal); both must occur.
+        scores: [n], finite; higher is more abnormal.
 
     Raises:
         InputError: on NaN or Inf scores, labels other than 0 and 1, or a single class.
@@ -46,9 +50,9 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def youden_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Score threshold (flag when score >= threshold) with the largest sensitivity + specificity - 1.
+    """Find the threshold (flag when score >= threshold) that maximises sensitivity + specificity - 1.
 
-    Where nothing is better than to flag no image, that is the next number above the largest score.
+    If no threshold is better than flagging no image, the result is the smallest number above all scores.
     """
     y, s = _checked(labels, scores)
     false_positive, true_positive, thresholds = roc_curve(y, s)
@@ -57,7 +61,12 @@ def youden_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def at_threshold(labels: ArrayLike, flagged: ArrayLike) -> dict[str, float]:
-    """Accuracy, F1, sensitivity and specificity of decisions."""
+    """Compute accuracy, F1, sensitivity and specificity of decisions.
+
+    Args:
+        labels: [n], 0 (normal) or 1 (abnormal).
+        flagged: [n], decisions, True for flagged images.
+    """
     y, decision = np.asarray(labels).astype(bool), np.asarray(flagged).astype(bool)
     return {
         "accuracy": float(accuracy_score(y, decision)),
@@ -68,33 +77,36 @@ def at_threshold(labels: ArrayLike, flagged: ArrayLike) -> dict[str, float]:
 
 
 def honest_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float) -> dict[str, float]:
-    """Figures with a threshold that was fixed beforehand (flag when score > threshold)."""
+    """Compute AUROC, and the metrics of decisions at a threshold that was fixed in advance (flag when score > threshold)."""
     y, s = _checked(labels, scores)
     return {"auroc": auroc(y, s), **at_threshold(y, s > threshold), "threshold": float(threshold)}
 
 
 def paper_metrics(labels: ArrayLike, epoch_scores: Sequence[ArrayLike]) -> dict[str, Any]:
-    """The publication's rules: best epoch and Youden threshold, both chosen on the test images. Optimistic.
+    """Compute the metrics by the publication's rules: best epoch and Youden threshold, both chosen on the test images.
 
-    The best epoch has the largest mean of AUROC, accuracy and F1, as in the authors' code.
+    These metrics are optimistic. The best epoch has the highest mean of AUROC, accuracy and F1, as in the authors' code.
 
     Args:
-        labels: of the test images.
-        epoch_scores: one set of scores per epoch, at least one.
+        labels: labels of the test images.
+        epoch_scores: scores of the test images for each epoch, at least one.
+
+    Raises:
+        InputError: without any epoch, and as `auroc`.
     """
     candidates = []
     for epoch, scores in enumerate(epoch_scores, start=1):
         y, s = _checked(labels, scores)
         threshold = youden_threshold(y, s)
-        figures = {"auroc": auroc(y, s), **at_threshold(y, s >= threshold), "threshold": threshold, "epoch": epoch}
-        candidates.append(figures)
+        found = {"auroc": auroc(y, s), **at_threshold(y, s >= threshold), "threshold": threshold, "epoch": epoch}
+        candidates.append(found)
     if not candidates:
         raise InputError("no epoch was given to choose from")
-    return max(candidates, key=lambda f: f["auroc"] + f["accuracy"] + f["f1"])
+    return max(candidates, key=lambda found: found["auroc"] + found["accuracy"] + found["f1"])
 
 
 def pixel_auroc(masks: Sequence[NDArray[np.bool_]], maps: Sequence[NDArray[np.floating]]) -> float:
-    """AUROC over all pixels of all images.
+    """Compute the AUROC over all pixels of all images.
 
     Args:
         masks: lesion pixels [H, W] per image; all False for normal images.

@@ -1,1 +1,1 @@
-"""Comparisons on your own data: the compared methods, the paper's tables, cross-validation of options."""
+"""Experiments on your own data: compared methods, the tables of the paper, cross-validation of training options."""

@@ -1,1 +1,1 @@
-"""Label a few radiographs, retrain in seconds, see the archive in a new order: the MONAI Label app and what it stands on."""
+"""Label a few radiographs, retrain in seconds and rank the archive again: a MONAI Label app with a web page of its own."""

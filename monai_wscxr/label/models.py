@@ -1,4 +1,4 @@
-"""The trained models of a workbench on disk: a folder for each, and a link to the one in use that is replaced in one step."""
+"""The trained models of a workbench on disk: one folder each, and a link to the model in use that is replaced in one step."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _NAME = re.compile(r"\d{6}")
 
 
 class ModelFolders:
-    """`models/000001`, `models/000002`, ... below a folder, and the link `model` to the one in use.
+    """The folders `models/000001`, `models/000002`, ... and the link `model` to the one in use.
 
-    Each is the output folder of one training, complete before the link moves to it by a rename. So whatever moment a crash
-    comes at, `model` is the old model or the new one, and `--model FOLDER/model` works for every command that takes one.
+    Each is the output folder of one training, complete before a rename moves the link to it. So after a crash at any moment
+    `model` is the old model or the new one, and `FOLDER/model` works for every command that takes a trained model.
 
     Args:
-        root: the workbench's folder; made if missing.
-        keep: newest models kept; older ones and what interrupted trainings left are removed.
+        root: folder of the workbench; created if missing.
+        keep: number of newest models to keep; older ones and leftovers of interrupted trainings are removed.
     """
 
     def __init__(self, root: Path, keep: int = 3) -> None:
@@ -36,17 +36,17 @@ class ModelFolders:
         self.models.mkdir(parents=True, exist_ok=True)
 
     def current(self) -> Path | None:
-        """Folder of the model in use, or None before the first."""
+        """Return the folder of the model in use, or None before the first one."""
         link = self.root / CURRENT
         return link.resolve() if (link / ARTEFACT).is_file() else None
 
     def new(self) -> Path:
-        """Path of the next model's folder, not made yet."""
+        """Return the path of the next model's folder, without creating it."""
         numbers = [int(path.name) for path in self.models.iterdir() if _NAME.fullmatch(path.name)]
         return self.models / f"{max(numbers, default=0) + 1:06d}"
 
     def publish(self, folder: Path) -> None:
-        """Put a finished model in use."""
+        """Put a finished model in use and remove old ones."""
         temporary = self.root / f".{CURRENT}.{uuid.uuid4().hex[:8]}.partial"
         os.symlink(os.path.relpath(folder, self.root), temporary, target_is_directory=True)
         os.replace(temporary, self.root / CURRENT)
@@ -73,10 +73,10 @@ def _sync(folder: Path) -> None:
 
 
 def hold(folder: Path) -> IO[bytes]:
-    """Take a folder for this process, for as long as what is returned stays open.
+    """Reserve a folder for this process for as long as the returned file stays open.
 
     Raises:
-        InputError: when another process has it.
+        InputError: when another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = open(folder / ".lock", "wb")  # noqa: SIM115 - the lock lasts as long as the file is open
@@ -88,11 +88,11 @@ def hold(folder: Path) -> IO[bytes]:
     return handle
 
 
-def described(model: TrainedModel) -> dict[str, Any]:
-    """Which model this is: hash of its weights, when it was trained, on how many images, and the bar its scores lie on.
+def model_fields(model: TrainedModel) -> dict[str, Any]:
+    """Describe a model: hash of its weights, time and images of its training, and the score bar of the labelling page.
 
-    The bar runs from the lowest score of the held-out normals, over the operating point, to as far above it as the
-    operating point is above their median, twice; it is the model's, never that of the image at hand.
+    The bar is a property of the model, not of an image. It runs from the lowest score of the held-out normals to a point
+    above the threshold, at twice the distance between the threshold and their median.
     """
     normals, threshold = model.calibration.normal_scores, model.calibration.threshold
     reach = max(threshold - normals[len(normals) // 2], 1e-6 * max(1.0, abs(threshold)))

@@ -1,4 +1,4 @@
-"""What a person at the workbench sees: the radiograph as the model saw its brightness, and the anomaly map to lay over it."""
+"""Pictures for annotators: the radiograph with the brightness that the model sees, and the anomaly map to lay over it."""
 
 from __future__ import annotations
 
@@ -21,38 +21,37 @@ LARGEST_SIDE = 1024
 
 
 def colour_scale(model: TrainedModel) -> ColourScale:
-    """The one colour scale of a model."""
+    """Return the colour scale that all pictures of a model share."""
     calibration = model.calibration
     return ColourScale(calibration.colour_low, calibration.colour_high, calibration.threshold)
 
 
 def shown_radiograph(file: Path, preprocessing: Preprocessing, allow: Collection[str] = ()) -> NDArray[np.float32]:
-    """Float [H, W] in [0, 1], in its own aspect, longest side at most 1024, with the brightness that the model works on.
+    """Read a radiograph for display: float32 [H, W] in [0, 1], aspect kept, longest side at most 1024 pixels.
 
     Raises:
         RadiographError: when the file cannot be read.
     """
     picture = shrink(read_radiograph(file, allow=allow).image, LARGEST_SIDE)
     if preprocessing.intensity == "standardised":
-        picture = StandardiseIntensityd(["image"])({"image": torch.from_numpy(picture.copy())[None]})["image"][
-            0
-        ].numpy()
+        image = torch.from_numpy(picture.copy())[None]
+        picture = StandardiseIntensityd(["image"])({"image": image})["image"][0].numpy()
     return np.clip(picture, 0.0, 1.0)
 
 
 def radiograph_png(file: Path, preprocessing: Preprocessing, allow: Collection[str] = ()) -> bytes:
-    """`shown_radiograph` as an 8-bit grey PNG."""
+    """Encode `shown_radiograph` as an 8-bit grey PNG."""
     return encode_png(grey_levels(shown_radiograph(file, preprocessing, allow)))
 
 
 def resized_map(values: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """An anomaly map [S, S] at the height and width of a picture (bilinear)."""
+    """Resize an anomaly map [S, S] to a picture's height and width (bilinear)."""
     small = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
     return np.asarray(small.resize((shape[1], shape[0]), Image.Resampling.BILINEAR), dtype=np.float32)
 
 
 def map_png(file: Path, values: NDArray[np.float32], model: TrainedModel, allow: Collection[str] = ()) -> bytes:
-    """An anomaly map [S, S] as RGBA PNG in the size of `radiograph_png`; opacity runs with the position on the scale."""
+    """Encode an anomaly map [S, S] as an RGBA PNG of the size of `radiograph_png`; opacity grows along the colour scale."""
     shape = shrink(read_radiograph(file, allow=allow).image, LARGEST_SIDE).shape
     position = colour_scale(model).position(resized_map(values, (shape[0], shape[1])))
     alpha = np.rint(255 * position).astype(np.uint8)[..., None]
@@ -62,6 +61,6 @@ def map_png(file: Path, values: NDArray[np.float32], model: TrainedModel, allow:
 
 
 def overlay_png(file: Path, values: NDArray[np.float32], model: TrainedModel, allow: Collection[str] = ()) -> bytes:
-    """Radiograph and map in one picture, as reports show it."""
+    """Encode radiograph and anomaly map [S, S] as one RGB PNG, as reports show them."""
     picture = shown_radiograph(file, model.preprocessing, allow)
     return encode_png(overlay(picture, resized_map(values, picture.shape), colour_scale(model)))

@@ -1,4 +1,4 @@
-"""Scores of an archive: from cached features through the model's own parts, and the order that follows from them."""
+"""Scores of images from their patch features, and the order in which an archive is labelled by them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ STRATEGIES = ("most_suspicious", "most_uncertain", "random")
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What the model says of one image.
+class ImageScore:
+    """A model's result for one image.
 
     Attributes:
-        anomaly_score, p_value, abnormal: score, calibrated p-value, decision.
-        peak: x and y of the middle of the highest patch, in [0, 1] from the left and top edge.
+        anomaly_score: anomaly score; higher is more abnormal.
+        p_value: calibrated p-value.
+        abnormal: whether the score lies above the operating point.
+        peak: x and y of the centre of the highest patch, in [0, 1] from the left and top edge.
     """
 
     anomaly_score: float
@@ -32,21 +34,29 @@ class Scored:
     peak: tuple[float, float]
 
 
-def described_score(scored: Scored | None) -> dict[str, Any]:
-    """As JSON values; all None for an image without a score."""
+def score_fields(score: ImageScore | None) -> dict[str, Any]:
+    """Return the fields of an image's entry that hold its score; all are None for an image without one."""
     return {
-        "anomaly_score": scored and scored.anomaly_score,
-        "p_value": scored and scored.p_value,
-        "abnormal": scored.abnormal if scored else None,
-        "peak": list(scored.peak) if scored else None,
+        "anomaly_score": score and score.anomaly_score,
+        "p_value": score and score.p_value,
+        "abnormal": score.abnormal if score else None,
+        "peak": list(score.peak) if score else None,
     }
 
 
 def patch_scores(model: TrainedModel, features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Patch scores [n, h, w] of images from their features [n, h*w, C], as `WSCXRNet` gives them for the images.
+    """Compute the patch scores that `WSCXRNet` gives, from features instead of images.
+
+    Args:
+        model: the model.
+        features: [n, h*w, C], as the extractor returns them, not whitened.
+        grid: h and w.
+
+    Returns:
+        float32 [n, h, w] on the CPU.
 
     Raises:
-        InputError: when one is NaN or infinite.
+        InputError: when a score is NaN or infinite.
     """
     h, w = grid
     device = next(model.network.discriminator.parameters()).device
@@ -61,14 +71,14 @@ def patch_scores(model: TrainedModel, features: Tensor, grid: tuple[int, int]) -
     return scores
 
 
-def score_images(model: TrainedModel, features: Tensor, grid: tuple[int, int]) -> list[Scored]:
-    """Score, p-value, decision and peak of images from their features [n, h*w, C]."""
+def score_images(model: TrainedModel, features: Tensor, grid: tuple[int, int]) -> list[ImageScore]:
+    """Score images by their features; arguments and errors as of `patch_scores`."""
     patches = patch_scores(model, features, grid)
     values = anomaly_score(patches[:, None], model.score_share)[:, 0].tolist() if len(patches) else []
     h, w = grid
     peaks = patches.flatten(1).argmax(1).tolist() if len(patches) else []
     return [
-        Scored(
+        ImageScore(
             value,
             model.calibration.p_value(value),
             model.calibration.abnormal(value),
@@ -78,27 +88,27 @@ def score_images(model: TrainedModel, features: Tensor, grid: tuple[int, int]) -
     ]
 
 
-def ranks(scores: Mapping[str, Scored]) -> dict[str, int]:
-    """1 for the most suspicious image; equal scores in the order of the ids."""
+def ranks(scores: Mapping[str, ImageScore]) -> dict[str, int]:
+    """Rank images by anomaly score, 1 being the highest; equal scores rank in the order of their ids."""
     order = sorted(scores, key=lambda image_id: (-scores[image_id].anomaly_score, image_id))
     return {image_id: rank for rank, image_id in enumerate(order, start=1)}
 
 
 def ordered(
-    strategy: str, ids: Iterable[str], scores: Mapping[str, Scored], threshold: float | None, seed: int = 0
+    strategy: str, ids: Iterable[str], scores: Mapping[str, ImageScore], threshold: float | None, seed: int = 0
 ) -> list[str]:
-    """The ids in the order in which a strategy would have them labelled.
+    """Sort image ids in the order in which a strategy has them labelled.
 
     Args:
-        strategy: "most_suspicious": highest score first. "most_uncertain": nearest to the operating point first.
-            "random": an order that depends on the seed and the ids alone.
-        ids: images to order; those without a score come last.
-        scores: by id.
+        strategy: "most_suspicious" starts with the highest score, "most_uncertain" with the score nearest to the operating
+            point; "random" depends on the seed and the ids alone.
+        ids: images to sort; those without a score come last, except at random.
+        scores: scores by image id.
         threshold: the operating point; None without a model.
-        seed: of the random order.
+        seed: seed of the random order.
 
     Raises:
-        InputError: on another strategy.
+        InputError: on an unknown strategy.
     """
     keys: dict[str, Callable[[str], float]] = {
         "most_suspicious": lambda i: -scores[i].anomaly_score,
@@ -115,15 +125,22 @@ def ordered(
     return sorted(known, key=lambda i: (key(i), i)) + rest
 
 
-def moves(
-    before: Mapping[str, Scored], after: Mapping[str, Scored], names: Sequence[tuple[str, str]], largest: int = 50
+def rank_changes(
+    before: Mapping[str, ImageScore],
+    after: Mapping[str, ImageScore],
+    names: Sequence[tuple[str, str]],
+    largest: int = 50,
 ) -> list[dict[str, Any]]:
-    """What a new model changed: rank, score, p-value and decision of the images that moved most, largest move first.
+    """List the images whose rank a new model changed most, with rank, score, p-value and decision before and after.
 
     Args:
-        before, after: by id; only images in both are looked at.
-        names: (id, name).
-        largest: number of entries.
+        before: scores by image id under the old model.
+        after: scores by image id under the new model; images that lack one of the two are left out.
+        names: (id, name) of images.
+        largest: largest number of entries.
+
+    Returns:
+        Entries as JSON values, largest change first.
     """
     old, new = ranks(before), ranks(after)
     found: list[dict[str, Any]] = [

@@ -1,18 +1,14 @@
-"""What labelling the most suspicious images gains over labelling at random, on a data set whose labels are known.
+"""Simulated labelling: what labelling the most suspicious images gains over labelling at random.
 
-    python -m monai_wscxr.label.simulate DIR OUT
-
-plays an annotator: part of the normal training images are known normals, the others and the abnormal training images are an
-archive whose labels are hidden. One abnormal image is labelled to begin with. In every round the first images of the queue get
-their true label and the workbench trains again, as a server does it. The test part is scored after every round; nothing is
-chosen by it. Every draw plays all strategies from the same beginning. A stopped run goes on with the same command.
+On a data set with known labels, part of the normal training images are known normal images. The others and the abnormal
+training images form an archive whose labels are hidden from the workbench. One abnormal image is labelled at the start. In
+every round the first images of the queue get their true label, and the workbench trains again, as a server does. The test part
+is scored after every round; nothing is chosen by it. In each repetition all strategies start from the same random split.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import random
 import shutil
 import sys
@@ -23,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from monai_wscxr.data.datalist import by_path, load_datalist
+from monai_wscxr.data.datalist import Item, by_path, load_datalist
 from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation.metrics import auroc
 from monai_wscxr.label.archive.studies import Label, UnknownImage
@@ -34,15 +30,13 @@ from monai_wscxr.label.ranking import STRATEGIES, score_images
 from monai_wscxr.label.workbench import Workbench
 from monai_wscxr.system.atomic import write_text_atomic
 
-Item = dict[str, Any]
-
 
 class HiddenLabels:
-    """`Studies` in memory: items whose true label only the simulated annotator looks at.
+    """`Studies` in memory, whose true labels only the simulated annotator reads.
 
     Args:
         items: datalist items.
-        source: what these studies are called.
+        source: name of the studies.
     """
 
     def __init__(self, items: Sequence[Item], source: str) -> None:
@@ -56,83 +50,98 @@ class HiddenLabels:
         return self.items[image_id]
 
     def refresh(self) -> None:
-        """Nothing comes or goes."""
+        """Do nothing: the images are fixed."""
 
     def ids(self) -> list[str]:
-        """In the order of the items."""
+        """Return the ids in the order of the items."""
         return list(self.items)
 
     def name(self, image_id: str) -> str:
-        """The file's name."""
+        """Return the file's name."""
         return Path(self._item(image_id)["image"]).name
 
     def file(self, image_id: str) -> Path:
-        """The image."""
+        """Return the image file."""
         return Path(self._item(image_id)["image"])
 
     def patient(self, image_id: str) -> str:
-        """As the datalist says."""
+        """Return the patient named in the datalist."""
         return self._item(image_id)["patient"]
 
     def labels(self) -> Mapping[str, Label]:
-        """What has been answered."""
+        """Return the labels given so far."""
         return dict(self._labels)
 
     def put(self, image_id: str, label: Label | None) -> None:
-        """Keep an answer."""
+        """Store a label, or withdraw it with None."""
         self._labels.pop(image_id, None)
         if label is not None:
             self._labels[image_id] = label
 
     def keep_results(self, image_id: str, results: Mapping[str, bytes]) -> list[str]:
-        """Nothing is kept."""
+        """Store nothing."""
         return []
 
     def results(self, image_id: str) -> dict[str, Path]:
-        """Nothing is kept."""
+        """Return nothing, as no results are stored."""
         return {}
 
 
-def deal(training: Sequence[Item], archive_normal: int, seed: int) -> tuple[list[Item], list[Item], Item]:
-    """Known normals, archive and first labelled abnormal image of one draw; patients stay together.
+def split_archive(training: Sequence[Item], archive_normal: int, seed: int) -> tuple[list[Item], list[Item], Item]:
+    """Split training images at random into known normal images and an archive, and choose the first image to label.
 
     Args:
         training: items of the training part.
-        archive_normal: normal images in the archive; as close to it as whole patients allow.
-        seed: of the draw.
+        archive_normal: number of normal images for the archive; whole patients are added until it is reached.
+        seed: seed of the split.
+
+    Returns:
+        Known normal images, archive, and the abnormal image of the archive that is labelled first.
 
     Raises:
-        InputError: without an abnormal image, or when fewer than two normal patients would be known.
+        InputError: without an abnormal image, or when the known normal images come from fewer than two patients.
     """
-    draw = random.Random(f"simulate:{seed}")
+    generator = random.Random(f"simulate:{seed}")
     patients: dict[str, list[Item]] = {}
     for item in sorted((i for i in training if i["label"] == 0), key=by_path):
         patients.setdefault(item["patient"], []).append(item)
     names = sorted(patients)
-    draw.shuffle(names)
+    generator.shuffle(names)
     archive: list[Item] = []
     while names and len(archive) < archive_normal:
         archive += patients[names.pop()]
     abnormal = sorted((i for i in training if i["label"] == 1), key=by_path)
     if not abnormal or len(names) < 2:
         raise InputError(
-            f"{len(abnormal)} abnormal training images and known normals of {len(names)} patients; a simulation needs at "
-            "least one and two. Lower --archive_normal"
+            f"there are {len(abnormal)} abnormal training images, and known normal images of {len(names)} patients; a "
+            "simulation needs at least 1 and 2: lower --archive_normal or add images"
         )
-    first = draw.choice(abnormal)
+    first = generator.choice(abnormal)
     archive += abnormal
-    draw.shuffle(archive)
+    generator.shuffle(archive)
     return [item for name in names for item in patients[name]], archive, first
 
 
-def play(
+def label_in_rounds(
     strategy: str, training: Sequence[Item], test: Sequence[Item], folder: Path, settings: Mapping[str, Any], seed: int
 ) -> list[dict[str, Any]]:
-    """One draw with one strategy: figures after each round, the first of them with one labelled abnormal image."""
-    known, archive, first = deal(training, settings["archive_normal"], seed)
+    """Simulate one repetition with one strategy.
+
+    Args:
+        strategy: strategy of the queue.
+        training: items of the training part.
+        test: items of the test part.
+        folder: work folder; created and removed.
+        settings: see `simulate`.
+        seed: seed of the split and of all trainings.
+
+    Returns:
+        Results of each round; round 0 is the state with one abnormal image labelled.
+    """
+    known, archive, first = split_archive(training, settings["archive_normal"], seed)
     datalist = folder.with_suffix(".json")
     write_text_atomic(datalist, json.dumps({"training": known}))
-    studies = HiddenLabels(archive, f"{folder.name}")
+    studies = HiddenLabels(archive, folder.name)
     shutil.rmtree(folder, ignore_errors=True)
     bench = Workbench(studies, folder, datalist, options=settings["options"], seed=seed)
     bench.refresh()
@@ -151,13 +160,13 @@ def play(
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         model = bench.predict(asked[0]).model
         scores = [scored.anomaly_score for scored in score_images(model, features, extractor.grid)]
-        votes = studies.labels().values()
+        given = studies.labels().values()
         rounds.append(
             {
                 "round": number,
                 "auroc": auroc(labels, scores),
-                "labelled": len(votes),
-                "abnormal_found": sum(vote.label == 1 for vote in votes),
+                "labelled": len(given),
+                "abnormal_found": sum(label.label == 1 for label in given),
                 "seconds": seconds,
                 "cpu_seconds": cpu,
             }
@@ -171,17 +180,22 @@ def play(
 
 
 def simulate(dataset_dir: str, output_dir: str, settings: Mapping[str, Any], command: str = "") -> Path:
-    """All draws of all strategies; returns `results.md`.
+    """Simulate all repetitions of all strategies, and write the results as table and chart.
+
+    What an earlier, interrupted call with the same settings finished is not simulated again.
 
     Args:
         dataset_dir: folder or datalist with a training and a test part, both with abnormal images.
-        output_dir: new, or of the same simulation to go on.
-        settings: "strategies", "rounds", "per_round", "draws", "archive_normal" (None: half of them), "options" of
-            `train.yaml`.
-        command: for the record.
+        output_dir: new folder, or the folder of the same simulation to continue.
+        settings: "strategies" (names), "rounds", "per_round" (images labelled per round), "draws" (repetitions),
+            "archive_normal" (normal images in the archive; None takes half of them), "options" (of `train.yaml`).
+        command: command line for the record.
+
+    Returns:
+        Path of `results.md`.
 
     Raises:
-        InputError: when the data set or a setting does not allow it, or the folder holds another simulation.
+        InputError: when the data set or a setting does not allow a simulation, or the folder holds another one.
     """
     unknown = [name for name in settings["strategies"] if name not in STRATEGIES]
     if unknown or min(settings["rounds"], settings["per_round"], settings["draws"]) < 1:
@@ -203,19 +217,21 @@ def simulate(dataset_dir: str, output_dir: str, settings: Mapping[str, Any], com
         if any(earlier[name] != record[name] for name in ("dataset_dir", "settings")):
             raise InputError(f"{folder} holds a simulation with other settings; choose another folder")
         record = earlier
-    plays = [(seed, strategy) for seed in range(settings["draws"]) for strategy in settings["strategies"]]
-    for seed, strategy in tqdm(plays, desc="simulation", unit="play", mininterval=0.1 if sys.stderr.isatty() else 30):
+    runs = [(seed, strategy) for seed in range(settings["draws"]) for strategy in settings["strategies"]]
+    for seed, strategy in tqdm(runs, desc="simulation", unit="run", mininterval=0.1 if sys.stderr.isatty() else 30):
         name = f"{strategy}-{seed}"
         if name not in record["rounds"]:
-            record["rounds"][name] = play(strategy, lists["training"], lists["test"], folder / name, settings, seed)
+            record["rounds"][name] = label_in_rounds(
+                strategy, lists["training"], lists["test"], folder / name, settings, seed
+            )
             write_text_atomic(path, json.dumps(record, indent=1))
     write_text_atomic(folder / "results.svg", chart(record))
     write_text_atomic(folder / "results.md", table(record, command))
     return folder / "results.md"
 
 
-def _figures(record: Mapping[str, Any], strategy: str, key: str) -> np.ndarray:
-    """[draws, rounds] of one figure; a draw whose archive ran out keeps its last figure."""
+def _figures(record: Mapping[str, Any], strategy: str, key: str) -> NDArray[np.float64]:
+    """Collect one figure as [repetitions, rounds]; a repetition whose archive ran out keeps its last value."""
     found = [
         [r[key] for r in rounds] for name, rounds in record["rounds"].items() if name.rpartition("-")[0] == strategy
     ]
@@ -224,7 +240,7 @@ def _figures(record: Mapping[str, Any], strategy: str, key: str) -> np.ndarray:
 
 
 def table(record: Mapping[str, Any], command: str) -> str:
-    """The results as Markdown."""
+    """Format the results as Markdown."""
     settings = record["settings"]
     strategies = settings["strategies"]
     head = [f"{s}: AUROC mean (lowest to highest) | abnormal labelled" for s in strategies]
@@ -259,7 +275,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73")
 
 
 def chart(record: Mapping[str, Any]) -> str:
-    """SVG: AUROC over rounds, mean and range of each strategy."""
+    """Draw AUROC over rounds as SVG, with mean and range of each strategy."""
     strategies = record["settings"]["strategies"]
     values = {s: _figures(record, s, "auroc") for s in strategies}
     low = np.floor(20 * min(v.min() for v in values.values())) / 20
@@ -291,47 +307,3 @@ def chart(record: Mapping[str, Any]) -> str:
         parts.append(f'<path d="M490 {y}H516" {line}/><text x="522" y="{y + 4}">{strategy.replace("_", " ")}</text>')
     style = 'font-family="sans-serif" font-size="12" fill="#222"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 320" {style}>{"".join(parts)}</svg>\n'
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m monai_wscxr.label.simulate", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("dataset_dir", metavar="DIR", help="folder or datalist with training and test part")
-    parser.add_argument("output_dir", metavar="OUT", help="new, or of the same simulation to go on")
-    parser.add_argument("--strategies", default="most_suspicious,random")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--per_round", type=int, default=1, metavar="N", help="images labelled per round")
-    parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument(
-        "--archive_normal", type=int, metavar="N", help="normal images in the archive; default: half of them"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of train.yaml")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING)
-    values = {}
-    for text in options.set:
-        name, _, value = text.partition("=")
-        values[name] = yaml.safe_load(value)
-    settings = {
-        "strategies": options.strategies.split(","),
-        "rounds": options.rounds,
-        "per_round": options.per_round,
-        "draws": options.draws,
-        "archive_normal": options.archive_normal,
-        "options": values,
-    }
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        path = simulate(
-            options.dataset_dir, options.output_dir, settings, f"python -m monai_wscxr.label.simulate {' '.join(given)}"
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(path.read_text(encoding="utf-8"))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""A trained model on disk: `model.pt` (weights only) and `artefact.json` (everything else that inference needs)."""
+"""Trained models on disk: `model.pt` (weights) and `artefact.json` (everything else that inference needs)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import create_backbone, weights_hash
 from monai_wscxr.features.patches import PatchFeatures
-from monai_wscxr.model.calibration import Calibration
+from monai_wscxr.model.calibration import Calibration, ColourScale
 from monai_wscxr.model.networks import Discriminator, WSCXRNet, check_score_share
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.system.atomic import torch_bytes, write_together
@@ -30,13 +30,13 @@ class TrainedModel:
 
     Attributes:
         network: image to patch scores, in evaluation mode.
-        preprocessing: from file to network input.
-        calibration: operating point and p-values.
-        map_sigma: Gaussian of the anomaly map, in pixels of the preprocessed image.
-        score_share: share of the patches, the highest, whose mean is the anomaly score; 0 is the maximum.
+        preprocessing: file to network input.
+        calibration: operating point, p-values and colour scale.
+        map_sigma: standard deviation of the Gaussian that smooths anomaly maps, in pixels of the preprocessed image.
+        score_share: share of the highest patch scores whose mean is the anomaly score, in [0, 1]; 0 is the maximum.
         sha256: hash of the weights.
         settings: options of the training run.
-        folder: where it was loaded from.
+        folder: folder that the model was loaded from.
     """
 
     network: WSCXRNet
@@ -47,6 +47,11 @@ class TrainedModel:
     sha256: str
     settings: dict[str, Any]
     folder: Path
+
+    @property
+    def colour_scale(self) -> ColourScale:
+        """Colour scale of all anomaly maps of this model."""
+        return self.calibration.colour_scale
 
 
 def save_model(
@@ -59,14 +64,16 @@ def save_model(
     training: Mapping[str, Any],
     score_share: float = 0.0,
 ) -> str:
-    """Write `model.pt` and `artefact.json`, both on the disk before either takes its name; returns the weights' hash.
+    """Write `model.pt` and `artefact.json`; both files are complete on disk before either gets its name.
 
     Args:
         folder: output folder of the run.
-        network, preprocessing, calibration, map_sigma: what was trained.
+        network, preprocessing, calibration, map_sigma, score_share: parts of the model, see `TrainedModel`.
         settings: options of the run, JSON-like.
-        training: facts about the training for the record (counts, seconds), JSON-like.
-        score_share: see `anomaly_score`.
+        training: record of the training (counts, seconds), JSON-like.
+
+    Returns:
+        Hash of the weights.
     """
     features, layers = network.features, network.discriminator.layers
     linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
@@ -104,7 +111,7 @@ def save_model(
 
 
 def build_network(description: Mapping[str, Any]) -> WSCXRNet:
-    """The architecture that an artefact describes, without its trained weights."""
+    """Build the network that an artefact describes, without its trained weights."""
     backbone = create_backbone(description["backbone"]["name"], description["backbone"]["layers"], weights="none")
     features = PatchFeatures(backbone, **description["features"])
     discriminator = Discriminator(features.channels, **description["discriminator"])
@@ -112,15 +119,15 @@ def build_network(description: Mapping[str, Any]) -> WSCXRNet:
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
-    """Load a trained model and check that its parts belong together.
+    """Load a trained model and check that its files are consistent.
 
     Args:
         folder: output folder of a training run.
-        device: where the network goes.
+        device: device of the network.
 
     Raises:
-        InputError: when a file is missing or damaged, the weights are not those the artefact names, or the artefact was
-            written by a newer version.
+        InputError: when a file is missing or damaged, the weights do not match the artefact, or the artefact has another
+            format.
     """
     folder = Path(folder)
     description = _read_description(folder)
@@ -131,24 +138,22 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         network.load_state_dict(state)
         calibration = Calibration.from_dict(description["calibration"])
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
-        map_sigma, score_share, sha256, settings = (
-            float(description["map_sigma"]),
-            check_score_share(description["score_share"]),
-            description["model_sha256"],
-            dict(description["settings"]),
-        )
+        map_sigma = float(description["map_sigma"])
+        score_share = check_score_share(description["score_share"])
+        sha256 = description["model_sha256"]
+        settings = dict(description["settings"])
     except InputError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
         raise InputError(
-            f"{folder / WEIGHTS} and {folder / ARTEFACT} do not make a model ({reason}); "
+            f"{folder / WEIGHTS} and {folder / ARTEFACT} cannot be loaded as a model ({reason}); "
             "copy the whole output folder of a training run, or train again"
         ) from error
     if weights_hash(network) != sha256:
         raise InputError(
             f"{folder / WEIGHTS} does not hold the weights that {ARTEFACT} describes; "
-            "the two files come from different runs, or the weights file was changed"
+            "the two files come from different runs, or the weights were modified"
         )
     return TrainedModel(
         network=network.to(device).eval(),
@@ -163,22 +168,24 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
 
 
 def _check_fit(folder: Path, own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
+    """Check that the stored tensors `state` have the names and shapes of the network's `own`."""
     unlike = [k for k in {**own, **state} if k not in own or k not in state or own[k].shape != state[k].shape]
     if unlike:
         raise InputError(
-            f"{folder / WEIGHTS} does not fit the network that {ARTEFACT} describes: {len(unlike)} of its tensors are "
+            f"{folder / WEIGHTS} does not fit the network that {ARTEFACT} describes: {len(unlike)} tensors are "
             f"missing, unknown or of another shape (first: {unlike[0]}); the two files come from different runs"
         )
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
+    """Read `artefact.json` and check its format."""
     path = folder / ARTEFACT
     if not path.is_file() or not (folder / WEIGHTS).is_file():
         raise InputError(
             f"{folder} holds no trained model ({ARTEFACT} and {WEIGHTS}); give the --output_dir of a finished training"
         )
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = description["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); copy it again from the training run, or train again") from error

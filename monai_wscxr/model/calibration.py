@@ -1,7 +1,7 @@
-"""Operating point and calibrated p-values from held-out normal images (split conformal prediction).
+"""Operating point, calibrated p-values and colour scale from held-out normal images (split conformal prediction).
 
-If the held-out normals and a new normal image are exchangeable, the share of normals with p <= rate is at most `rate`
-(Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005).
+If the held-out normals and a new normal image are exchangeable, the probability that the new image has p <= rate is at most
+`rate` (Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005).
 """
 
 from __future__ import annotations
@@ -13,17 +13,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from monai_wscxr.errors import InputError
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Held-out normal scores and what follows from them.
+class ColourScale:
+    """Mapping from anomaly map values to colours, shared by all images of a model.
 
     Attributes:
-        normal_scores: ascending anomaly scores of held-out normal images, at least one.
-        false_positive_rate: wanted share of normal images flagged, in (0, 1).
-        colour_low, colour_high: the one colour scale for anomaly maps (see `calibrate`).
+        low: value at and below which nothing is drawn.
+        high: value at and above which colour and opacity are strongest; larger than `low`.
+        threshold: value marked on the colour bar, or None.
+
+    Raises:
+        ValueError: when a value is not finite or `low` is not below `high`.
+    """
+
+    low: float
+    high: float
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "threshold"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"colour scale: {name} must be finite, got {value}")
+        if not self.low < self.high:
+            raise ValueError(f"colour scale: low must be below high, got low={self.low} and high={self.high}")
+
+    def position(self, values: NDArray[Any] | float) -> NDArray[np.float64]:
+        """Return where values lie on the scale: 0 at and below `low`, 1 at and above `high`."""
+        return np.clip((np.asarray(values, dtype=np.float64) - self.low) / (self.high - self.low), 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Anomaly scores of held-out normal images, with the operating point and p-values derived from them.
+
+    Attributes:
+        normal_scores: anomaly scores of the held-out normals in ascending order, at least one.
+        false_positive_rate: target share of normal images flagged, in (0, 1).
+        colour_low, colour_high: ends of the colour scale of anomaly maps, see `calibrate`.
     """
 
     normal_scores: tuple[float, ...]
@@ -33,24 +66,33 @@ class Calibration:
 
     @property
     def threshold(self) -> float:
-        """Operating point: an image is flagged when its anomaly score is greater than this."""
+        """Operating point: an image is flagged when its anomaly score is greater."""
         n = len(self.normal_scores)
-        flagged = math.floor(self.false_positive_rate * (n + 1) + 1e-9) - 1  # normals that may score as high
+        flagged = math.floor(self.false_positive_rate * (n + 1) + 1e-9) - 1  # held-out normals that may exceed it
         return self.normal_scores[n - 1 - max(flagged, 0)]
 
+    @property
+    def colour_scale(self) -> ColourScale:
+        """Colour scale of all anomaly maps of this model, with the operating point marked."""
+        return ColourScale(self.colour_low, self.colour_high, self.threshold)
+
     def p_value(self, score: float) -> float:
-        """(1 + held-out normals scoring at least as high) / (n + 1); small means unlike the normals."""
+        """Return the p-value of an image: (1 + number of held-out normals that score at least as high) / (n + 1).
+
+        Raises:
+            ValueError: when the score is not finite.
+        """
         if not math.isfinite(score):
             raise ValueError(f"an anomaly score must be finite, got {score}")
         n = len(self.normal_scores)
         return (1 + n - bisect.bisect_left(self.normal_scores, score)) / (n + 1)
 
     def abnormal(self, score: float) -> bool:
-        """Whether an image with this score is flagged."""
+        """Return whether an image with this score is flagged."""
         return score > self.threshold
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the calibration as plain JSON values."""
         return {
             "normal_scores": list(self.normal_scores),
             "false_positive_rate": self.false_positive_rate,
@@ -61,15 +103,18 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Calibration:
-        """Inverse of `to_dict`.
+        """Build a calibration from the values of `to_dict`.
 
         Raises:
-            InputError: when the values do not belong together.
+            InputError: when the values are inconsistent.
         """
         scores, rate = tuple(values["normal_scores"]), values["false_positive_rate"]
         if not scores or not all(map(math.isfinite, scores)) or list(scores) != sorted(scores) or not 0 < rate < 1:
             raise InputError("the calibration is damaged: its scores must be finite and ascending, its rate in (0, 1)")
-        calibration = cls(scores, rate, values["colour_low"], values["colour_high"])
+        low, high = values["colour_low"], values["colour_high"]
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise InputError(f"the calibration is damaged: its colour scale runs from {low} to {high}")
+        calibration = cls(scores, rate, low, high)
         if values["threshold"] != calibration.threshold:
             raise InputError(
                 f"the calibration is damaged: its scores give the threshold {calibration.threshold}, "
@@ -84,24 +129,24 @@ def calibrate(
     false_positive_rate: float = 0.05,
     normal_peaks: Sequence[float] | None = None,
 ) -> Calibration:
-    """Calibrate on held-out normal images.
+    """Set the operating point and the colour scale from held-out normal images.
 
-    The colour scale is about the highest patch of an image, its peak, which is its score where that is the maximum. It runs
-    from the median peak of the held-out normals (transparent) to the median peak of the training abnormals, and at least
-    as far above the peak that the wanted rate of normals exceeds as that is above the low end. It is fixed here, once for all
-    images, so that a normal image stays uncoloured.
+    The colour scale refers to the peak of an image, its highest patch score. It starts (transparent) at the median peak of
+    the held-out normals. It ends at the median peak of the training abnormals, or at `2 t - low` if that is higher, where
+    `t` is the peak exceeded by the given rate of normals; so `t` lies at most halfway up the scale. The scale is fixed here
+    for all images, so a normal image stays nearly uncoloured.
 
     Args:
-        normal_scores: anomaly scores of normal images that trained nothing, at least one.
-        abnormal_peaks: highest patch scores of the training abnormals; they move the colour scale only.
-        false_positive_rate: wanted rate in (0, 1).
-        normal_peaks: highest patch scores of the same normals; None where the anomaly score is the maximum.
+        normal_scores: anomaly scores of normal images that were not trained on, at least one.
+        abnormal_peaks: highest patch scores of the training abnormals; they only affect the colour scale.
+        false_positive_rate: target share of normal images flagged, in (0, 1).
+        normal_peaks: highest patch scores of the same normals; None if the anomaly score is the highest patch score.
 
     Raises:
-        InputError: when a score is not finite, no normal is given or the rate is outside (0, 1).
+        InputError: when a score is not finite, no normal image is given or the rate lies outside (0, 1).
 
     Warns:
-        UserWarning: when there are too few held-out normals for the rate; the threshold is then their maximum.
+        UserWarning: when there are too few held-out normals for the rate; the threshold is then their highest score.
     """
     if not normal_scores:
         raise InputError("calibration needs at least one held-out normal image; raise --holdout or add normal images")
@@ -120,27 +165,28 @@ def calibrate(
             f"takes {needed}. The threshold is their highest score, good for a rate of about {1 / (len(scores) + 1):.3g}",
             stacklevel=2,
         )
-    seldom = Calibration(tuple(peaks), false_positive_rate, 0.0, 1.0).threshold
+    rarely_exceeded = Calibration(tuple(peaks), false_positive_rate, 0.0, 1.0).threshold
     low = peaks[len(peaks) // 2]
     abnormal = sorted(abnormal_peaks)
-    high = max(2 * seldom - low, abnormal[len(abnormal) // 2] if abnormal else -math.inf)
+    high = max(2 * rarely_exceeded - low, abnormal[len(abnormal) // 2] if abnormal else -math.inf)
     if high <= low:
         high = low + max(1.0, abs(low))
     return Calibration(tuple(scores), false_positive_rate, low, high)
 
 
 def p_value_error(p_values: Sequence[float], bins: int = 10) -> float:
-    """Expected calibration error of the p-values of normal images that calibrated nothing; 0 is perfect.
+    """Return the expected calibration error of p-values of normal images; 0 is perfect.
 
-    Of well calibrated p-values a share a lies at or below a. This is the mean, over a = 1/bins, ..., 1 - 1/bins, of the
-    difference between the share found and a. With n calibrating and m new images it is about 0.3 sqrt(1/n + 1/m) by chance.
+    Well-calibrated p-values are uniform: a share `a` of them lies at or below `a`. The error is the mean absolute difference
+    between that share and `a` over a = 1/bins, ..., 1 - 1/bins. With n calibration images and m new images, chance alone
+    gives about 0.3 sqrt(1/n + 1/m).
 
     Args:
-        p_values: of normal images, in (0, 1], at least one.
-        bins: at least 2.
+        p_values: p-values in (0, 1] of normal images that were not used for calibration, at least one.
+        bins: number of bins, at least 2.
 
     Raises:
-        InputError: on no p-value, one outside (0, 1], or fewer than two bins.
+        InputError: on an empty list, a p-value outside (0, 1], or fewer than two bins.
     """
     if bins < 2:
         raise InputError(f"the calibration error needs at least two bins, got {bins}")

@@ -1,12 +1,10 @@
-"""A trained model on files or arrays: anomaly map, score, p-value, decision. What apps and reports call."""
+"""Apply a trained model to image files: anomaly score, p-value, decision and anomaly map."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +19,26 @@ from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.parallel import ThreadParallel
 from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.calibration import Calibration
 from monai_wscxr.model.networks import anomaly_map, anomaly_score
-from monai_wscxr.system.atomic import write_text_atomic
-
-COLUMNS = ("file", "status", "reason", "anomaly_score", "p_value", "abnormal", "model_sha256")
 
 
-@dataclass(frozen=True)
+def _no_patch_scores() -> NDArray[np.float32]:
+    return np.empty((0, 0), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the model says of one image, or why it says nothing.
+    """Result of a model for one image, or the reason why the image was rejected.
 
     Attributes:
-        file: path as it was given.
+        file: path of the image, as the caller gave it.
         status: "ok" or "rejected".
-        reason: reason code of a rejected file, else "".
-        anomaly_score: higher is more abnormal; NaN when rejected.
-        p_value: calibrated against held-out normal images; NaN when rejected.
-        abnormal: flagged at the operating point.
-        patch_scores: [h, w] float32, empty when rejected.
+        reason: reason code of a rejected image, otherwise "".
+        anomaly_score: higher is more abnormal; NaN for a rejected image.
+        p_value: calibrated on held-out normal images, in (0, 1]; NaN for a rejected image.
+        abnormal: whether the score exceeds the operating point; False for a rejected image.
+        patch_scores: [h, w] float32; [0, 0] for a rejected image or where only the score is known.
     """
 
     file: str
@@ -47,16 +47,24 @@ class Prediction:
     anomaly_score: float
     p_value: float
     abnormal: bool
-    patch_scores: NDArray[np.float32]
+    patch_scores: NDArray[np.float32] = field(default_factory=_no_patch_scores)
+
+    @classmethod
+    def scored(
+        cls, file: str, score: float, calibration: Calibration, patch_scores: NDArray[np.float32] | None = None
+    ) -> Prediction:
+        """Return the prediction of an image with this anomaly score."""
+        scores = _no_patch_scores() if patch_scores is None else patch_scores
+        return cls(file, "ok", "", score, calibration.p_value(score), calibration.abnormal(score), scores)
 
     @classmethod
     def rejected(cls, file: str, reason: str) -> Prediction:
-        """The row of a file that could not be used."""
-        return cls(file, "rejected", reason, math.nan, math.nan, False, np.empty((0, 0), np.float32))
+        """Return the prediction of an image that could not be used."""
+        return cls(file, "rejected", reason, math.nan, math.nan, False)
 
 
 def to_prediction(model: TrainedModel, file: str, patch_scores: Tensor) -> Prediction:
-    """Score, p-value and decision from the patch scores [h, w] of one image.
+    """Compute score, p-value and decision from the patch scores [h, w] of one image.
 
     Raises:
         InputError: when a patch score is NaN or infinite.
@@ -64,38 +72,29 @@ def to_prediction(model: TrainedModel, file: str, patch_scores: Tensor) -> Predi
     if not bool(torch.isfinite(patch_scores).all()):
         raise InputError(f"the model gives NaN or Inf for {file}; its weights are damaged, train again")
     score = float(anomaly_score(patch_scores[None, None], model.score_share)[0, 0])
-    calibration = model.calibration
-    return Prediction(
-        file,
-        "ok",
-        "",
-        score,
-        calibration.p_value(score),
-        calibration.abnormal(score),
-        patch_scores.float().cpu().numpy(),
-    )
+    return Prediction.scored(file, score, model.calibration, patch_scores.float().cpu().numpy())
 
 
 def to_map(model: TrainedModel, prediction: Prediction) -> NDArray[np.float32]:
-    """Anomaly map [size, size] of a prediction, at the size of the preprocessed image."""
+    """Compute the anomaly map [S, S] of a prediction, S being the size of the preprocessed image."""
     size = model.preprocessing.image_size
     scores = torch.from_numpy(prediction.patch_scores)[None, None]
     return anomaly_map(scores, (size, size), model.map_sigma)[0, 0].numpy()
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Batch of loaded items: `image` [B, 3, H, W] and the rest of each item under `items`."""
+    """Batch loaded items: `image` is stacked to [B, 3, H, W], the other entries of each item go into the list `items`."""
     rest = [{key: value for key, value in item.items() if key != "image"} for item in items]
     return {"image": torch.stack([item["image"] for item in items]), "items": rest}
 
 
 def predict_files(model: TrainedModel, files: Sequence[str | Path], batch_size: int = 16) -> Iterator[Prediction]:
-    """Predict image files; every file has its prediction, in order, rejected ones included.
+    """Predict image files and yield one prediction per file, in order, rejected files included.
 
     Args:
         model: a loaded model; runs on the device of its network.
         files: radiographs in any supported format.
-        batch_size: images per pass.
+        batch_size: images per pass of the network.
     """
     device = next(model.network.parameters()).device
     network = ThreadParallel(model.network)
@@ -110,20 +109,13 @@ def predict_files(model: TrainedModel, files: Sequence[str | Path], batch_size: 
 
 
 def in_order(files: Iterable[str], predictions: Iterable[Prediction], rejected: Iterable[Rejected]) -> list[Prediction]:
-    """One prediction per file, in the order of `files`; those that were skipped become rejected rows."""
+    """Return one prediction per file, in the order of `files`.
+
+    Args:
+        files: all files of a run.
+        predictions: predictions of the files that were scored, in any order.
+        rejected: the other files, with reason code and message.
+    """
     by_file = {p.file: p for p in predictions}
     by_file.update({file: Prediction.rejected(file, code) for file, code, _ in rejected})
     return [by_file[file] for file in files]
-
-
-def write_csv(path: Path, model: TrainedModel, predictions: Sequence[Prediction]) -> None:
-    """Write `predictions.csv`, one row per file (atomically)."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for p in predictions:
-        figures = ["", "", ""]
-        if p.status == "ok":
-            figures = [f"{p.anomaly_score:.6f}", f"{p.p_value:.6g}", str(p.abnormal).lower()]
-        writer.writerow([p.file, p.status, p.reason, *figures, model.sha256])
-    write_text_atomic(path, text.getvalue())

@@ -1,7 +1,7 @@
 """What a training will cost: time, memory and disk of each stage, from a short calibration on this machine.
 
-Every stage is linear in the number of images (or of bank rows) beyond a fixed part, so each is run for a moment on a small
-piece of the real thing and scaled up. The pieces are the package's own functions, not models of them.
+Every stage is linear in the number of images (or of bank rows) beyond a fixed part. So each is run for a moment on a small
+part of the data, by the functions that run it in a training, and the measured cost is scaled up.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.bank.rows import BLOCK_ROWS, FileRows, RowsOnDisk, row_blocks, scratch_rows
 from monai_wscxr.bank.search import plan_search
 from monai_wscxr.features.extraction import PatchExtractor
-from monai_wscxr.model.mixing import LOT_BYTES, MixingInferer, PatchBatches, prepare_patch_batch
+from monai_wscxr.model.mixing import LOT_BYTES
 from monai_wscxr.model.networks import Discriminator
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.ops import mined_count
 from monai_wscxr.ops.min_distance import nothing_found, search_block
 from monai_wscxr.planning.timing import Cost, timed
 from monai_wscxr.system.memory import available_memory, peak_memory, reset_peak_memory, resident_memory
+from monai_wscxr.training.distance import distance_weight
+from monai_wscxr.training.epoch_handlers import ThreadsHandler
+from monai_wscxr.training.once import trainer_on_banks
 
 _SLICE_ROWS = 8 * BLOCK_ROWS
 _STEPS = 512  # at least, in a training that is timed: its start must not count much
@@ -38,11 +42,11 @@ class Stage:
 
     Attributes:
         name: of the stage.
-        seconds: wall time, on this machine with what else runs on it now.
-        cpu_seconds: processor time over all threads; hardly depends on what else runs.
-        memory: bytes that the process holds at its peak in this stage.
-        disk: bytes written that stay until the training ends.
-        note: what it depends on.
+        seconds: wall time on this machine under its present load.
+        cpu_seconds: processor time over all threads; it hardly depends on the load.
+        memory: resident bytes of the process at the peak of this stage.
+        disk: bytes that are written and kept until the training ends.
+        note: remark for the table.
     """
 
     name: str
@@ -55,13 +59,13 @@ class Stage:
 
 @dataclass
 class Plan:
-    """Stages of a training and what was assumed.
+    """The stages of a training and the assumptions behind them.
 
     Attributes:
         stages: in the order in which they run.
         rows, channels: of the normal bank.
-        in_memory: whether the bank fits `bank_memory`.
-        assumptions: sentences.
+        in_memory: True when the bank fits into `bank_memory`.
+        assumptions: sentences for the reader.
     """
 
     stages: list[Stage]
@@ -72,15 +76,15 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """The largest of the stages."""
+        """Peak memory over all stages, bytes."""
         return max(stage.memory for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return {**asdict(self), "memory": self.memory, "seconds": sum(stage.seconds for stage in self.stages)}
 
     def table(self) -> str:
-        """For a person."""
+        """Return a table for the terminal."""
         lines = [f"{'stage':<22}{'time':>12}{'processor':>12}{'memory':>12}{'disk':>12}"]
         for s in self.stages:
             disk = f"{s.disk / 1e9:.2f} GB" if s.disk else "-"
@@ -95,10 +99,10 @@ class Plan:
 
 
 def plan_extraction(extractor: PatchExtractor, images: int, sample: Sequence[str]) -> list[Stage]:
-    """Stages "reading" and "network" of `images` images like the files of `sample`.
+    """Plan the stages "reading" and "network" for images like those of a sample.
 
     Args:
-        extractor: that would extract; nothing is written.
+        extractor: extractor of the training; nothing is written.
         images: number of images.
         sample: at least one readable image file.
     """
@@ -149,7 +153,7 @@ def plan_training(
     folder: str | Path | None = None,
     whiten: bool = True,
 ) -> list[Stage]:
-    """Stages "mining", "statistics", "training" on a bank of `rows` x `channels` float32.
+    """Plan the stages "mining", "statistics" and "training" on a float32 bank.
 
     Args:
         rows: of the normal bank.
@@ -158,7 +162,7 @@ def plan_training(
         query_rows: rows of the abnormal bank.
         bank_memory: bytes for the normal bank.
         epochs, batch_size, min_batches, retention: of the training.
-        sample: rows [n, C] like those of the bank, where there are some; random ones otherwise.
+        sample: [n, C] rows like those of the bank; None takes random ones.
         folder: where a bank on disk would lie; None takes a temporary folder.
         whiten: whether features are whitened.
     """
@@ -205,8 +209,7 @@ def plan_training(
         step, order = _training_costs(piece if in_memory else source, mined, batch_size, channels)
         per_pass = max(1, rows // batch_size)
         passes = epochs * -(-min_batches // per_pass)
-        h, w = grid
-        distance = timed(lambda: _distances(piece if in_memory else source, h * w)) * scale
+        distance = _distance_cost(piece if in_memory else source, grid) * rows
     training = (step * per_pass + order * scale) * passes + distance * epochs
 
     codes = rows * (-(-channels // 4) * 4 + 64)
@@ -230,7 +233,7 @@ def plan_training(
 
 
 def _read_from_disk(source: FileRows, path: Path) -> None:
-    """Read all rows after the system has forgotten them, where it can be told to."""
+    """Read all rows from the disk; their pages are dropped from the system's cache first, on systems that allow it."""
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -240,46 +243,30 @@ def _read_from_disk(source: FileRows, path: Path) -> None:
 
 
 def _training_costs(source: Tensor | FileRows, mined: Tensor, batch_size: int, channels: int) -> tuple[Cost, Cost]:
-    """Cost of one step of the trainer, gathering included, and of ordering a slice of rows."""
-    from monai.engines import SupervisedTrainer
-    from torch.utils.data import DataLoader
-
-    from monai_wscxr.model.losses import HingeLoss
-    from monai_wscxr.training.epoch_handlers import ThreadsHandler
-
-    dataset, inferer = PatchBatches(batch_size, min_batches=_STEPS), MixingInferer()
-    dataset.fill(source)
-    inferer.fill(mined)
+    """Time one step of the bundle's own trainer, gathering included, and the ordering of the rows of `source`."""
+    options = {"batch_size": batch_size, "min_batches": _STEPS, "epochs": 1, "device": "cpu"}
     discriminator = Discriminator(channels)
-
-    def train() -> None:
-        trainer = SupervisedTrainer(
-            device=torch.device("cpu"),
-            max_epochs=1,
-            epoch_length=dataset.batches_per_epoch,
-            train_data_loader=DataLoader(dataset, batch_size=None),
-            prepare_batch=prepare_patch_batch,
-            network=discriminator,
-            loss_function=HingeLoss(),
-            inferer=inferer,
-            optimizer=torch.optim.SGD(discriminator.parameters(), lr=3e-4),
-            decollate=False,
-            train_handlers=[ThreadsHandler(discriminator, batch_size)],
-        )
-        trainer.run()
-
+    trainer = trainer_on_banks(discriminator, source, mined, options)
+    ThreadsHandler(discriminator, batch_size).attach(trainer)
     rows = source.shape[0]
     order = timed(lambda: torch.randperm(rows))
-    return timed(train, 2.0) * (1 / dataset.batches_per_epoch), order
+    return timed(trainer.run, 2.0) * (1 / (trainer.state.epoch_length or 1)), order
 
 
-@torch.inference_mode()
-def _distances(rows: Tensor | FileRows, patches: int) -> None:
-    """What `DistanceHandler` does after an epoch."""
-    weight = torch.randn(rows.shape[1])
-    for block in row_blocks(rows, 256 * patches):
-        block.square().mean(1)
-        block @ weight
+def _distance_cost(source: Tensor | FileRows, grid: tuple[int, int]) -> Cost:
+    """Time what `DistanceHandler` does after an epoch, for one row of the bank."""
+    patches = grid[0] * grid[1]
+    images = source.shape[0] // patches
+    names = [str(number) for number in range(images)]
+    bank: FeatureBank | BankOnDisk
+    if isinstance(source, Tensor):
+        whole = source[: images * patches].reshape(images, patches, -1)
+        bank = FeatureBank.from_images(whole, names, grid)
+    else:
+        pieces = torch.tensor([[0, 0, images * patches]])
+        bank = BankOnDisk(FileRows(source.files, pieces, source.shape[1], source.dtype), tuple(names), grid)
+    discriminator = Discriminator(source.shape[1])
+    return timed(lambda: distance_weight(discriminator, bank, 1, 1.0, 0.25, spread=1.0)) * (1 / (images * patches))
 
 
 def _duration(seconds: float) -> str:
@@ -299,7 +286,7 @@ def make_plan(
     copies: int = 2,
     copied_normals: int = 200,
 ) -> Plan:
-    """The plan of a training on `images` normal images; takes about half a minute.
+    """Plan a training; takes about half a minute.
 
     Args:
         extractor: see `PatchExtractor`.
@@ -309,7 +296,7 @@ def make_plan(
         epochs: of the training.
         bank_memory: bytes for the normal bank; None takes half of what is free.
         holdout: share of the normal images that does not enter the bank.
-        copies, copied_normals: altered copies that pass the network as well, of each of how many images of the bank.
+        copies, copied_normals: number of altered copies, and of images of the bank that have them; copies pass the network too.
     """
     budget = available_memory() // 2 if bank_memory is None else bank_memory
     channels, (h, w) = extractor.features.channels, extractor.grid

@@ -1,4 +1,4 @@
-"""Does a backbone bear a lower precision? Features, image scores and time beside float32, on images, not assumed."""
+"""Measure what a lower precision does to a backbone: its features, image scores and time, compared with float32."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class PrecisionCheck:
 
     @property
     def reasons(self) -> list[str]:
-        """Why it is not accepted; empty when it is."""
+        """Reasons against the lower precision; empty when it is accepted."""
         found = []
         if not self.whitened_error <= self.tolerance:
             found.append(f"whitened features differ by {self.whitened_error:.1%}, allowed are {self.tolerance:.1%}")
@@ -68,15 +68,15 @@ class PrecisionCheck:
 
     @property
     def accepted(self) -> bool:
-        """Whether the lower precision is within the tolerances and faster."""
+        """True when the lower precision is within the tolerances and faster."""
         return not self.reasons
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return {**asdict(self), "accepted": self.accepted, "reasons": self.reasons}
 
     def text(self) -> str:
-        """For a person."""
+        """Return sentences for the terminal."""
         verdict = f"yes: --precision {self.precision}" if self.accepted else "no: " + "; ".join(self.reasons)
         return "\n".join(
             [
@@ -97,7 +97,7 @@ def check_precision(
     tolerance: float = 0.05,
     auroc_tolerance: float = 0.005,
 ) -> PrecisionCheck:
-    """Compare a precision with float32 on the training part of a data set (a choice is never made on test images).
+    """Compare a precision with float32 on the training part of a data set; test images are never opened.
 
     A third of the normal and half of the abnormal images are scored, by the linear discriminant that training approaches
     (whitened mean of the mined patches) made of the others.
@@ -147,7 +147,7 @@ def check_precision(
 
 
 def _split(bank: FeatureBank, share: int) -> tuple[FeatureBank, FeatureBank]:
-    """Images to learn from, and every `share`-th image to be scored."""
+    """Split into images to learn from and every `share`-th image to be scored."""
     h, w = bank.grid
     images = bank.rows.reshape(len(bank.files), h * w, -1)
     scored = torch.arange(len(bank.files)) % share == share - 1
@@ -159,14 +159,14 @@ def _split(bank: FeatureBank, share: int) -> tuple[FeatureBank, FeatureBank]:
 
 
 def _scored(normal: FeatureBank, abnormal: FeatureBank) -> tuple[Tensor, Tensor]:
-    """Maps of the images to be scored."""
+    """Return the maps of the images to be scored."""
     return _split(normal, 3)[1].images, _split(abnormal, 2)[1].images
 
 
 def _discriminant(
     normal: FeatureBank, abnormal: FeatureBank, reference: NormalWhitening | None = None
 ) -> tuple[NormalWhitening, Tensor]:
-    """Whitening, and the discriminant's direction [C] in the coordinates of `reference` (or of its own whitening)."""
+    """Fit the whitening and the discriminant's direction [C], in the coordinates of `reference` or of its own whitening."""
     bank, few = _split(normal, 3)[0], _split(abnormal, 2)[0]
     whitening = NormalWhitening(bank.rows.shape[1])
     whitening.fit(bank.rows, 1.0)
@@ -182,7 +182,7 @@ def _scores(maps: Tensor, whitening: NormalWhitening, direction: Tensor) -> Tens
 
 
 def _network_seconds(extractor: PatchExtractor, items: list[dict[str, Any]]) -> float:
-    """Processor seconds on a CPU, wall seconds elsewhere, of the network on some images."""
+    """Time the network on some images: processor seconds on a CPU, wall seconds on other devices."""
     loaded = [extractor.transform({"image": str(item["image"]), "file": str(item["image"])}) for item in items[:8]]
     cost = timed(lambda: list(extractor.run(loaded)), 2.0)
     return cost.cpu if extractor.device.type == "cpu" else cost.seconds

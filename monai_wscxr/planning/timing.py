@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class Cost:
-    """Wall and processor seconds of something, per unit or in all."""
+    """Wall and processor seconds, of one call or per unit."""
 
     seconds: float
     cpu: float
@@ -23,7 +23,13 @@ class Cost:
 
 
 def timed(function: Callable[[], Any], least: float = 0.5, most_runs: int = 20) -> Cost:
-    """Median cost of a call, over runs that take `least` seconds together; one run before does not count."""
+    """Measure the median cost of a call, after one call that does not count.
+
+    Args:
+        function: what to time.
+        least: seconds over which calls are repeated.
+        most_runs: largest number of calls.
+    """
     function()
     walls: list[float] = []
     cpus: list[float] = []

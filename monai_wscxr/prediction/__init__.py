@@ -1,4 +1,4 @@
-"""One prediction run: a trained model applied to files, folders and DICOM studies; resumable, isolated, complete."""
+"""Prediction runs: apply a trained model to files, folders and DICOM studies, in a way that survives crashes and can resume."""
 
 from monai_wscxr.system.lazy import attach
 

@@ -1,4 +1,4 @@
-"""The output folder of a prediction run: whose it is, what is in it, and which inputs are done."""
+"""Output folder of a prediction run: which run it belongs to, what it contains, and which inputs are done."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ _OWN = ("maps", "overlays", "dicom", "report", "predictions.csv", "predictions.j
 
 
 def claim(folder: Path, overwrite: bool) -> None:
-    """Make the folder, and clear a run that is to be replaced.
+    """Create the folder, or delete the results of the run in it if they are to be replaced.
+
+    Args:
+        folder: output folder of the run.
+        overwrite: delete the results of another run.
 
     Raises:
-        InputError: when the folder holds something else than a prediction run, a run that is going on, or cannot be written.
+        InputError: when the folder contains anything other than a prediction run, a run in it is still active, or it cannot
+            be written.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder with --output")
@@ -47,7 +52,7 @@ def claim(folder: Path, overwrite: bool) -> None:
 
 
 def identity(options: Options, model: TrainedModel, inputs: Sequence[Input], device: str) -> dict[str, Any]:
-    """Everything that a result depends on; another value of any of these needs another folder."""
+    """Return everything that the results depend on; with any other value, a run needs another folder."""
     scoring = [model.calibration.to_dict(), model.preprocessing.to_dict(), model.map_sigma]
     return {
         "version": monai_wscxr.__version__,
@@ -65,26 +70,26 @@ def identity(options: Options, model: TrainedModel, inputs: Sequence[Input], dev
 
 
 def make_folders(folder: Path, options: Options) -> None:
-    """Folders for the results; what a killed run had not yet renamed goes. The journal's lock must be held."""
+    """Create the subfolders for the results and delete unfinished files of a killed run; requires the journal's lock."""
     names = {"maps": options.maps != "none", "overlays": options.overlays, "dicom": options.dicom}
     names["report/pictures"] = options.report
-    for name, there in names.items():
-        if there:
+    for name, wanted in names.items():
+        if wanted:
             (folder / name).mkdir(parents=True, exist_ok=True)
     for place in (folder, *(folder / name for name in names)):
-        for left in place.glob(".*.partial") if place.is_dir() else ():
-            left.unlink(missing_ok=True)
+        for partial in place.glob(".*.partial") if place.is_dir() else ():
+            partial.unlink(missing_ok=True)
 
 
 def is_done(folder: Path, record: Record | None, item: Input) -> bool:
-    """Whether a record still stands: of the same file as it is now, with all its results there in full."""
+    """Return whether a record is still valid: the file is unchanged, and all its results are complete."""
     if record is None or record["stamp"] != stamp(item.path):
         return False
     return all(_size(folder / name) == record["sizes"][what] for what, name in record["files"].items())
 
 
 def stamp(path: str) -> str:
-    """Changes when a file does; empty for what is not there."""
+    """Return a digest of size and modification time of a file; empty if it does not exist."""
     try:
         state = os.stat(path)
     except (OSError, ValueError):
@@ -93,11 +98,12 @@ def stamp(path: str) -> str:
 
 
 def digest(text: str) -> str:
-    """SHA-256 of a text, in hexadecimal digits."""
+    """Return the SHA-256 of a text in hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _size(path: Path) -> int:
+    """Return the size of a file in bytes, -1 if it does not exist."""
     try:
         return path.stat().st_size
     except OSError:

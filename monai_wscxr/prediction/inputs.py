@@ -1,33 +1,33 @@
-"""What a prediction run reads: files, folders and DICOMDIRs become a list of inputs, each of which gets its row."""
+"""Inputs of a prediction run: the images among files, folders and DICOMDIRs, each of which gets a row in the results."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pydicom
 
-from monai_wscxr.data.radiograph.read import quiet
+from monai_wscxr.data.listing import IMAGE_SUFFIXES, NOT_AN_IMAGE, UNREADABLE, UNREADABLE_FOLDER, list_images
+from monai_wscxr.data.radiograph.base import quiet
 from monai_wscxr.errors import InputError
 from monai_wscxr.prediction.journal import NAME as JOURNAL
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".dcm", ".dicom", ".ima")
-_DIRECTORY_CLASS = re.compile(rb"1\.2\.840\.10008\.1\.3\.10(?![0-9.])")
-_LARGEST_DICOMDIR = 2**26
+_DICOMDIR_CLASS = re.compile(rb"1\.2\.840\.10008\.1\.3\.10(?![0-9.])")  # SOP class of media storage directories
+_LARGEST_DICOMDIR = 2**26  # bytes
 
 
 @dataclass(frozen=True)
 class Input:
-    """One thing to predict.
+    """One image to predict.
 
     Attributes:
-        file: what its row is called: the path as it was given, or joined to it.
-        path: what is opened; empty when there is nothing to open.
-        problem: reason code and sentence of an input that is rejected without being read, or None.
+        file: name of its row: the path as it was given, or joined to the folder that was given.
+        path: the file to open; empty when there is none.
+        problem: reason code and message of an input that is rejected without being read, or None.
     """
 
     file: str
@@ -36,19 +36,21 @@ class Input:
 
 
 def find_inputs(paths: Sequence[str], without: str | None = None) -> tuple[list[Input], int]:
-    """Inputs in a fixed order, and the number of other files that were left out of folders.
+    """List the inputs in a fixed order.
 
-    A folder is searched with all its subfolders, sorted by name; in it, files count that have the suffix of a picture, no
-    suffix, the dotted numbers of a UID as name, or DICOM content. Hidden files and DICOMDIRs do not count: a folder's images
-    are there anyway. A DICOMDIR that is named itself stands for the images it lists. The results of a prediction run, below a
-    folder that is searched, are no inputs either.
+    A file is taken as it is given, a DICOMDIR for the images that it lists. In a folder, `listing` decides which files are
+    images; files and subfolders that cannot be read become inputs too, so that their rows name the reason. Folders with
+    results of prediction runs are not searched.
 
     Args:
-        paths: files, folders, DICOMDIRs.
-        without: folder of results that is not searched, though it may not hold any yet.
+        paths: files, folders and DICOMDIRs.
+        without: output folder of this run, which is not searched even if it holds no results yet.
+
+    Returns:
+        The inputs, and the number of files in folders that are neither images nor hidden.
 
     Raises:
-        InputError: when no path exists, or nothing is found in any.
+        InputError: when no path exists, or no path gives an input.
     """
     if not paths:
         raise InputError("nothing to predict was given; name files, folders or a DICOMDIR")
@@ -58,51 +60,46 @@ def find_inputs(paths: Sequence[str], without: str | None = None) -> tuple[list[
     left_out = 0
     for path in paths:
         if os.path.isdir(path):
-            for file in _files_below(path, without):
-                if _is_candidate(file):
-                    found.append(Input(shown(file), file))
-                else:
-                    left_out += not os.path.basename(file).startswith(".")
+            inputs, others = _in_folder(path, without)
+            found += inputs
+            left_out += others
         elif os.path.isfile(path) and _is_dicomdir(path):
             found += _listed(path)
         else:
             found.append(Input(shown(path), path))
     if not found:
         raise InputError(
-            f"no radiograph was found in {', '.join(map(shown, paths))}; files count that end in "
-            f"{', '.join(_SUFFIXES)}, have no suffix, or hold DICOM"
+            f"no radiograph was found in {', '.join(map(shown, paths))}; images are files that end in "
+            f"{', '.join(IMAGE_SUFFIXES)}, and DICOM files of any name"
         )
     return found, left_out
 
 
 def shown(path: str) -> str:
-    r"""A path as text that every file and console takes; bytes that are no UTF-8 become \x escapes."""
+    r"""Return a path as text that can be written anywhere; bytes that are not UTF-8 become \x escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _files_below(folder: str, without: str | None) -> Iterator[str]:
-    apart = None if without is None else os.path.realpath(without)
-    for current, folders, files in os.walk(folder):
-        below = current != folder
-        if (below and JOURNAL in files) or os.path.realpath(current) == apart:  # results of a run
-            folders.clear()
-            continue
-        folders.sort()
-        yield from (os.path.join(current, name) for name in sorted(files))
+def _in_folder(folder: str, without: str | None) -> tuple[list[Input], int]:
+    """Return the inputs in a folder and the number of files that are neither images nor hidden."""
+    root = Path(folder)
+    output = None if without is None else os.path.realpath(without)
 
+    def holds_results(path: Path) -> bool:
+        return os.path.realpath(path) == output or (path != root and (path / JOURNAL).is_file())
 
-def _is_candidate(file: str) -> bool:
-    name = os.path.basename(file).lower()
-    if name.startswith(".") or name == "dicomdir":
-        return False
-    stem, dot, suffix = name.rpartition(".")
-    if not dot or name.endswith(_SUFFIXES) or (suffix.isdecimal() and stem.replace(".", "").isdecimal()):
-        return True
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    listing = list_images([root], skip=holds_results)
+    reasons = dict(listing.left_out)
+    unreadable = [path for path, reason in listing.left_out if reason in (UNREADABLE, UNREADABLE_FOLDER)]
+    found = []
+    for path in sorted([*listing.images, *unreadable]):
+        file = os.path.join(folder, path.relative_to(root))
+        if reasons.get(path) == UNREADABLE_FOLDER:
+            problem = ("unreadable", "this folder cannot be opened. Check its permissions.")
+            found.append(Input(shown(file), "", problem))
+        else:
+            found.append(Input(shown(file), file))
+    return found, sum(reason == NOT_AN_IMAGE for reason in reasons.values())
 
 
 def _is_dicomdir(path: str) -> bool:
@@ -111,12 +108,17 @@ def _is_dicomdir(path: str) -> bool:
             head = file.read(1024)
     except OSError:
         return False
-    return head[128:132] == b"DICM" and _DIRECTORY_CLASS.search(head) is not None
+    return head[128:132] == b"DICM" and _DICOMDIR_CLASS.search(head) is not None
 
 
 def _listed(path: str) -> list[Input]:
-    """Images of a DICOMDIR. Entries that point nowhere or out of its folder are named by number: their text is not a
-    path that somebody gave."""
+    """Return the images that a DICOMDIR lists.
+
+    Entries that point to no file or out of its folder are named by their number, because their text may be patient data.
+
+    Raises:
+        InputError: when the DICOMDIR is too large, damaged or lists no image.
+    """
     if os.path.getsize(path) > _LARGEST_DICOMDIR:
         raise InputError(f"{shown(path)} is larger than {_LARGEST_DICOMDIR >> 20} MiB; name the folder instead")
     try:
@@ -124,7 +126,7 @@ def _listed(path: str) -> list[Input]:
             ds: Any = pydicom.dcmread(path, specific_tags=["DirectoryRecordSequence"])
             records = ds.get("DirectoryRecordSequence") or ()
             names = [r.get("ReferencedFileID") or "" for r in records if r.get("DirectoryRecordType") == "IMAGE"]
-    except Exception as error:  # whatever pydicom makes of damaged bytes; its text may quote the header
+    except Exception as error:  # pydicom raises errors of every type, and their text may quote the header
         raise InputError(
             f"{shown(path)} is damaged ({type(error).__name__}); name the folder with the images instead"
         ) from None
@@ -144,7 +146,7 @@ def _listed(path: str) -> list[Input]:
 
 
 def _inside(folder: Path, parts: Sequence[str]) -> Path | None:
-    """The file below `folder` that the parts name, in any case (discs are often copied in lower case), or None."""
+    """Return the file in `folder` that the parts name, in upper or lower case because copies of discs change it, or None."""
     current = folder
     for part in parts:
         if not part or part in (".", "..") or "/" in part or "\\" in part or "\0" in part:

@@ -1,8 +1,8 @@
-"""The journal of a prediction run: what is done, line by line, so that a killed run goes on where it was.
+"""Journal of a prediction run: the finished inputs, line by line, so that a killed run can resume.
 
-Each line is the digest of its text, a blank and the text (JSON). The first says whose journal it is; each further one is
-the finished result of one input, written after the input's files. A line that a kill cut short is cut off; a line
-whose digest is wrong counts for nothing and its input is done again.
+Each line is the digest of its text, a blank and the text (JSON). The first line identifies the run. Each further line is the
+result of one input and is written after the input's files. An incomplete last line is cut off; a line with a wrong digest is
+ignored, and its input is predicted again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from monai_wscxr.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # not on this platform: two runs at once are then not noticed
+except ImportError:  # not on this platform: two concurrent runs are not detected there
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
@@ -32,19 +32,19 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """An open journal; one process at a time.
+    """An open journal, locked against other processes.
 
     Args:
-        folder: of the run; must exist.
-        identity: what makes results comparable (model, options, inputs), JSON-like.
-        extra: kept with a new journal, given back from an old one (`extra`).
+        folder: folder of the run; must exist.
+        identity: everything that the results depend on (model, options, inputs), JSON-like.
+        extra: further values, stored in a new journal.
 
     Attributes:
         records: finished results by the number of their input.
-        extra: as it was given when the journal was begun.
+        extra: the values stored when the journal was created.
 
     Raises:
-        InputError: when the journal belongs to another run, is in use, or its head is damaged.
+        InputError: when the journal belongs to another run, is in use, or its first line is damaged.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ class Journal:
         self.identity: Record = json.loads(json.dumps(dict(identity)))
         self.records: dict[int, Record] = {}
         self.extra = dict(extra)
-        self._file = open(self.path, "a+b")  # noqa: SIM115 - stays open, and locked, as long as the run
+        self._file = open(self.path, "a+b")  # noqa: SIM115 - stays open and locked during the run
         try:
             _lock(self._file, folder)
             self._file.seek(0)
@@ -62,22 +62,25 @@ class Journal:
             raise
 
     def append(self, records: Iterable[Record]) -> None:
-        """Add finished results and wait until they are on the disk."""
+        """Append finished results and wait until they are on disk."""
         lines = [_line(record) for record in records]
         self._file.write(b"".join(lines))
         self._file.flush()
         os.fsync(self._file.fileno())
-        for line in lines:  # as a later run will read it, order of keys included
+        for (
+            line
+        ) in lines:  # parsed from the line, so that records are the same in a resumed run, order of keys included
             record = json.loads(line.partition(b" ")[2])
             self.records[record["number"]] = record
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file and release its lock."""
         self._file.close()
 
     def _read(self, content: bytes) -> None:
+        """Read the lines of an existing journal, or write the first line of a new one."""
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):  # cut short by a kill
+        if len(whole) < len(content):  # the run was killed while it wrote a line
             self._file.truncate(len(whole))
         if not whole:
             head = {"format": _FORMAT, "identity": self.identity, "extra": self.extra}
@@ -88,7 +91,7 @@ class Journal:
         lines = [_parse(line) for line in whole.splitlines()]
         head_read = lines[0]
         if head_read is None:
-            raise InputError(f"the head of {self.path} is damaged; start again with --overwrite")
+            raise InputError(f"the first line of {self.path} is damaged; start again with --overwrite")
         if head_read.get("format") != _FORMAT:
             raise InputError(f"{self.path} was written by another version of monai_wscxr; start again with --overwrite")
         self._check_owner(head_read["identity"])
@@ -96,9 +99,10 @@ class Journal:
         self.records = {record["number"]: record for record in lines[1:] if record is not None}
         damaged = sum(record is None for record in lines)
         if damaged:
-            logger.warning("%d damaged lines in %s; their images are predicted again", damaged, self.path)
+            logger.warning("%s has damaged lines (%d); their images are predicted again", self.path, damaged)
 
     def _check_owner(self, before: Record) -> None:
+        """Raise InputError, naming the differences, when the journal was created by another run."""
         now = self.identity
         changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
         if changed:
@@ -110,16 +114,17 @@ class Journal:
 
 
 def check_idle(folder: Path) -> None:
-    """Refuse a folder in which a run is going on.
+    """Check that no run is active in a folder.
 
     Raises:
-        InputError: saying so.
+        InputError: when one is.
     """
     with contextlib.suppress(FileNotFoundError), open(folder / NAME, "rb") as file:
         _lock(file, folder)
 
 
 def _lock(file: IO[bytes], folder: Path) -> None:
+    """Lock an open journal; InputError if another process holds the lock."""
     if fcntl is None:
         return
     try:
@@ -129,17 +134,20 @@ def _lock(file: IO[bytes], folder: Path) -> None:
 
 
 def _difference(name: str, there: Any, now: Any) -> str:
-    if max(len(str(there)), len(str(now))) > 40:  # digests tell a reader nothing
+    """Describe a difference between two runs."""
+    if max(len(str(there)), len(str(now))) > 40:  # a digest, which tells a reader nothing
         return f"other {name}"
     return f"{name}: {there} there, {now} now"
 
 
 def _line(record: Record) -> bytes:
+    """Encode a record as a line."""
     text = json.dumps(record, sort_keys=True).encode()
     return _digest(text) + b" " + text + b"\n"
 
 
 def _parse(line: bytes) -> Record | None:
+    """Decode a line; None if its digest is wrong."""
     digest, _, text = line.partition(b" ")
     if digest != _digest(text):
         return None
@@ -147,4 +155,5 @@ def _parse(line: bytes) -> Record | None:
 
 
 def _digest(text: bytes) -> bytes:
+    """Return the digest of a line's text."""
     return hashlib.blake2b(text, digest_size=8).hexdigest().encode()

@@ -1,4 +1,4 @@
-"""What a prediction run is asked for, and what it says when it is done."""
+"""Options and summary of a prediction run."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ import torch
 
 from monai_wscxr.data.radiograph.gates import check_allowed
 from monai_wscxr.errors import InputError
-from monai_wscxr.prediction.tasks import MAP_FORMATS
+from monai_wscxr.report.maps import MAP_SUFFIXES
+
+MAP_FORMATS = (*MAP_SUFFIXES, "none")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for.
+    """Options of a prediction run.
 
     Attributes:
         model: output folder of a training.
         paths: files, folders, DICOMDIRs.
         output: folder for the results.
-        maps: format of the maps, one of `MAP_FORMATS`.
-        overlays, report, dicom: whether to write them.
-        workers: processes that decode and write; 0 does everything in one process. None: one per core, at most 8.
+        maps: format of the anomaly maps, one of `MAP_FORMATS`.
+        overlays, report, dicom: whether to write overlays, HTML report and DICOM results.
+        workers: processes that decode and write; 0 does everything in this process, None means one per core, at most 8.
         batch_size: images per pass of the network.
-        device: "cpu", "cuda" or None for a GPU if there is one.
-        allow: gates of the loader that stay open.
-        seconds: longest time that reading a small file may take; a file gets one more per MiB.
+        device: "cpu" or "cuda"; None means a GPU if there is one.
+        allow: reason codes of readable images that are predicted anyway, from `GATES`.
+        seconds: time limit for reading a file, in seconds; one second more per MiB.
         overwrite: replace another run in `output`.
         progress: show a progress bar.
     """
@@ -46,13 +48,13 @@ class Options:
     progress: bool = True
 
     def check(self) -> None:
-        """Refuse what makes no sense.
+        """Check the values of all options.
 
         Raises:
-            InputError: with the option and what is allowed.
+            InputError: on an invalid value; the message names the option and the valid values.
         """
         if self.maps not in MAP_FORMATS:
-            raise InputError(f"--maps {self.maps} is not possible; use {', '.join(MAP_FORMATS)}")
+            raise InputError(f"--maps {self.maps} is not a format of maps; use {', '.join(MAP_FORMATS)}")
         if self.batch_size < 1:
             raise InputError(f"--batch_size must be at least 1, got {self.batch_size}")
         if self.workers is not None and not 0 <= self.workers <= 256:
@@ -73,10 +75,10 @@ class Options:
                 ) from error
 
     def torch_device(self) -> torch.device:
-        """The device to compute on.
+        """Return the device to compute on.
 
         Raises:
-            InputError: when it is not one, or not there.
+            InputError: when the device is unknown or not available.
         """
         if self.device is None:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -91,13 +93,13 @@ class Options:
 
 @dataclass
 class Summary:
-    """What a run did.
+    """Summary of a prediction run.
 
     Attributes:
-        images, flagged, rejected: of the whole run, resumed parts included.
-        done_before: inputs that an earlier, interrupted call had finished.
+        images, flagged, rejected: numbers of inputs of the whole run, including those of interrupted calls.
+        done_before: number of inputs that interrupted calls had finished.
         seconds: wall time of this call after the model was loaded.
-        decoding, network, writing: seconds of work of this call; decoding and writing summed over workers.
+        decoding, network, writing: seconds of work in this call; decoding and writing are summed over workers.
         reasons: number of rejected inputs by reason code.
     """
 
@@ -112,7 +114,7 @@ class Summary:
     reasons: dict[str, int] = field(default_factory=dict)
 
     def sentences(self) -> list[str]:
-        """For the person at the console."""
+        """Return the summary as sentences for the console."""
         new = self.images - self.done_before
         work = self.decoding + self.network + self.writing or 1.0
         lines = [f"{self.images} images: {self.flagged} flagged, {self.rejected} rejected"]
@@ -127,5 +129,5 @@ class Summary:
         return lines
 
     def listed_reasons(self) -> str:
-        """Reason codes with their numbers."""
+        """Return the number of rejected inputs by reason code as text."""
         return ", ".join(f"{count} {code}" for code, count in sorted(self.reasons.items()))

@@ -1,4 +1,7 @@
-"""Reading ahead of the network: batches that follow from the list of inputs alone, whatever is already done."""
+"""Images read ahead of the network, in batches that depend on the list of inputs only.
+
+Which inputs are already done does not change the batches, so a resumed run gives the results of an uninterrupted one.
+"""
 
 from __future__ import annotations
 
@@ -20,59 +23,62 @@ Found = dict[int, Loaded | RadiographError]
 
 
 class Reader:
-    """Asks worker processes for images and collects what became of them.
+    """Let worker processes read images and collect the results.
 
     Args:
-        pool: of workers that `tasks.prepare` set up.
-        inputs: of the run.
+        pool: worker processes, initialised by `tasks.prepare`.
+        inputs: all inputs of the run.
         batch_size: images per batch.
-        seconds: allowed for reading a small file; one more per MiB.
+        seconds: time limit for reading a file, in seconds; one second more per MiB.
     """
 
     def __init__(self, pool: WorkerPool, inputs: Sequence[Input], batch_size: int, seconds: float) -> None:
         self.pool, self.inputs, self.batch_size, self.seconds = pool, inputs, batch_size, seconds
 
     def batches(self, pending: Sequence[int]) -> Iterator[tuple[range, Found]]:
-        """Batches in which something is to be done, with what reading gave for their pending inputs."""
+        """Yield the batches with pending inputs: numbers of all inputs of the batch, and image or error of the pending ones."""
         size, total, todo = self.batch_size, len(self.inputs), set(pending)
         waiting: deque[tuple[range, dict[int, Future[Loaded] | None]]] = deque()
         for numbers in (range(first, min(first + size, total)) for first in range(0, total, size)):
-            asked = {n: self._ask(self.inputs[n]) for n in numbers if n in todo}
-            if asked:
-                waiting.append((numbers, asked))
+            futures = {n: self._submit(self.inputs[n]) for n in numbers if n in todo}
+            if futures:
+                waiting.append((numbers, futures))
             if len(waiting) >= _AHEAD:
                 yield self._collect(*waiting.popleft())
         while waiting:
             yield self._collect(*waiting.popleft())
 
-    def _ask(self, item: Input) -> Future[Loaded] | None:
-        """None for an input that is rejected without being read."""
+    def _submit(self, item: Input) -> Future[Loaded] | None:
+        """Start reading an input; None for an input that is rejected without being read."""
         if item.problem is not None:
             return None
-        return self.pool.submit(tasks.read, item.path, seconds=self._allowed(item))
+        return self.pool.submit(tasks.read, item.path, seconds=self._time_limit(item))
 
-    def _allowed(self, item: Input) -> float:
+    def _time_limit(self, item: Input) -> float:
+        """Return the time limit for reading an input, in seconds."""
         try:
             mebibytes = os.path.getsize(item.path) / 2**20
         except (OSError, ValueError):
             mebibytes = 0.0
         return self.seconds + mebibytes * _SECONDS_PER_MEBIBYTE
 
-    def _collect(self, numbers: range, asked: dict[int, Future[Loaded] | None]) -> tuple[range, Found]:
-        return numbers, {n: self._result(self.inputs[n], future) for n, future in asked.items()}
+    def _collect(self, numbers: range, futures: dict[int, Future[Loaded] | None]) -> tuple[range, Found]:
+        """Wait for the images of a batch."""
+        return numbers, {n: self._result(self.inputs[n], future) for n, future in futures.items()}
 
     def _result(self, item: Input, future: Future[Loaded] | None) -> Loaded | RadiographError:
+        """Wait for one image; returns the image, or the reason why it cannot be used."""
         if future is None:
             code, message = item.problem or ("unreadable", "")
-            return RadiographError(code, item.file, message)
+            return RadiographError(code, message)
         try:
             return future.result()
         except RadiographError as error:
             return error
         except WorkerLostError as lost:
             if not lost.too_slow:
-                return RadiographError(
-                    "crashed", item.file, "a decoding library crashed on it. Export or copy it again."
-                )
-            message = f"reading it took longer than {self._allowed(item):.0f} s. Export it again, or raise --seconds."
-            return RadiographError("too_slow", item.file, message)
+                return RadiographError("crashed", "a decoding library crashed on it. Export or copy it again.")
+            message = (
+                f"reading it took longer than {self._time_limit(item):.0f} s. Export it again, or raise --seconds."
+            )
+            return RadiographError("too_slow", message)

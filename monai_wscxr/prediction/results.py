@@ -1,4 +1,4 @@
-"""What a prediction run leaves when all inputs are done: table, JSON and report, made from the journal's records alone."""
+"""Table, JSON and report of a finished prediction run, made from the records of the journal."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 import monai_wscxr
 from monai_wscxr.data.radiograph.read import RadiographError
 from monai_wscxr.model.artefact import TrainedModel
-from monai_wscxr.model.predictor import Prediction, write_csv
-from monai_wscxr.prediction import tasks
+from monai_wscxr.model.predictor import Prediction
 from monai_wscxr.prediction.folder import stamp
 from monai_wscxr.prediction.inputs import Input
 from monai_wscxr.prediction.journal import Record
 from monai_wscxr.prediction.options import Summary
 from monai_wscxr.prediction.tasks import Loaded, Written
+from monai_wscxr.report.predictions import write_predictions
 from monai_wscxr.report.run import Entry, write_run_report
 from monai_wscxr.system.atomic import write_text_atomic
 
-_PRIVATE = ("stamp", "number", "sizes")  # of a record; for resuming only
+_PRIVATE = ("stamp", "number", "sizes")  # fields of a record that only serve to resume
 
 
 def make_record(number: int, item: Input, prediction: Prediction, result: Loaded | RadiographError) -> Record:
-    """What the journal keeps of one input; its files come with `add_files`."""
+    """Create the journal's record of one input; its files are added by `add_files`."""
     record: Record = {
         "number": number,
         "file": item.file,
@@ -52,7 +50,7 @@ def make_record(number: int, item: Input, prediction: Prediction, result: Loaded
 
 
 def add_files(record: Record, written: Written) -> None:
-    """Note the files of an input."""
+    """Add the files of an input to its record."""
     record["files"], record["sizes"] = written.files, written.sizes
     if written.note:
         record["note"] = written.note
@@ -61,15 +59,15 @@ def add_files(record: Record, written: Written) -> None:
 def write_results(
     folder: Path, model: TrainedModel, records: Sequence[Record], device: str, report: bool, summary: Summary
 ) -> None:
-    """Write `predictions.csv`, `predictions.json` and the report; count into the summary.
+    """Write `predictions.csv`, `predictions.json` and the report, and complete the summary.
 
     Args:
-        folder: of the run.
-        model: that predicted.
-        records: of every input, in order.
-        device: on which it ran.
+        folder: output folder of the run.
+        model: the trained model.
+        records: records of all inputs, in order.
+        device: device of the network.
         report: whether to write the report.
-        summary: flagged and rejected inputs are counted into it.
+        summary: its numbers of flagged and rejected inputs are set here.
     """
     predictions = [_prediction(record) for record in records]
     for p in predictions:
@@ -77,13 +75,14 @@ def write_results(
         if p.status == "rejected":
             summary.rejected += 1
             summary.reasons[p.reason] = summary.reasons.get(p.reason, 0) + 1
-    write_csv(folder / "predictions.csv", model, predictions)
+    write_predictions(folder / "predictions.csv", predictions, model.sha256)
     write_text_atomic(folder / "predictions.json", _json(model, records))
     if report:
         _report(folder, model, records, device, summary)
 
 
 def _json(model: TrainedModel, records: Sequence[Record]) -> str:
+    """Return the content of `predictions.json`."""
     calibration = model.calibration
     description = {
         "format": 1,
@@ -103,6 +102,7 @@ def _json(model: TrainedModel, records: Sequence[Record]) -> str:
 
 
 def _report(folder: Path, model: TrainedModel, records: Sequence[Record], device: str, summary: Summary) -> None:
+    """Write the report of the run."""
     calibration = model.calibration
     settings = {
         **model.settings,
@@ -114,15 +114,15 @@ def _report(folder: Path, model: TrainedModel, records: Sequence[Record], device
     settings.pop("dataset_dir", None)
     normals = len(calibration.normal_scores)
     notes = [
-        f"The threshold flags at most {calibration.false_positive_rate:.0%} of normal images like the {normals} held out in "
-        f"training; the smallest p-value that so many can give is {1 / (normals + 1):.2g}."
+        f"The threshold is set to flag at most {calibration.false_positive_rate:.0%} of normal images like the {normals} held "
+        f"out in training; with {normals} images, the smallest possible p-value is {1 / (normals + 1):.2g}."
     ]
     if summary.rejected:
         notes.append(f"{summary.rejected} inputs were rejected and have no score: {summary.listed_reasons()}.")
     write_run_report(
         folder / "report" / "index.html",
         [_entry(record) for record in records],
-        tasks.colour_scale(model),
+        model.colour_scale,
         calibration.threshold,
         settings,
         notes,
@@ -130,6 +130,7 @@ def _report(folder: Path, model: TrainedModel, records: Sequence[Record], device
 
 
 def _entry(record: Record) -> Entry:
+    """Return the report's entry of an input."""
     good = record["status"] == "ok"
     return Entry(
         name=record["file"],
@@ -142,7 +143,7 @@ def _entry(record: Record) -> Entry:
 
 
 def _prediction(record: Record) -> Prediction:
+    """Return the prediction of an input, without its patch scores."""
     if record["status"] != "ok":
         return Prediction.rejected(record["file"], record["reason"])
-    figures = record["anomaly_score"], record["p_value"], record["abnormal"]
-    return Prediction(record["file"], "ok", "", *figures, np.empty((0, 0), np.float32))
+    return Prediction(record["file"], "ok", "", record["anomaly_score"], record["p_value"], record["abnormal"])

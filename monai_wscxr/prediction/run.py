@@ -1,8 +1,8 @@
-"""A prediction run from end to end: inputs through workers and network into a folder, with a journal.
+"""A prediction run from end to end: worker processes read images, the network scores them, workers write the results.
 
-Results do not depend on interruptions: images meet the network in batches that follow from the list of inputs alone, places
-of unusable or already finished images are filled with zeros, and what is finished is in the journal. So a run that was
-killed ends with the files of one that was not.
+Results do not depend on interruptions. Images pass the network in batches that depend on the list of inputs only, with zeros
+in place of unusable or finished images, and the journal records what is finished. So a run that was killed and resumed gives
+the same files as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from monai_wscxr.data.radiograph.read import MEMORY_LIMIT
+from monai_wscxr.data.radiograph.base import MEMORY_LIMIT
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.parallel import ThreadParallel
 from monai_wscxr.model.artefact import TrainedModel, load_model
@@ -33,13 +33,13 @@ from monai_wscxr.prediction.journal import Journal, Record
 from monai_wscxr.prediction.options import Options, Summary
 from monai_wscxr.prediction.reading import Found, Reader
 from monai_wscxr.prediction.results import add_files, make_record, write_results
-from monai_wscxr.prediction.tasks import Loaded, Wanted, Written
+from monai_wscxr.prediction.tasks import Loaded, OutputOptions, Written
 from monai_wscxr.prediction.workers import WorkerLostError, WorkerPool, start_server
 from monai_wscxr.system.progress import progress_bar
 
 logger = logging.getLogger("monai_wscxr")
 
-_WRITING_SECONDS = 600.0  # a stuck disk, not a slow one
+_WRITING_SECONDS = 600.0  # only a disk that does not respond at all takes longer
 _BATCHES_IN_WRITING = 2
 _PRELOAD = ("monai_wscxr.prediction.tasks",)
 
@@ -47,7 +47,7 @@ Writing = list[tuple[Record, Future[Written] | None]]
 
 
 def predict(options: Options) -> Summary:
-    """Predict everything and write the results.
+    """Predict all inputs and write the results.
 
     Raises:
         InputError: when an option, the model or the output folder cannot be used.
@@ -56,20 +56,20 @@ def predict(options: Options) -> Summary:
     inputs, left_out = find_inputs(options.paths, without=options.output)
     if left_out:
         files = "1 other file" if left_out == 1 else f"{left_out} other files"
-        logger.warning("left out of the folders: %s, no pictures by name or content", files)
+        logger.warning("left out of the folders: %s, no images by name or content", files)
     if options.workers != 0:
-        start_server(_PRELOAD)  # its imports take as long as the model
+        start_server(_PRELOAD)  # imports in parallel with loading the model, which takes as long
     model = load_model(options.model, options.torch_device())
     return Run(options, model, inputs).run()
 
 
 class Run:
-    """One call of the prediction command on a folder.
+    """One call of a prediction run.
 
     Args:
-        options: checked.
-        model: loaded, on its device.
-        inputs: in order.
+        options: options of the run, checked.
+        model: the trained model, on its device.
+        inputs: all inputs, in order.
     """
 
     def __init__(self, options: Options, model: TrainedModel, inputs: Sequence[Input]) -> None:
@@ -80,7 +80,7 @@ class Run:
         self.network = ThreadParallel(model.network)
 
     def run(self) -> Summary:
-        """Predict what is not done yet, then write tables and report.
+        """Predict the inputs that are not done yet, then write tables and report.
 
         Raises:
             InputError: when the output folder belongs to something else or cannot be written.
@@ -89,7 +89,7 @@ class Run:
         folder.claim(self.folder, self.options.overwrite)
         try:
             self._run()
-        except OSError as error:  # what cannot be read has a row; this is about writing
+        except OSError as error:  # raised by writing; an input that cannot be read is a rejected one
             raise InputError(
                 f"{self.folder} cannot be written ({error.strerror or type(error).__name__}); "
                 "make room or give another folder with --output, then give the same command again"
@@ -98,6 +98,7 @@ class Run:
         return self.summary
 
     def _run(self) -> None:
+        """Predict and write the results, with the journal open."""
         now = datetime.datetime.now().replace(microsecond=0).isoformat()
         identity = folder.identity(self.options, self.model, self.inputs, self.device.type)
         with contextlib.closing(Journal(self.folder, identity, {"began": now})) as journal:
@@ -109,13 +110,14 @@ class Run:
                 with contextlib.closing(self._pool(str(journal.extra["began"]), len(pending))) as pool:
                     self._predict(journal, pool, pending)
             began = time.perf_counter()
-            in_order = [records[n] for n in range(len(self.inputs))]
-            write_results(self.folder, self.model, in_order, self.device.type, self.options.report, self.summary)
+            ordered = [records[n] for n in range(len(self.inputs))]
+            write_results(self.folder, self.model, ordered, self.device.type, self.options.report, self.summary)
             self.summary.writing += time.perf_counter() - began
 
     def _pool(self, began: str, pending: int) -> WorkerPool:
+        """Start the worker processes for a number of pending inputs."""
         options = self.options
-        wanted = Wanted(
+        output = OutputOptions(
             folder=str(self.folder.resolve()),
             maps=options.maps,
             overlays=options.overlays,
@@ -128,13 +130,14 @@ class Run:
         return WorkerPool(
             workers,
             tasks.prepare if workers else tasks.prepare_here,
-            (tasks.without_network(self.model), wanted),
+            (tasks.without_network(self.model), output),
             seconds=_WRITING_SECONDS,
             memory=MEMORY_LIMIT,
             preload=_PRELOAD,
         )
 
     def _predict(self, journal: Journal, pool: WorkerPool, pending: Sequence[int]) -> None:
+        """Predict the pending inputs; reading, network and writing overlap."""
         reader = Reader(pool, self.inputs, self.options.batch_size, self.options.seconds)
         waiting: deque[Writing] = deque()
         with progress_bar(len(self.inputs), "predicting", self.options.progress) as bar:
@@ -142,12 +145,12 @@ class Run:
             for numbers, found in reader.batches(pending):
                 waiting.append(self._score(pool, numbers, found))
                 while len(waiting) > _BATCHES_IN_WRITING:
-                    self._settle(journal, waiting.popleft(), bar)
+                    self._finish(journal, waiting.popleft(), bar)
             while waiting:
-                self._settle(journal, waiting.popleft(), bar)
+                self._finish(journal, waiting.popleft(), bar)
 
     def _score(self, pool: WorkerPool, numbers: range, found: Found) -> Writing:
-        """Run the network over one batch and hand the results to the writers."""
+        """Pass one batch through the network and submit the results for writing."""
         usable = {n: result for n, result in found.items() if isinstance(result, Loaded)}
         scores = self._forward(numbers, usable) if usable else torch.empty(0)
         done: Writing = []
@@ -164,6 +167,7 @@ class Run:
         return done
 
     def _forward(self, numbers: range, usable: dict[int, Loaded]) -> torch.Tensor:
+        """Return the patch scores [B, 1, h, w] of a batch; images that are not usable are zeros."""
         began = time.perf_counter()
         size = self.model.preprocessing.image_size
         batch = np.zeros((len(numbers), 3, size, size), np.float32)
@@ -174,8 +178,8 @@ class Run:
         self.summary.network += time.perf_counter() - began
         return scores
 
-    def _settle(self, journal: Journal, done: Writing, bar: tqdm) -> None:
-        """Wait for the files of one batch, then put it into the journal."""
+    def _finish(self, journal: Journal, done: Writing, bar: tqdm) -> None:
+        """Wait for the files of one batch, then append it to the journal."""
         for record, writing in done:
             if writing is None:
                 continue
@@ -183,8 +187,8 @@ class Run:
                 written = writing.result()
             except WorkerLostError as lost:
                 raise InputError(
-                    f"results of {record['file']} could not be written ({lost}); is there memory and disk space? "
-                    "Give the same command again to go on"
+                    f"results of {record['file']} could not be written ({lost}); check memory and disk space, "
+                    "then give the same command again to resume"
                 ) from lost
             add_files(record, written)
             self.summary.writing += written.seconds

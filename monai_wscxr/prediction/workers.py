@@ -1,8 +1,8 @@
-"""Worker processes that survive what they are fed: a crash or an endless loop of a decoder costs one input, not the run.
+"""Worker processes that isolate decoders: a crash or an endless loop costs one input, not the run.
 
-Every process is driven by a thread of this one, which hands it one task at a time, waits no longer than allowed, and starts
-another process when it died. Processes come from a server that has the imports done, are limited in memory, are silent
-(what a C library prints could come from a header), and end when this process ends, however that happens.
+A thread of this process drives each worker: it sends one task at a time, waits up to the time limit, and starts another worker
+when one has died. Workers are forked from a server process that has done the imports. They are limited in memory, silent
+(output of a C library could quote a header), and end together with this process, even if it is killed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _START_SECONDS = 300.0  # a cold disk and a busy machine
 
 
 class WorkerLostError(Exception):
-    """A task brought its process down, or took too long.
+    """The process of a task died, or the task exceeded its time limit.
 
     Attributes:
-        too_slow: the process was stopped because of the time limit.
+        too_slow: whether the process was stopped because of the time limit.
     """
 
     def __init__(self, too_slow: bool) -> None:
@@ -36,7 +36,11 @@ class WorkerLostError(Exception):
 
 
 def start_server(preload: Sequence[str]) -> None:
-    """Let the server of processes import its modules while this process does something else, where there is one."""
+    """Start the server process, where the platform has one, so that it imports the modules in parallel with this process.
+
+    Args:
+        preload: modules to import.
+    """
     if "forkserver" in multiprocessing.get_all_start_methods():
         _context(preload)
         from multiprocessing import forkserver
@@ -45,6 +49,7 @@ def start_server(preload: Sequence[str]) -> None:
 
 
 def _context(preload: Sequence[str]) -> Any:
+    """Return the multiprocessing context: a server process where the platform has one, otherwise new processes."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -56,12 +61,12 @@ class WorkerPool:
     """Worker processes with a queue of tasks.
 
     Args:
-        workers: processes; 0 runs every task at once in this process, without any protection.
-        initializer: called first in every process, with `arguments`.
-        arguments: for `initializer`; must be picklable, as must tasks and results.
-        seconds: a task may take.
-        memory: bytes a process may hold beyond what it holds after its start (Linux); None for no limit.
-        preload: modules that the server of processes imports once.
+        workers: number of processes; 0 runs each task immediately in this process, without isolation.
+        initializer: called first in each process, with `arguments`.
+        arguments: arguments of `initializer`; must be picklable, as must tasks and results.
+        seconds: time limit of a task.
+        memory: bytes that a process may allocate beyond those after its start (Linux); None means no limit.
+        preload: modules that the server process imports once for all workers.
     """
 
     def __init__(
@@ -89,15 +94,15 @@ class WorkerPool:
     def submit(
         self, function: Callable[..., Any], *arguments: Any, urgent: bool = False, seconds: float | None = None
     ) -> Future[Any]:
-        """Run `function` in some process; `urgent` tasks go before the others.
+        """Queue a task.
 
         Args:
-            function, arguments: picklable.
-            urgent: go before tasks that are not.
-            seconds: allowed for this task; None takes the pool's.
+            function, arguments: the call to make in a worker; must be picklable.
+            urgent: run before all tasks that are not urgent.
+            seconds: time limit of this task; None takes that of the pool.
 
         Returns:
-            A future with the result, the exception of the function, or `WorkerLostError`.
+            Future of the result. It raises the exception of the function, or `WorkerLostError`.
         """
         future: Future[Any] = Future()
         if self.workers == 0:
@@ -112,7 +117,7 @@ class WorkerPool:
         return future
 
     def close(self) -> None:
-        """End all processes; tasks that have not begun are dropped."""
+        """End all processes; tasks that have not started are cancelled."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._tasks.get_nowait()[2][0].cancel()
@@ -128,6 +133,7 @@ class WorkerPool:
         self.close()
 
     def _drive(self) -> None:
+        """Drive one worker process, in a thread: send it tasks and pass the results to their futures."""
         process, pipe = None, None
         while True:
             task = self._tasks.get()[2]
@@ -159,6 +165,7 @@ class WorkerPool:
             _end(process, pipe, patience=1.0)
 
     def _start(self) -> tuple[Any, Any]:
+        """Start a process and wait until it is initialised; returns the process and this end of its pipe."""
         here, there = self._context.Pipe()
         process = self._context.Process(
             target=_serve, args=(there, self._initializer, self._arguments, self.memory), daemon=True
@@ -174,12 +181,13 @@ class WorkerPool:
             if isinstance(ready, Exception):
                 raise ready
             raise InputError(
-                "a worker process could not start, most likely for lack of memory; use fewer with --workers"
+                "a worker process could not start, most likely for lack of memory; use fewer workers with --workers"
             )
         return process, here
 
 
 def _end(process: Any, pipe: Any, patience: float = 0.0) -> None:
+    """End a process: wait for it for `patience` seconds, then kill it."""
     process.join(patience)
     if process.is_alive():
         process.kill()
@@ -188,8 +196,8 @@ def _end(process: Any, pipe: Any, patience: float = 0.0) -> None:
 
 
 def _serve(pipe: Any, initializer: Callable[..., Any], arguments: tuple[Any, ...], memory: int | None) -> None:
-    """The life of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that drives
+    """Run a worker process: initialise it, then execute tasks from the pipe until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the driving process
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
@@ -204,7 +212,7 @@ def _serve(pipe: Any, initializer: Callable[..., Any], arguments: tuple[Any, ...
     while True:
         try:
             task = pipe.recv()
-        except (EOFError, OSError):  # the driver is gone
+        except (EOFError, OSError):  # the driving process has ended
             return
         if task is None:
             return
@@ -222,7 +230,7 @@ def _serve(pipe: Any, initializer: Callable[..., Any], arguments: tuple[Any, ...
 
 
 def _limit_memory(extra: int) -> None:
-    """Let allocations fail beyond `extra` bytes more than now; where the system cannot, there is no limit."""
+    """Limit this process to `extra` bytes beyond its current allocation, on systems that support it."""
     try:
         import resource
 

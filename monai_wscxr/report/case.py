@@ -1,4 +1,4 @@
-"""One image of a run as the report shows it, and the words for it that text and charts share."""
+"""One image in a report, and the wording for it that text and charts share."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ KIND = {0: "normal", 1: "abnormal", None: "unknown"}
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One image of a run, as the report shows it.
+    """One image in a report.
 
     Attributes:
-        name: what a person recognises the image by, usually its file.
+        name: name shown to the reader, usually the file.
         label: 0 normal, 1 abnormal, None unknown.
         class_name: finding or folder name, or None.
         anomaly_score: finite; higher is more abnormal.
         p_value: in [0, 1], or None.
-        abnormal: the decision, or None where none was taken.
-        image: float ``[H, W]`` in [0, 1], or None.
-        anomaly_map: float ``[H, W]``, the shape of ``image``, or None.
-        mask: bool ``[H, W]``, the shape of ``image``, or None.
+        abnormal: whether the image was flagged; None without a decision.
+        image: radiograph, float [H, W] in [0, 1], or None.
+        anomaly_map: float [H, W], the shape of `image`, or None.
+        mask: lesion mask, bool [H, W], the shape of `image`, or None.
     """
 
     name: str
@@ -39,13 +39,13 @@ class Case:
 
 
 def class_text(case: Case) -> str:
-    """Label and class in words: ``normal``, ``abnormal: pneumonia``, or ``no label``."""
+    """Return label and class in words: `normal`, `abnormal: pneumonia`, or `no label`."""
     kind, name = "no label" if case.label is None else KIND[case.label], case.class_name
     return kind if not name or name.lower() == kind else f"{kind}: {name}"
 
 
 def outcome_text(case: Case) -> str | None:
-    """How decision and label agree, None where one of them is missing."""
+    """Return how decision and label agree, in words; None if one of them is missing."""
     if case.label is None or case.abnormal is None:
         return None
     if case.label:
@@ -54,12 +54,12 @@ def outcome_text(case: Case) -> str | None:
 
 
 def decision_text(case: Case) -> str:
-    """The decision in words: ``flagged``, ``not flagged``, or ``n/a`` where none was taken."""
+    """Return the decision in words: `flagged`, `not flagged`, or `n/a` without a decision."""
     return MISSING if case.abnormal is None else "flagged" if case.abnormal else "not flagged"
 
 
 def number_text(value: object) -> str:
-    """Three decimals in the usual range, four figures elsewhere, ``n/a`` for what is missing or not finite."""
+    """Format a number: three decimals from 0.01 to 1000, otherwise four significant digits; `n/a` if missing or not finite."""
     if isinstance(value, (int, np.integer)):
         return str(value)
     number = float(value) if isinstance(value, (float, np.floating)) else math.nan

@@ -1,6 +1,6 @@
-"""The charts of the report as SVG text: anomaly scores by class, and the ROC curve.
+"""Charts of the report as SVG text: anomaly scores by class, and the ROC curve.
 
-They draw the scores and decisions they are given; the colours are classes that ``template.html`` styles.
+The charts draw the given scores and decisions. Colours are CSS classes, styled in `template.html`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from html import escape
 import numpy as np
 from sklearn.metrics import roc_curve
 
-from .case import KIND, MISSING, Case, class_text, number_text
+from monai_wscxr.report.case import KIND, MISSING, Case, class_text, number_text
 
-DOTS_PER_CLASS = 400  # a larger class shows evenly spaced ranks
-_MARKS = {  # path from the centre: circle, diamond, square; shape tells labels apart where colour does not
+DOTS_PER_CLASS = 400  # larger classes are thinned to evenly spaced ranks
+_MARKS = {  # path from the centre: circle, diamond, square; shapes differ, so that labels can be told apart without colour
     "normal": "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0z",
     "abnormal": "m0 -4l4 4l-4 4l-4 -4z",
     "unknown": "m-2.5 -2.5h5v5h-5z",
@@ -23,7 +23,7 @@ _MARKS = {  # path from the centre: circle, diamond, square; shape tells labels 
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers within [low, high]."""
+    """Return about five round numbers within [low, high]."""
     raw = (high - low) / 5
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= raw * 0.999)
@@ -31,7 +31,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def strip_chart(cases: Sequence[Case], threshold: float) -> str:
-    """SVG: scores of each class on one axis, with the threshold across all of them."""
+    """Draw the scores of each class as a strip on a common axis, with the threshold as a vertical line; returns SVG."""
     groups: dict[tuple[int, str], list[Case]] = {}
     for case in cases:
         groups.setdefault((2 if case.label is None else case.label, class_text(case)), []).append(case)
@@ -64,13 +64,13 @@ def strip_chart(cases: Sequence[Case], threshold: float) -> str:
 
 
 def _strip(group: Sequence[Case], top: float, x: Callable[[float], float]) -> str:
-    """One class of the score chart: its name, a mark per image, quartile box and median."""
+    """Draw one class of the score chart: name, a mark per image, quartile box and median."""
     ranked = sorted(group, key=lambda case: case.anomaly_score)
     keep = np.unique(np.linspace(0, len(ranked) - 1, min(len(ranked), DOTS_PER_CLASS)).round().astype(int))
     marks = []
     for position, index in enumerate(keep):
         case = ranked[index]
-        # Multiples of the golden ratio spread neighbours in score evenly over the height of the strip.
+        # multiples of the golden ratio spread images of similar score evenly over the height of the strip
         y = top + 24 + 30 * ((position * 0.618034) % 1.0)
         title = f"<title>{escape(case.name)}: {number_text(float(case.anomaly_score))}</title>"
         marks.append(f'<path d="M{x(case.anomaly_score):.1f} {y:.1f}{_MARKS[KIND[case.label]]}">{title}</path>')
@@ -85,7 +85,13 @@ def _strip(group: Sequence[Case], top: float, x: Callable[[float], float]) -> st
 
 
 def roc_chart(cases: Sequence[Case], threshold: float, auroc: str) -> str:
-    """SVG: ROC curve of labelled cases of both kinds, with the operating point."""
+    """Draw the ROC curve of labelled cases, with the operating point; returns SVG.
+
+    Args:
+        cases: normal and abnormal cases, at least one of each.
+        threshold: operating point on the anomaly score.
+        auroc: area under the curve as text, or `n/a`.
+    """
     label = np.array([bool(case.label) for case in cases])
     score = np.array([case.anomaly_score for case in cases], dtype=np.float64)
     if all(case.abnormal is not None for case in cases):

@@ -1,16 +1,16 @@
-"""Results of one DICOM image as DICOM, for archives and viewers; needs the package highdicom (extra `dicom`).
+"""Results of one DICOM image as DICOM objects for archives and viewers; needs the package highdicom (extra `dicom`).
 
-* overlay: Secondary Capture, the map over the radiograph with its colour scale, at most 1024 pixels per side. Every viewer
-  shows it.
-* map: fractional Segmentation of the size of the image. A pixel's value is its position on the model's colour scale, 0 at
-  the low end, 1 at the high end; that is not a probability, although the standard's only fitting term is PROBABILITY.
-* regions: binary Segmentation, where the map reaches the threshold.
-* report: Comprehensive SR by TID 1500 with score, p-value, decision, operating point and model.
+* overlay: Secondary Capture of the radiograph with its anomaly map and colour scale, at most 1024 pixels wide or high. Every
+  viewer can show it.
+* map: fractional Segmentation at the size of the image. A pixel's value is its position on the model's colour scale, 0 at the
+  low end and 1 at the high end. That is not a probability, although PROBABILITY is the only fitting term of the standard.
+* regions: binary Segmentation of the areas where the map reaches the threshold.
+* report: Comprehensive SR (TID 1500) with score, p-value, decision, operating point and model.
 
-None needs a frame of reference, so CR, DX and Secondary Capture images all do. UIDs follow from the image and the model:
-the same image and model give the same objects, byte for byte for the same time of creation, and nothing piles up in an
-archive. From the image they take what the standard requires to file them (patient's id, name, birth date and sex, study and
-accession number) and no other entry.
+None of them needs a frame of reference, so CR, DX and Secondary Capture images are all supported. UIDs are derived from the
+image and the model. So the same image and model give the same objects (byte for byte with the same time of creation), and
+repeated runs do not accumulate objects in an archive. Of the image's header, only the elements are copied that the standard
+requires for filing: patient ID, name, birth date and sex, study and accession number.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 import monai_wscxr
 from monai_wscxr.data.radiograph.pydicom_versions import encoded
-
-from .case import number_text
-from .overlay import THRESHOLD_COLOUR, ColourScale, heatmap, outline, overlay
+from monai_wscxr.model.calibration import ColourScale
+from monai_wscxr.report.case import number_text
+from monai_wscxr.report.overlay import THRESHOLD_COLOUR, heatmap, outline, overlay
 
 NAME = "monai_wscxr"
 SCHEME = "99WSCXR"
@@ -46,7 +46,7 @@ DISCLAIMER = "For research use only. Not for diagnosis."
 _LARGEST_SIDE = 1024
 _SERIES = {"overlay": 9001, "map": 9002, "regions": 9003, "report": 9004}
 _REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
-_FILING = {  # entries of type 2 that file a result under its patient and study, and what they must look like
+_FILING = {  # elements of type 2 that file a result under its patient and study, and the values that are copied
     "PatientID": r"[^\\\x00-\x1f]{0,64}",
     "PatientName": r"[^\\\x00-\x1f]{0,324}",
     "PatientBirthDate": r"\d{8}",
@@ -59,19 +59,19 @@ _FILING = {  # entries of type 2 that file a result under its patient and study,
 
 
 class HeaderError(ValueError):
-    """A source image whose header lacks what a result must refer to."""
+    """The source image lacks a header element that results must refer to."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the model says of one image.
+    """Result of a model for one image.
 
     Attributes:
-        anomaly_score, p_value, abnormal: score, calibrated p-value, decision.
+        anomaly_score, p_value, abnormal: score, calibrated p-value and decision.
         threshold, false_positive_rate: operating point on the score, and the rate it was chosen for.
-        model_sha256: of the weights.
-        anomaly_map: float32 [S, S], over the whole image squashed to a square.
-        scale: the model's colour scale.
+        model_sha256: hash of the model's weights.
+        anomaly_map: float32 [S, S]; the whole image, stretched to a square.
+        scale: colour scale of the model.
     """
 
     anomaly_score: float
@@ -85,37 +85,37 @@ class Finding:
 
 
 def encode_results(
-    path: str, image: NDArray[np.float32], finding: Finding, began: datetime.datetime
+    path: str, image: NDArray[np.float32], finding: Finding, created: datetime.datetime
 ) -> dict[str, bytes]:
-    """All results of one DICOM file, encoded.
+    """Encode all results of one DICOM image.
 
     Args:
-        path: of the source image; only its header is read.
-        image: the radiograph as the loader gave it, float32 [H, W] in [0, 1], in full size.
-        finding: what to write.
-        began: date and time of creation.
+        path: the source image; only its header is read.
+        image: the radiograph in full size, float32 [H, W] in [0, 1], as read by `read_radiograph`.
+        finding: result of the model.
+        created: date and time of creation.
 
     Returns:
-        File contents by kind: overlay, map, regions, report.
+        Contents of the files by kind: overlay, map, regions, report.
 
     Raises:
-        HeaderError: when the source has no valid study, series and instance UID.
+        HeaderError: when the header has no valid study, series or instance UID.
     """
     source = read_source(path)
     made = {
-        "overlay": overlay_capture(source, image, finding, began),
-        "map": segmentation(source, finding, began, regions=False),
-        "regions": segmentation(source, finding, began, regions=True),
-        "report": structured_report(source, finding, began),
+        "overlay": overlay_capture(source, image, finding, created),
+        "map": segmentation(source, finding, created, regions=False),
+        "regions": segmentation(source, finding, created, regions=True),
+        "report": structured_report(source, finding, created),
     }
     return {kind: encoded_dataset(ds) for kind, ds in made.items()}
 
 
 def read_source(path: str) -> Dataset:
-    """What results need of a source image: filing entries, UIDs, size. Nothing else of its header is kept.
+    """Read the header elements that results need: UIDs, filing elements and size. All others are dropped.
 
     Raises:
-        HeaderError: when the source has no valid study, series and instance UID.
+        HeaderError: when the header has no valid study, series or instance UID.
     """
     header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
     source = Dataset()
@@ -143,13 +143,13 @@ def read_source(path: str) -> Dataset:
 
 
 def derived_uid(*parts: str) -> str:
-    """A UID that follows from texts: 2.25 with a UUID made of their SHA-256."""
+    """Derive a UID from texts: 2.25 followed by a UUID from their SHA-256."""
     digest = hashlib.sha256("\0".join((NAME, *parts)).encode()).digest()
     return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
 
 
 def map_of_image(source: Dataset, finding: Finding) -> NDArray[np.float32]:
-    """The anomaly map [Rows, Columns] at the size of the source image (bilinear)."""
+    """Resize the anomaly map (bilinear) to the source image, [Rows, Columns]."""
     small = Image.fromarray(np.ascontiguousarray(finding.anomaly_map, dtype=np.float32))
     return np.asarray(small.resize((source.Columns, source.Rows), Image.Resampling.BILINEAR), dtype=np.float32)
 
@@ -158,13 +158,11 @@ def map_of_image(source: Dataset, finding: Finding) -> NDArray[np.float32]:
 
 
 def overlay_capture(
-    source: Dataset, image: NDArray[np.float32], finding: Finding, began: datetime.datetime
+    source: Dataset, image: NDArray[np.float32], finding: Finding, created: datetime.datetime
 ) -> hd.sc.SCImage:
-    """Map over radiograph with score, colour scale and disclaimer below, as RGB Secondary Capture."""
-    orientation = tuple(source.PatientOrientation) or (
-        "L",
-        "F",
-    )  # highdicom wants one; what is unknown is emptied below
+    """Create the Secondary Capture: radiograph with anomaly map; score, colour scale and disclaimer below."""
+    # highdicom requires an orientation; an unknown one is emptied below
+    orientation = tuple(source.PatientOrientation) or ("L", "F")
     made = hd.sc.SCImage(
         pixel_array=_picture(image, finding),
         photometric_interpretation="RGB",
@@ -181,12 +179,12 @@ def overlay_capture(
         study_time=source.StudyTime or None,
         patient_orientation=(str(orientation[0]), str(orientation[1])),
         manufacturer=NAME,
-        **_common(source, finding, "overlay", began),
+        **_common(source, finding, "overlay", created),
     )
     made.PatientOrientation, made.Laterality = list(source.PatientOrientation), ""
-    # the capture adds no text of a patient's, but shows what the source shows
+    # the capture adds no patient data to the pixels, but shows any that the source contains
     made.BurnedInAnnotation = source.BurnedInAnnotation or "NO"
-    made = dated(made, began)
+    made = dated(made, created)
     made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = made.ContentDate, made.ContentTime
     made.ImageType = ["DERIVED", "SECONDARY"]
     reference = Dataset()
@@ -197,7 +195,7 @@ def overlay_capture(
 
 
 def _picture(image: NDArray[np.float32], finding: Finding) -> NDArray[np.uint8]:
-    """Overlay and caption, uint8 [h, w, 3]."""
+    """Draw overlay and caption, uint8 [h, w, 3]."""
     factor = min(1.0, _LARGEST_SIDE / max(image.shape))
     width, height = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
     grey = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX)).clip(0, 1)
@@ -222,8 +220,8 @@ def _picture(image: NDArray[np.float32], finding: Finding) -> NDArray[np.uint8]:
 # ---- Segmentations
 
 
-def segmentation(source: Dataset, finding: Finding, began: datetime.datetime, regions: bool) -> hd.seg.Segmentation:
-    """The map as fractional, or what reaches the threshold as binary Segmentation."""
+def segmentation(source: Dataset, finding: Finding, created: datetime.datetime, regions: bool) -> hd.seg.Segmentation:
+    """Create a Segmentation: the anomaly map (fractional), or the areas that reach the threshold (binary)."""
     kind = "regions" if regions else "map"
     values = map_of_image(source, finding)
     if regions:
@@ -260,21 +258,21 @@ def segmentation(source: Dataset, finding: Finding, began: datetime.datetime, re
         content_creator_name=None,
         omit_empty_frames=False,
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **_common(source, finding, kind, began, serial=False),
+        **_common(source, finding, kind, created, serial=False),
     )
-    made.PatientOrientation = list(source.PatientOrientation)  # there is no frame of reference that would say it
+    made.PatientOrientation = list(source.PatientOrientation)  # without a frame of reference, nothing else tells it
     organization = _uid(source, finding, f"{kind} dimensions")
     made.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
     for item in made.DimensionIndexSequence:
         item.DimensionOrganizationUID = organization
-    return dated(made, began)
+    return dated(made, created)
 
 
 # ---- Structured Report
 
 
-def structured_report(source: Dataset, finding: Finding, began: datetime.datetime) -> hd.sr.ComprehensiveSR:
-    """Score, p-value, decision, operating point and model by TID 1500."""
+def structured_report(source: Dataset, finding: Finding, created: datetime.datetime) -> hd.sr.ComprehensiveSR:
+    """Create the structured report (TID 1500): score, p-value, decision, operating point and model."""
     device = hd.sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
@@ -321,17 +319,18 @@ def structured_report(source: Dataset, finding: Finding, began: datetime.datetim
         manufacturer=NAME,
         is_complete=True,
         is_final=False,
-        **_common(source, finding, "report", began),
+        **_common(source, finding, "report", created),
     )
-    return dated(made, began)
+    return dated(made, created)
 
 
-# ---- what all share
+# ---- shared by all
 
 
 def _common(
-    source: Dataset, finding: Finding, kind: str, began: datetime.datetime, serial: bool = True
+    source: Dataset, finding: Finding, kind: str, created: datetime.datetime, serial: bool = True
 ) -> dict[str, Any]:
+    """Return the arguments that all objects of an image share: UIDs, series, equipment, coding scheme."""
     shared: dict[str, Any] = {
         "series_instance_uid": derived_uid(source.SeriesInstanceUID, finding.model_sha256, kind, "series"),
         "series_number": _SERIES[kind],
@@ -348,35 +347,37 @@ def _common(
 
 
 def _uid(source: Dataset, finding: Finding, kind: str) -> str:
+    """Derive the UID of an object from image, model and kind."""
     return derived_uid(source.SOPInstanceUID, finding.model_sha256, kind)
 
 
 def _code(value: str, meaning: str) -> CodedConcept:
+    """Create a code of the local coding scheme; code values have at most 16 characters."""
     return CodedConcept(value[:16], SCHEME, meaning)
 
 
-def dated(made: Any, began: datetime.datetime) -> Any:
-    """One character set and the one time of creation, instead of the moment at which each entry was made."""
+def dated(made: Any, created: datetime.datetime) -> Any:
+    """Set the character set, and the time of creation in place of the current time; returns the same object."""
     made.SpecificCharacterSet = "ISO_IR 192"
     for name in ("InstanceCreation", "Series", "Content"):
         if f"{name}Date" in made:
-            setattr(made, f"{name}Date", began.date())
+            setattr(made, f"{name}Date", created.date())
         if f"{name}Time" in made:
-            setattr(made, f"{name}Time", began.time())
+            setattr(made, f"{name}Time", created.time())
     for item in made.get("ContributingEquipmentSequence", []):
-        item.ContributionDateTime = began
+        item.ContributionDateTime = created
     return made
 
 
 def coding_scheme() -> CodingSchemeIdentificationItem:
-    """What `SCHEME` stands for."""
+    """Return the description of the local coding scheme `SCHEME`."""
     return CodingSchemeIdentificationItem(
         designator=SCHEME, name="Local codes of monai_wscxr", version=monai_wscxr.__version__
     )
 
 
 def encoded_dataset(ds: Dataset) -> bytes:
-    """The bytes of a DICOM file."""
+    """Encode an object as the bytes of a DICOM file."""
     buffer = io.BytesIO()
     encoded(ds, buffer)
     return buffer.getvalue()

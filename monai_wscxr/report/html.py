@@ -1,46 +1,34 @@
-"""The report of a run as one HTML file: nothing is fetched, everything is inside.
+"""Report of an evaluation as one self-contained HTML file.
 
-The report writes down what it is given. It counts decisions, draws the given scores and the ROC curve they trace,
-and computes no score and no figure of merit of its own. Layout, style and the table's script are in
-``template.html``, the charts in ``charts.py``.
+The report presents given results: it counts decisions, draws the given scores and their ROC curve, and computes no score or
+metric. The frame of the page is in `page.py`, the charts are in `charts.py`.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from string import Template
+from typing import Any
 
 import numpy as np
 
 from monai_wscxr.data.encoding import encode_jpeg
+from monai_wscxr.model.calibration import ColourScale
 from monai_wscxr.report.case import KIND, MISSING, Case, class_text, decision_text, number_text, outcome_text
 from monai_wscxr.report.charts import DOTS_PER_CLASS, roc_chart, strip_chart
-from monai_wscxr.report.overlay import (
-    THRESHOLD_COLOUR,
-    ColourScale,
-    colour_bar_symbol,
-    grey_levels,
-    heatmap,
-    outline,
-    overlay,
-    shrink,
-)
-from monai_wscxr.system.atomic import write_text_atomic
+from monai_wscxr.report.overlay import THRESHOLD_COLOUR, grey_levels, heatmap, outline, overlay, shrink
+from monai_wscxr.report.page import DISCLAIMER, colour_bar, notes_box, p_value_text, plural, run_section, write_page
 
-DISCLAIMER = "For research use only. Not a medical device; not for diagnosis."
 OPTIMISTIC = "optimistic: threshold and epoch chosen on the test images, as in the publication"
 
 _PICTURE_SIDE = 320
-_TEMPLATE = Path(__file__).with_name("template.html")
 _WRONG = {"missed": "missed", "false alarm": "flagged wrongly"}
-_FIGURE_NAMES = {
+_METRIC_NAMES = {
     "auroc": "AUROC",
     "accuracy": "Accuracy",
     "f1": "F1",
@@ -56,7 +44,7 @@ def write_report(
     *,
     title: str,
     cases: Sequence[Case],
-    metrics: Mapping,
+    metrics: Mapping[str, Any],
     settings: Mapping[str, object],
     scale: ColourScale,
     threshold: float,
@@ -64,31 +52,31 @@ def write_report(
     max_cases: int = 12,
     notes: Sequence[str] = (),
 ) -> Path:
-    """Writes a self-contained report, atomically.
+    """Write the report of an evaluation, atomically.
 
     Args:
         path: the HTML file; its folder is created.
         title: heading of the report.
-        cases: every scored image; pictures are needed only for those to be shown.
-        metrics: the content of ``metrics.json``; any part may be missing.
-        settings: what the run was; ``seed``, ``k`` and ``backbone`` also stand in the headline.
-        scale: the colour scale that all overlays share; without a threshold of its own it shows ``threshold``.
-        threshold: the operating point on the anomaly score.
-        seconds: time per stage; default ``metrics["seconds"]``.
-        max_cases: most images shown in each section of cases.
-        notes: sentences shown under the headline.
+        cases: all scored images; only those in the gallery need pictures (see `choose_cases`).
+        metrics: content of `metrics.json`; any part may be missing.
+        settings: settings of the run; `backbone`, `k` and `seed` are also shown in the headline.
+        scale: colour scale of the model; one without a threshold is shown with `threshold`.
+        threshold: operating point on the anomaly score.
+        seconds: time per stage; None takes `metrics["seconds"]`.
+        max_cases: maximum number of images under each heading of the gallery.
+        notes: sentences shown below the headline.
 
     Returns:
-        The path written.
+        Path of the HTML file.
 
     Raises:
-        ValueError: if a score, a p-value, the threshold, a label or a picture is invalid; the message names the case.
+        ValueError: when a score, p-value, label, picture or the threshold is invalid; the message names the case.
     """
     _validate(cases, threshold, max_cases)
     scale = replace(scale, threshold=float(threshold)) if scale.threshold is None else scale
     shown = choose_cases(cases, max_cases, pictured=True)
     sections = [
-        ("results", "Results", _figures(metrics)),
+        ("results", "Results", _metrics_table(metrics)),
         ("scores", "Scores", _charts(cases, metrics, threshold)),
         ("cases", "Cases", _gallery(cases, shown, scale)),
         ("all", "All images", _case_table(cases, shown)),
@@ -99,56 +87,19 @@ def write_report(
     return write_page(path, title, headline, kept, scale)
 
 
-def write_page(
-    path: str | os.PathLike[str],
-    title: str,
-    headline: str,
-    sections: Sequence[tuple[str, str, str]],
-    scale: ColourScale,
-    images: str = "data:",
-) -> Path:
-    """Fills the template of all reports and writes it, atomically.
-
-    Args:
-        path: the HTML file; its folder is created.
-        title: plain text.
-        headline: HTML.
-        sections: (key, heading, HTML content) in order.
-        scale: the run's colour scale.
-        images: where pictures may come from, as a Content Security Policy says it.
-
-    Returns:
-        The path written.
-    """
-    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(title),
-        images=images,
-        symbols=colour_bar_symbol(scale),
-        headline=headline,
-        links="".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections),
-        body="\n".join(
-            f'<section id="{key}"><h2>{name}</h2>\n{content}\n</section>' for key, name, content in sections
-        ),
-        disclaimer=DISCLAIMER,
-    )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_text_atomic(path, page)
-
-
 def choose_cases(cases: Sequence[Case], limit: int, pictured: bool = False) -> list[tuple[str, list[int]]]:
-    """Which cases the gallery of `write_report` shows: those with the highest and the lowest scores of each label.
+    """Choose the cases of the gallery: those with the highest and the lowest scores of each label.
 
-    Callers ask first and load pictures for these cases only.
+    A caller can choose first and then load pictures for these cases only.
 
     Args:
-        cases: every scored image.
-        limit: most cases under one heading.
-        pictured: choose among the cases that have an image or an anomaly map.
+        cases: all scored images.
+        limit: maximum number of cases under each heading.
+        pictured: choose only among cases that have an image or an anomaly map.
 
     Returns:
-        Pairs of a heading and the indices into ``cases`` under it, in the order of the report; empty headings are left
-        out. The cases of a label are split into two halves by score, so that none appears twice.
+        Pairs of a heading and its indices into `cases`, in the order of the report; empty headings are left out. The cases of
+        a label are split in half by score, so none appears twice.
     """
     headings: dict[int | None, tuple[str, str]] = {
         1: ("Abnormal, highest", "Abnormal, lowest (most likely missed)"),
@@ -167,10 +118,12 @@ def choose_cases(cases: Sequence[Case], limit: int, pictured: bool = False) -> l
 
 
 def _has_picture(case: Case) -> bool:
+    """Return whether there is anything to draw for a case."""
     return case.image is not None or case.anomaly_map is not None
 
 
 def _validate(cases: Sequence[Case], threshold: float, max_cases: int) -> None:
+    """Raise ValueError, naming the case, when an argument of `write_report` is invalid."""
     if not math.isfinite(threshold):
         raise ValueError(f"threshold must be finite, got {threshold}")
     if max_cases < 0:
@@ -189,55 +142,22 @@ def _validate(cases: Sequence[Case], threshold: float, max_cases: int) -> None:
             )
 
 
-# Words and numbers
-
-
-def p_text(value: float | None) -> str:
-    """A p-value as HTML text."""
-    if value is None:
-        return MISSING
-    return "&lt; 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def notes_box(notes: Sequence[str]) -> str:
-    """Sentences under a headline; nothing for none."""
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f'<div class="notes" role="note"><ul>{items}</ul></div>' if notes else ""
-
-
-def colour_bar(scale: ColourScale) -> str:
-    """The page's colour bar, for one place in it."""
-    ends = f"Colour scale from {number_text(float(scale.low))} to {number_text(float(scale.high))}"
-    return f'<svg viewBox="0 0 320 46" role="img" aria-label="{ends}"><use href="#colour-bar"></use></svg>'
-
-
-def _duration(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return MISSING
-    if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def plural(count: int, one: str, many: str) -> str:
-    """A count with its word."""
-    return f"{count} {one if count == 1 else many}"
-
-
 def _tag(case: Case) -> str:
+    """Return the outcome, or without a label the decision, as HTML; wrong outcomes are marked."""
     outcome = outcome_text(case)
     if outcome is None:
         return "" if case.abnormal is None else f'<span class="tag">{decision_text(case)}</span>'
     return f'<span class="tag{" bad" if outcome in _WRONG else ""}">{outcome}</span>'
 
 
-# Sections
-
-
 def _headline(
-    cases: Sequence[Case], metrics: Mapping, settings: Mapping[str, object], threshold: float, notes: Sequence[str]
+    cases: Sequence[Case],
+    metrics: Mapping[str, Any],
+    settings: Mapping[str, object],
+    threshold: float,
+    notes: Sequence[str],
 ) -> str:
+    """Return the headline: AUROC or number of flagged images, the run, wrong decisions, disclaimer and notes."""
     auroc = number_text((metrics.get("honest") or {}).get("auroc"))
     counts = [
         metrics.get(f"n_{kind}") or sum(case.label == label for case in cases)
@@ -247,14 +167,11 @@ def _headline(
     what = f"{counts[0]} normal and {counts[1]} abnormal test images" if any(counts) else f"{total}, no labels"
     run = [f"{key}\u00a0{settings[key]}" for key in ("backbone", "k", "seed") if settings.get(key) is not None]
     decided = [case for case in cases if case.abnormal is not None]
-    flagged = sum(bool(case.abnormal) for case in decided)
-    big = (
-        f"Honest AUROC {auroc}"
-        if auroc != MISSING
-        else f"{flagged} of {total} flagged"
-        if decided
-        else f"{total} scored"
-    )
+    big = f"{total} scored"
+    if auroc != MISSING:
+        big = f"Honest AUROC {auroc}"
+    elif decided:
+        big = f"{sum(bool(case.abnormal) for case in decided)} of {total} flagged"
     lines = [f'<p class="headline"><strong>{big}</strong>{escape(" · ".join([what, *run]))}</p>']
     if any(outcome_text(case) for case in decided):
         outcomes = [outcome_text(case) for case in decided]
@@ -269,12 +186,13 @@ def _headline(
     return "\n".join(line for line in lines if line)
 
 
-def _figures(metrics: Mapping) -> str:
+def _metrics_table(metrics: Mapping[str, Any]) -> str:
+    """Return the image-level metrics as a table and the pixel-level AUROC as a sentence; empty without metrics."""
     honest, paper = metrics.get("honest") or {}, metrics.get("paper") or {}
-    keys = [*_FIGURE_NAMES, *sorted((set(honest) | set(paper)) - set(_FIGURE_NAMES))]
+    keys = [*_METRIC_NAMES, *sorted((set(honest) | set(paper)) - set(_METRIC_NAMES))]
     rows = "".join(
-        f'<tr><th scope="row">{escape(_FIGURE_NAMES.get(key, key))}</th>'
-        f"{_figure_cell(honest.get(key))}{_figure_cell(paper.get(key))}</tr>"
+        f'<tr><th scope="row">{escape(_METRIC_NAMES.get(key, key))}</th>'
+        f"{_metric_cell(honest.get(key))}{_metric_cell(paper.get(key))}</tr>"
         for key in keys
         if key in honest or key in paper
     )
@@ -282,7 +200,7 @@ def _figures(metrics: Mapping) -> str:
     parts = []
     if rows:
         parts.append(
-            '<table class="figures"><thead><tr><th scope="col">Figure, image level</th>'
+            '<table class="figures"><thead><tr><th scope="col">Image-level metric</th>'
             '<th scope="col">honest<span class="small">threshold set without the test images</span></th>'
             f'<th scope="col">paper<span class="small">{OPTIMISTIC}</span></th></tr></thead>'
             f"<tbody>{rows}</tbody></table>"
@@ -292,24 +210,26 @@ def _figures(metrics: Mapping) -> str:
     return "\n".join(parts)
 
 
-def _figure_cell(value: object) -> str:
+def _metric_cell(value: object) -> str:
+    """Return one cell of the table of metrics."""
     text = number_text(value)
     return f'<td class="missing">{text}</td>' if text == MISSING else f"<td>{text}</td>"
 
 
-def _charts(cases: Sequence[Case], metrics: Mapping, threshold: float) -> str:
+def _charts(cases: Sequence[Case], metrics: Mapping[str, Any], threshold: float) -> str:
+    """Return the charts of scores and ROC side by side; empty without cases."""
     if not cases:
         return ""
     large = len(cases) > DOTS_PER_CLASS
-    thinned = f" Classes above {DOTS_PER_CLASS} images show evenly spaced ranks." if large else ""
+    thinned = f" Classes with more than {DOTS_PER_CLASS} images are thinned to evenly spaced ranks." if large else ""
     strips = (
         f'<figure><h3>Anomaly score by class</h3>{strip_chart(cases, threshold)}<figcaption class="small">'
-        f"One mark per image; boxes span the middle half of a class, the thick line is its median.{thinned}"
+        f"One mark per image. Boxes span the interquartile range, thick lines are medians.{thinned}"
         "</figcaption></figure>"
     )
     labelled = [case for case in cases if case.label is not None]
     if len({case.label for case in labelled}) < 2:
-        roc = "<p>No ROC curve: it needs labelled images of both kinds.</p>"
+        roc = "<p>No ROC curve: it requires labelled normal and abnormal images.</p>"
     else:
         auroc = number_text((metrics.get("honest") or {}).get("auroc"))
         roc = f"<figure><h3>ROC curve</h3>{roc_chart(labelled, threshold, auroc)}</figure>"
@@ -317,11 +237,12 @@ def _charts(cases: Sequence[Case], metrics: Mapping, threshold: float) -> str:
 
 
 def _gallery(cases: Sequence[Case], shown: Sequence[tuple[str, list[int]]], scale: ColourScale) -> str:
+    """Return the gallery of the chosen cases; empty without any."""
     if not shown:
         return ""
     bar = colour_bar(scale)
     outlined = any(cases[i].mask is not None for _, indices in shown for i in indices)
-    mask_words = " A light blue line surrounds the lesion mask." if outlined else ""
+    mask_words = " A light blue line outlines the lesion mask." if outlined else ""
     links, groups = [], []
     for number, (heading, indices) in enumerate(shown):
         outcomes = [outcome_text(cases[i]) for i in indices]
@@ -334,16 +255,17 @@ def _gallery(cases: Sequence[Case], shown: Sequence[tuple[str, list[int]]], scal
             f'<div class="gallery">{figures}</div></div>'
         )
     return (
-        "<p>Left the radiograph, right the anomaly map over it. A white line surrounds what reaches the threshold; "
-        "scores are taken before the map is smoothed, so a flagged image may have none. "
-        "All images share one colour scale, so equal colours mean "
+        "<p>Left: the radiograph. Right: the radiograph with its anomaly map. A white line outlines areas that reach the "
+        "threshold; the score is computed before the map is smoothed, so a flagged image may have no such area. "
+        "All images share one colour scale: equal colours mean "
         f'equal values.{mask_words}</p><ul class="jump">{"".join(links)}</ul>\n' + "\n".join(groups)
     )
 
 
 def _figure(case: Case, index: int, scale: ColourScale) -> str:
+    """Return the pictures of one case with their caption."""
     images = "".join(f'<img src="{_data_uri(picture)}" alt="{escape(alt)}">' for alt, picture in _pictures(case, scale))
-    p_value = "" if case.p_value is None else f" · p {p_text(case.p_value)}"
+    p_value = "" if case.p_value is None else f" · p {p_value_text(case.p_value)}"
     return (
         f'<figure class="case" id="case-{index}"><div class="pair">{images}</div><figcaption>'
         f'<span class="name">{escape(case.name)}</span>{_tag(case)}'
@@ -353,12 +275,12 @@ def _figure(case: Case, index: int, scale: ColourScale) -> str:
 
 
 def _pictures(case: Case, scale: ColourScale) -> Iterable[tuple[str, np.ndarray]]:
-    """Alternative text and uint8 picture of what a case has: radiograph, then map."""
+    """Draw the radiograph and the anomaly map of a case, where it has them; yields alternative text and picture (uint8)."""
     try:
         image = None if case.image is None else shrink(case.image, _PICTURE_SIDE)
         anomaly_map = None if case.anomaly_map is None else shrink(case.anomaly_map, _PICTURE_SIDE)
         if image is not None and case.mask is not None and np.any(case.mask):
-            # Any overlap counts, so that a small lesion does not vanish with the resolution.
+            # any overlap counts, so that small lesions stay visible at the lower resolution
             mask = shrink(np.asarray(case.mask, dtype=np.float32), _PICTURE_SIDE) > 0
             yield f"Radiograph of {case.name}, lesion outlined", outline(image, mask)
         elif image is not None:
@@ -372,10 +294,12 @@ def _pictures(case: Case, scale: ColourScale) -> Iterable[tuple[str, np.ndarray]
 
 
 def _data_uri(picture: np.ndarray) -> str:
+    """Encode a picture as a JPEG data URI."""
     return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(picture)).decode("ascii")
 
 
 def _case_table(cases: Sequence[Case], shown: Sequence[tuple[str, list[int]]]) -> str:
+    """Return the table of all cases, highest score first, with links to those in the gallery."""
     if not cases:
         return "<p>No image was scored.</p>"
     linked = {i for _, indices in shown for i in indices}
@@ -399,6 +323,7 @@ def _case_table(cases: Sequence[Case], shown: Sequence[tuple[str, list[int]]]) -
 
 
 def _row(case: Case, index: int, linked: bool) -> str:
+    """Return one row of the table of cases."""
     outcome, name = outcome_text(case), escape(case.name)
     linked_name = f'<a href="#case-{index}">{name}</a>' if linked else name
     wrong = outcome in _WRONG
@@ -408,19 +333,6 @@ def _row(case: Case, index: int, linked: bool) -> str:
         f"{linked_name}</th><td>{escape(class_text(case))}</td>"
         f'<td class="figure" data-value="{float(case.anomaly_score)!r}">{number_text(float(case.anomaly_score))}</td>'
         f'<td class="figure" data-value="{"" if case.p_value is None else repr(float(case.p_value))}">'
-        f"{p_text(case.p_value)}</td>"
+        f"{p_value_text(case.p_value)}</td>"
         f"<td>{decision_text(case)}{f' {_tag(case)}' if wrong else ''}</td></tr>"
     )
-
-
-def run_section(settings: Mapping[str, object], seconds: Mapping[str, float] | None) -> str:
-    """Settings and times as tables."""
-
-    def table(caption: str, rows: Iterable[tuple[str, str]], kind: str) -> str:
-        body = "".join(f'<tr><th scope="row">{escape(k)}</th><td{kind}>{escape(v)}</td></tr>' for k, v in rows)
-        return f"<table><caption>{caption}</caption><tbody>{body}</tbody></table>" if body else ""
-
-    texts = ((str(k), v if isinstance(v, str) else json.dumps(v, default=str)) for k, v in settings.items())
-    times = ((str(k), _duration(float(v))) for k, v in (seconds or {}).items())
-    both = table("Settings", texts, "") + table("Time per stage", times, ' class="figure"')
-    return f'<div class="two">{both}</div>' if both else ""

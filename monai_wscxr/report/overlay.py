@@ -1,20 +1,18 @@
-"""Anomaly maps as colour over radiographs.
+"""Anomaly maps drawn in colour over radiographs.
 
-Colour means the same number in every image of a run: the scale comes from the caller, who takes it from
-calibration, and never from the image at hand. An image whose map stays at or below the lower end of the scale
-therefore looks exactly like its radiograph.
+A colour stands for the same value in every image of a run: the scale belongs to the model's calibration and is never derived
+from the image. An image whose map does not exceed the low end of the scale therefore looks exactly like its radiograph.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 from PIL import Image
 
-# Evenly spaced anchors, violet over red to yellow. Luminance rises from each anchor to the next, so the order also
-# survives a grey printer and colour-blind eyes; the top stays saturated, because pale colours vanish over bone.
+from monai_wscxr.model.calibration import ColourScale
+
+# Evenly spaced anchors from violet through red to yellow. Luminance rises from each anchor to the next, so the order is also
+# visible in greyscale print and to colour-blind readers. The top stays saturated, because pale colours vanish over bone.
 _ANCHORS = np.array(
     [
         (38, 14, 96),
@@ -36,47 +34,17 @@ THRESHOLD_COLOUR = (255, 255, 255)
 _HALO = (10, 16, 22)
 
 
-@dataclass(frozen=True)
-class ColourScale:
-    """The one mapping from anomaly map values to colours that all images of a run share.
-
-    Attributes:
-        low: value at and below which nothing is drawn.
-        high: value at and above which colour and opacity are at their strongest; larger than ``low``.
-        threshold: value marked on the colour bar, or None.
-
-    Raises:
-        ValueError: if a value is not finite or ``low`` is not below ``high``.
-    """
-
-    low: float
-    high: float
-    threshold: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("low", "high", "threshold"):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"colour scale: {name} must be finite, got {value}")
-        if not self.low < self.high:
-            raise ValueError(f"colour scale: low must be below high, got low={self.low} and high={self.high}")
-
-    def position(self, values: np.ndarray | float) -> np.ndarray:
-        """Returns where values lie on the scale: 0 at and below ``low``, 1 at and above ``high``."""
-        return np.clip((np.asarray(values, dtype=np.float64) - self.low) / (self.high - self.low), 0.0, 1.0)
-
-
 def colour_map(values: np.ndarray) -> np.ndarray:
-    """Colours for positions on a scale.
+    """Return the colours for positions on a colour scale.
 
     Args:
-        values: array of any shape, in [0, 1].
+        values: positions in [0, 1], array of any shape.
 
     Returns:
-        uint8 array with the shape of ``values`` and a last axis of three (red, green, blue).
+        uint8 [..., 3], the shape of `values` and red, green, blue.
 
     Raises:
-        ValueError: if a value is not finite or outside [0, 1].
+        ValueError: when a value is not finite or lies outside [0, 1].
     """
     values = np.asarray(values, dtype=np.float64)
     _require_unit_range(values, "colour_map: values")
@@ -84,17 +52,17 @@ def colour_map(values: np.ndarray) -> np.ndarray:
 
 
 def heatmap(anomaly_map: np.ndarray, scale: ColourScale) -> np.ndarray:
-    """Opaque colours of an anomaly map, without a radiograph below.
+    """Draw an anomaly map in opaque colours, without a radiograph.
 
     Args:
-        anomaly_map: float ``[H, W]``.
-        scale: the run's colour scale.
+        anomaly_map: float [H, W].
+        scale: colour scale of the model.
 
     Returns:
-        uint8 ``[H, W, 3]``.
+        uint8 [H, W, 3].
 
     Raises:
-        ValueError: if the map is not two-dimensional or not finite.
+        ValueError: when the map is not two-dimensional or not finite.
     """
     anomaly_map = np.asarray(anomaly_map)
     _require_map(anomaly_map)
@@ -102,21 +70,21 @@ def heatmap(anomaly_map: np.ndarray, scale: ColourScale) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale, alpha: float = 0.55) -> np.ndarray:
-    """Lays an anomaly map over a radiograph.
+    """Draw an anomaly map over a radiograph.
 
-    Opacity is 0 at and below ``scale.low`` and grows linearly to ``alpha`` at ``scale.high``.
+    Opacity is 0 at and below `scale.low` and grows linearly to `alpha` at `scale.high`.
 
     Args:
-        image: float ``[H, W]`` in [0, 1].
-        anomaly_map: float ``[H, W]``, the shape of ``image``.
-        scale: the run's colour scale.
-        alpha: strongest opacity, in [0, 1].
+        image: float [H, W] in [0, 1].
+        anomaly_map: float [H, W], the shape of `image`.
+        scale: colour scale of the model.
+        alpha: highest opacity, in [0, 1].
 
     Returns:
-        uint8 ``[H, W, 3]``.
+        uint8 [H, W, 3].
 
     Raises:
-        ValueError: if the shapes differ, a value is not finite, or ``image`` or ``alpha`` leaves its range.
+        ValueError: when the shapes differ, a value is not finite, or `image` or `alpha` is out of range.
     """
     image, anomaly_map = np.asarray(image), np.asarray(anomaly_map)
     if not 0.0 <= alpha <= 1.0:
@@ -126,7 +94,7 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale, alph
     _require_map(anomaly_map)
     grey = grey_levels(image)[..., None].astype(np.float32)
     position = scale.position(anomaly_map)
-    blended = _colours(position)  # grey + opacity * (colour - grey), in place: pictures of a run are many
+    blended = _colours(position)  # grey + opacity * (colour - grey), in place for speed: a run draws every image
     blended -= grey
     blended *= (alpha * position[..., None]).astype(np.float32)
     blended += grey
@@ -134,7 +102,11 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale, alph
 
 
 def grey_levels(image: np.ndarray) -> np.ndarray:
-    """Turns a float image ``[H, W]`` in [0, 1] into uint8 ``[H, W]``; ValueError outside the range or the shape."""
+    """Convert an image [H, W] in [0, 1] to grey levels, uint8 [H, W].
+
+    Raises:
+        ValueError: when the image is not two-dimensional or a value lies outside [0, 1].
+    """
     image = np.asarray(image, dtype=np.float64)
     if image.ndim != 2:
         raise ValueError(f"image must be [H, W], got shape {image.shape}")
@@ -143,18 +115,18 @@ def grey_levels(image: np.ndarray) -> np.ndarray:
 
 
 def outline(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = LESION_COLOUR) -> np.ndarray:
-    """Draws the border of a mask on a picture, just outside the mask so that what it surrounds stays visible.
+    """Draw the border of a mask on a picture, just outside the mask so that the masked area stays visible.
 
     Args:
-        picture: float ``[H, W]`` in [0, 1], or uint8 ``[H, W, 3]``.
-        mask: bool ``[H, W]``.
+        picture: float [H, W] in [0, 1], or uint8 [H, W, 3].
+        mask: bool [H, W].
         colour: red, green, blue of the line.
 
     Returns:
-        uint8 ``[H, W, 3]``; a light line with a dark line around it, visible on bone and on air alike.
+        uint8 [H, W, 3]; the line has a dark line around it, so it is visible on bone and on air.
 
     Raises:
-        ValueError: if the shapes differ or a float picture leaves its range.
+        ValueError: when the shapes differ or a float picture is out of range.
     """
     picture, mask = np.asarray(picture), np.asarray(mask, dtype=bool)
     if picture.shape[:2] != mask.shape:
@@ -168,7 +140,7 @@ def outline(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] 
 
 
 def _grown(mask: np.ndarray) -> np.ndarray:
-    """A mask ``[H, W]`` with the eight neighbours of its pixels; many times faster than a general dilation."""
+    """Dilate a mask [H, W] by one pixel in all eight directions; many times faster than a general dilation."""
     wide = mask.copy()
     wide[:, 1:] |= mask[:, :-1]
     wide[:, :-1] |= mask[:, 1:]
@@ -179,7 +151,7 @@ def _grown(mask: np.ndarray) -> np.ndarray:
 
 
 def shrink(array: np.ndarray, limit: int) -> np.ndarray:
-    """Scales ``[H, W]`` down by area means until no side is longer than ``limit`` pixels; never scales up."""
+    """Scale an array [H, W] down by area averaging until no side is longer than `limit` pixels; never scale up."""
     height, width = array.shape
     factor = limit / max(height, width)
     if factor >= 1.0:
@@ -190,17 +162,17 @@ def shrink(array: np.ndarray, limit: int) -> np.ndarray:
 
 
 def colour_bar_symbol(scale: ColourScale) -> str:
-    """The scale as an SVG symbol ``#colour-bar``, drawn once and used beside every group of images.
+    """Draw the colour scale as the SVG symbol `#colour-bar`, which a page defines once and uses beside every group of images.
 
-    Colours are those of :func:`overlay` on mid-grey, so the bar looks like the pictures it explains. Text takes the
-    page's ``quiet`` class, the threshold's mark the class ``mark``. A threshold off the scale is marked at the nearer
-    end, in words too.
+    The colours are those of `overlay` on mid-grey, so the bar looks like the pictures it explains. Text has the page's class
+    `quiet`, the mark of the threshold the class `mark`. A threshold outside the scale is marked at the nearer end, with a
+    note.
 
     Args:
-        scale: the run's colour scale.
+        scale: colour scale of the model.
 
     Returns:
-        An invisible ``<svg>`` element that holds the symbol, 320 by 46 units.
+        An invisible `<svg>` element that holds the symbol, 320 by 46 units.
     """
     ramp = overlay(np.full((1, 17), 0.45), np.linspace(scale.low, scale.high, 17)[None], scale)[0]
     stops = "".join(
@@ -217,6 +189,7 @@ def colour_bar_symbol(scale: ColourScale) -> str:
 
 
 def _threshold_mark(scale: ColourScale) -> str:
+    """Draw the mark of the threshold on the colour bar; empty without a threshold."""
     if scale.threshold is None:
         return ""
     at = 10 + 300 * float(scale.position(scale.threshold))
@@ -230,7 +203,7 @@ def _threshold_mark(scale: ColourScale) -> str:
 
 
 def _colours(position: np.ndarray) -> np.ndarray:
-    """Interpolated anchors as float32 in [0, 255], shape of ``position`` (in [0, 1]) plus ``[3]``."""
+    """Interpolate between the anchors: positions [...] in [0, 1] to float32 [..., 3] in [0, 255]."""
     at = np.asarray(position, dtype=np.float32) * np.float32(len(_ANCHORS) - 1)
     below = np.minimum(at.astype(np.intp), len(_ANCHORS) - 2)
     at -= below
@@ -241,6 +214,7 @@ def _colours(position: np.ndarray) -> np.ndarray:
 
 
 def _require_unit_range(values: np.ndarray, what: str) -> None:
+    """Raise ValueError unless all values are finite and lie in [0, 1]; `what` names them in the message."""
     if not np.isfinite(values).all():
         raise ValueError(f"{what} must be finite, found NaN or infinity")
     if values.size and (values.min() < -_RANGE_TOLERANCE or values.max() > 1.0 + _RANGE_TOLERANCE):
@@ -248,6 +222,7 @@ def _require_unit_range(values: np.ndarray, what: str) -> None:
 
 
 def _require_map(anomaly_map: np.ndarray) -> None:
+    """Raise ValueError unless the map is two-dimensional and finite."""
     if anomaly_map.ndim != 2:
         raise ValueError(f"anomaly map must be [H, W], got shape {anomaly_map.shape}")
     if not np.isfinite(anomaly_map).all():

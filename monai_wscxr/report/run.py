@@ -1,7 +1,8 @@
-"""The report of a prediction run: a table of every image, and a viewer for radiograph, map and overlay side by side.
+"""Report of a prediction run: a table of all images, and a viewer with radiograph, map and overlay side by side.
 
-Pictures lie beside the page in `pictures/`, three for each image: `NUMBER-radiograph.jpg`, `-map.jpg`, `-overlay.jpg`. The
-folder can be copied as a whole and opens without a network. Without scripts the names in the table lead to the overlays.
+The folder `pictures/` beside the page holds three pictures per image: `NUMBER-radiograph.jpg`, `NUMBER-map.jpg` and
+`NUMBER-overlay.jpg`. The folder of the report can be copied as a whole and needs no network. With scripts disabled, the names
+in the table link to the overlays.
 """
 
 from __future__ import annotations
@@ -12,28 +13,28 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from .case import MISSING, Case, decision_text, number_text
-from .charts import strip_chart
-from .html import DISCLAIMER, colour_bar, notes_box, p_text, plural, run_section, write_page
-from .overlay import ColourScale
+from monai_wscxr.model.calibration import ColourScale
+from monai_wscxr.report.case import MISSING, Case, decision_text, number_text
+from monai_wscxr.report.charts import strip_chart
+from monai_wscxr.report.page import DISCLAIMER, colour_bar, notes_box, p_value_text, plural, run_section, write_page
 
 PICTURES = (
     ("radiograph", "Radiograph"),
     ("map", "Anomaly map, colours opaque"),
     ("overlay", "Map over radiograph"),
 )
-"""What the viewer shows of an image: the end of a picture's name and the words for it."""
+"""Pictures in the viewer: suffix of the file name, and caption."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One input of a run.
+    """One input of a prediction run.
 
     Attributes:
-        name: what a person recognises it by.
-        stem: number that its pictures begin with, or None without pictures.
-        anomaly_score, p_value, abnormal: None when it was rejected.
-        reason: why it was rejected: code and sentence, else empty.
+        name: name shown to the reader, usually the file.
+        stem: number that starts the names of its pictures; None without pictures.
+        anomaly_score, p_value, abnormal: see `Prediction`; None for a rejected input.
+        reason: reason code and message of a rejected input, otherwise "".
     """
 
     name: str
@@ -52,37 +53,39 @@ def write_run_report(
     settings: Mapping[str, object],
     notes: Sequence[str] = (),
 ) -> Path:
-    """Writes the report of a prediction run, atomically.
+    """Write the report of a prediction run, atomically.
 
     Args:
-        path: the HTML file; `pictures/` is beside it.
-        entries: every input, in order.
-        scale: the one colour scale of the run.
-        threshold: the operating point on the anomaly score.
-        settings: what the run was.
-        notes: sentences under the headline.
+        path: the HTML file; the folder `pictures/` is beside it.
+        entries: all inputs, in order.
+        scale: colour scale of the model.
+        threshold: operating point on the anomaly score.
+        settings: settings of the model and the run.
+        notes: sentences shown below the headline.
 
     Returns:
-        The path written.
+        Path of the HTML file.
     """
     sections = [("images", "Images", _images(entries, scale))]
     cases = [
         Case(e.name, None, None, e.anomaly_score, e.p_value, e.abnormal) for e in entries if e.anomaly_score is not None
     ]
     if cases:
-        words = (
-            '<figcaption class="small">One mark per image; the box spans the middle half of the scores.</figcaption>'
+        caption = "One mark per image. The box spans the interquartile range, the thick line is the median."
+        chart = (
+            f'<div class="charts"><figure>{strip_chart(cases, threshold)}'
+            f'<figcaption class="small">{caption}</figcaption></figure></div>'
         )
-        chart = f'<div class="charts"><figure>{strip_chart(cases, threshold)}{words}</figure></div>'
         sections.append(("scores", "Scores", chart))
     sections.append(("run", "Run", run_section(settings, None)))
-    # 'self' alone does not cover pages that are opened from a disk
+    # 'self' alone does not cover pages opened from a disk
     return write_page(
         path, "WSCXR predictions", _headline(entries, threshold, notes), sections, scale, "'self' file: data:"
     )
 
 
 def _headline(entries: Sequence[Entry], threshold: float, notes: Sequence[str]) -> str:
+    """Return the headline: number of flagged images, threshold, rejected inputs, disclaimer and notes."""
     flagged = sum(bool(e.abnormal) for e in entries)
     rejected = sum(e.anomaly_score is None for e in entries)
     total = plural(len(entries), "image", "images")
@@ -96,6 +99,7 @@ def _headline(entries: Sequence[Entry], threshold: float, notes: Sequence[str]) 
 
 
 def _images(entries: Sequence[Entry], scale: ColourScale) -> str:
+    """Return the table of all inputs with its filters, and the viewer."""
     counts = {
         "all": len(entries),
         "flagged": sum(e.abnormal is True for e in entries),
@@ -107,15 +111,15 @@ def _images(entries: Sequence[Entry], scale: ColourScale) -> str:
         f'<button type="button" data-filter="{key}" aria-pressed="false">{names[key]} ({counts[key]})</button>'
         for key in names
     )
-    # the most abnormal first, what has no score last
+    # highest score first, rejected inputs last
     order = sorted(range(len(entries)), key=lambda i: _rank(entries[i]))
     folder = _common_folder([entry.name for entry in entries])
     rows = "\n".join(_row(entries[i], entries[i].name[len(folder) :]) for i in order)
     where = f"<p>Names are paths below <code>{escape(folder)}</code></p>" if folder else ""
     return (
-        "<p>Choose an image to see it with its anomaly map; arrow keys go to the next one. All maps share one colour scale, "
-        "so equal colours mean equal values. The p-value is the share of normal images like those held out in training "
-        f"that score at least as high.</p>{where}"
+        "<p>Select an image to view it with its anomaly map; the arrow keys move between images. All maps share one colour "
+        "scale: equal colours mean equal values. The p-value estimates the share of normal images, like those held out in "
+        f"training, that score at least as high.</p>{where}"
         f'<div class="tools" id="case-tools" role="group" aria-label="Show" hidden>{buttons}'
         '<label class="small">Name contains <input type="search" id="case-search"></label>'
         '<span class="small" id="case-count" role="status"></span></div>'
@@ -128,20 +132,22 @@ def _images(entries: Sequence[Entry], scale: ColourScale) -> str:
 
 
 def _common_folder(names: Sequence[str]) -> str:
-    """What all paths begin with, up to a separator: said once, it need not stand in every row. Empty for next to nothing."""
+    """Return the folder that all paths share, with its separator, so that rows need not repeat it; empty if it is short."""
     if len(names) < 2:
         return ""
-    first, last = min(names), max(names)  # what these share, all share
+    first, last = min(names), max(names)  # a prefix that these two share is common to all
     common = first[: next((i for i, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), None)]
     common = common[: max(common.rfind("/"), common.rfind(os.sep)) + 1]
     return common if len(common) > 3 else ""
 
 
 def _rank(entry: Entry) -> float:
+    """Return the sort key of a row."""
     return float("inf") if entry.anomaly_score is None else -entry.anomaly_score
 
 
 def _row(entry: Entry, short: str) -> str:
+    """Return one row of the table; `short` is the name without the common folder."""
     name, stem = escape(short), entry.stem
     if stem is not None:
         picture = f"pictures/{stem}-overlay.jpg"
@@ -159,12 +165,12 @@ def _row(entry: Entry, short: str) -> str:
         f'<td class="figure" data-value="{"" if entry.anomaly_score is None else repr(float(entry.anomaly_score))}">'
         f"{score}</td>"
         f'<td class="figure" data-value="{"" if entry.p_value is None else repr(float(entry.p_value))}">'
-        f"{p_text(entry.p_value)}</td><td>{decision}</td></tr>"
+        f"{p_value_text(entry.p_value)}</td><td>{decision}</td></tr>"
     )
 
 
 def _viewer(scale: ColourScale) -> str:
-    """The dialog; the template's script fills it."""
+    """Return the dialog of the viewer, which the template's script fills."""
     figures = "".join(
         f'<figure><img data-kind="{kind}" data-words="{words}" alt=""><figcaption>{words}</figcaption></figure>'
         for kind, words in PICTURES
@@ -178,6 +184,7 @@ def _viewer(scale: ColourScale) -> str:
         f'<h2 id="viewer-title"></h2><div class="tools">{buttons}</div></div>'
         f'<div class="viewer-pictures">{figures}</div>'
         f'<div class="viewer-foot"><p id="viewer-text" role="status"></p>{colour_bar(scale)}</div>'
-        '<p class="small">A white line surrounds what reaches the threshold. The decision is about the score, which comes from '
-        "the patches before smoothing, by default from their highest quarter, so line and decision need not agree.</p></dialog>"
+        '<p class="small">A white line outlines areas that reach the threshold. The decision refers to the anomaly '
+        "score, which is computed from the patch scores before smoothing (by default the mean of the highest quarter), so "
+        "outline and decision may disagree.</p></dialog>"
     )

@@ -8,6 +8,7 @@ from monai_wscxr.training.epoch_handlers import EpochLogHandler as EpochLogHandl
 from monai_wscxr.training.epoch_handlers import EpochStateHandler as EpochStateHandler
 from monai_wscxr.training.epoch_handlers import ThreadsHandler as ThreadsHandler
 from monai_wscxr.training.mining_handler import MiningHandler as MiningHandler
+from monai_wscxr.training.mining_handler import release_banks as release_banks
 from monai_wscxr.training.once import train_once as train_once
 from monai_wscxr.training.once import training_workflow as training_workflow
 from monai_wscxr.training.options import run_settings as run_settings

@@ -18,7 +18,7 @@ from monai_wscxr.model.calibration import Calibration, calibrate
 from monai_wscxr.model.networks import WSCXRNet, check_score_share, image_scores
 from monai_wscxr.system.processes import first_process
 from monai_wscxr.training.banks import TrainingBanks
-from monai_wscxr.training.epoch_handlers import banks_of
+from monai_wscxr.training.mining_handler import banks_of
 from monai_wscxr.training.run_folder import RunFolder
 
 logger = logging.getLogger("monai_wscxr")

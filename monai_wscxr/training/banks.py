@@ -138,13 +138,13 @@ def prepare_banks(
     began = time.perf_counter()
     normal, held_out, abnormal = _extract(extractor, split, options.bank_memory)
     nuisance = _nuisance(extractor, normal, whitening, options)
-    held_out, abnormal = held_out.load(), abnormal.load()
+    apart, few = held_out.load(), abnormal.load()
     if _fits(extractor, len(split.normal), options.bank_memory):
         normal = normal.load()
     mining_began = time.perf_counter()
     if on_mining is not None:
         on_mining()
-    mined = mine(normal.to(device), abnormal.to(device), options.retention, options.scope)
+    mined = mine(normal.to(device), few.to(device), options.retention, options.scope)
     mined_at = time.perf_counter()
     if whitening is not None:
         _fit_whitening(whitening, normal.to(device), options.shrinkage, nuisance)
@@ -157,13 +157,13 @@ def prepare_banks(
             return moved
         return moved.changed(whitening.into, cache, in_place)  # type: ignore[return-value]
 
-    # in place: these are the largest objects in memory, and nothing needs their rows unwhitened any more
-    normal, held_out, abnormal = (whitened(bank, in_place=True) for bank in (normal, held_out, abnormal))
+    # in place: banks are the largest objects in memory, and nothing needs their rows unwhitened any more
+    normal = whitened(normal, in_place=True)
     roles = (split.normal, split.held_out, split.abnormal)
     return TrainingBanks(
         normal=normal,
-        held_out=held_out,
-        abnormal=abnormal,
+        held_out=whitened(apart, in_place=True),
+        abnormal=whitened(few, in_place=True),
         mined=mined,
         mined_rows=whitened(mined.bank).rows,
         split=split,

@@ -1,4 +1,4 @@
-"""What happens around the epochs: threads, the weight of the distance term, kept states, one line of log."""
+"""Handlers around the epochs: threads, weight of the distance term, states to continue from, one line of log."""
 
 from __future__ import annotations
 
@@ -13,35 +13,24 @@ from monai_wscxr.model.mixing import PatchBatches
 from monai_wscxr.model.networks import Discriminator, check_score_share
 from monai_wscxr.system.atomic import require_space, torch_bytes
 from monai_wscxr.system.processes import first_process, wait_for_all
-from monai_wscxr.training.banks import TrainingBanks
 from monai_wscxr.training.distance import check_distance_share, distance_spread, distance_weight
+from monai_wscxr.training.mining_handler import banks_of
 from monai_wscxr.training.run_folder import RunFolder
 
 logger = logging.getLogger("monai_wscxr")
 
 
-def banks_of(engine: Engine) -> TrainingBanks:
-    """Return the banks that `MiningHandler` has prepared for this training.
-
-    Raises:
-        RuntimeError: when it has not run; attach it before the handlers that need banks.
-    """
-    banks = getattr(engine.state, "banks", None)
-    if banks is None:
-        raise RuntimeError("the training has no banks yet: attach MiningHandler before the handlers that need them")
-    return banks
-
-
 class EpochStateHandler:
-    """Keep the training state after every epoch and continue from the last one that is there and undamaged.
+    """Save the training state after every epoch and continue from the last undamaged one.
 
     Batches and mixing depend on (seed, epoch) alone, so a continued run ends at the weights of an uninterrupted one. A state
-    belongs to the images that it was trained on: when those have changed, training starts again.
+    belongs to the images that it was trained on: when they have changed, training starts again. Attach it after
+    `MiningHandler`.
 
     Args:
-        folder: of the run.
-        discriminator, optimizer: what is being trained.
-        dataset: its epoch is set when continuing.
+        folder: output folder of the run.
+        discriminator, optimizer: objects in training.
+        dataset: its epoch is set when the run continues.
     """
 
     def __init__(
@@ -55,12 +44,12 @@ class EpochStateHandler:
         self.discriminator, self.optimizer, self.dataset = discriminator, optimizer, dataset
 
     def attach(self, engine: Engine) -> None:
-        """Continue at the start, keep after every epoch."""
+        """Continue when training starts, save after every epoch."""
         engine.add_event_handler(Events.STARTED, self.resume)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def resume(self, engine: Engine) -> None:
-        """Load the last state, if there is one of these images."""
+        """Load the last state if it belongs to the images of this run."""
         state = self.folder.latest_state()
         if state is not None and state["images"] != banks_of(engine).identity:
             logger.warning("the images have changed since the interrupted run; training starts again")
@@ -81,7 +70,7 @@ class EpochStateHandler:
         logger.info("continuing after epoch %d of an interrupted run", state["epoch"])
 
     def save(self, engine: Engine) -> None:
-        """Write the state of this epoch (the first process does)."""
+        """Write the state of this epoch; the first of several processes does."""
         if first_process():
             self.folder.save_state(engine.state.epoch, self._state(engine))
 
@@ -119,7 +108,7 @@ class DistanceHandler:
         self._spread = None
 
     def __call__(self, engine: Engine) -> None:
-        """Set the weight."""
+        """Set the discriminator's weight of the distance."""
         banks = banks_of(engine)
         weight = 0.0
         if self.share > 0:
@@ -140,7 +129,7 @@ class ThreadsHandler:
     one. The number of threads is restored when training ends.
 
     Args:
-        discriminator: what is being trained.
+        discriminator: network in training.
         batch_size: normal patches per step.
         limit: multiply-adds per step up to which one thread is used.
     """
@@ -151,26 +140,26 @@ class ThreadsHandler:
         self.threads = torch.get_num_threads()
 
     def attach(self, engine: Engine) -> None:
-        """Set at the start (attach it after mining), restore at the end."""
+        """Set the number of threads when training starts (attach it after `MiningHandler`), restore it at the end."""
         engine.add_event_handler(Events.STARTED, self.set_threads)
         for event in (Events.COMPLETED, Events.EXCEPTION_RAISED):
             engine.add_event_handler(event, self.restore)
 
     def set_threads(self, engine: Engine) -> None:
-        """One thread where that is enough."""
+        """Use one thread if the discriminator is small."""
         self.threads = torch.get_num_threads()
         if self.one:
             torch.set_num_threads(1)
 
     def restore(self, engine: Engine, error: BaseException | None = None) -> None:
-        """Back to what it was; an error goes on."""
+        """Restore the number of threads; an error is raised again."""
         torch.set_num_threads(self.threads)
         if error is not None:
             raise error
 
 
 class EpochLogHandler:
-    """One line per epoch: mean training loss, and how well held-out normals are told from the training abnormals.
+    """Log one line per epoch: the mean training loss, and the AUROC of held-out normals against the training abnormals.
 
     Attach it after the `ValidationHandler`. The abnormals were trained on, so the second figure chooses nothing.
 
@@ -186,7 +175,7 @@ class EpochLogHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Log this epoch."""
+        """Log the epoch that has just ended."""
         state = engine.state
         logger.info(
             "epoch %d/%d: loss %.4f%s", state.epoch, state.max_epochs, state.metrics["loss"], self._separation(engine)

@@ -50,7 +50,6 @@ class MiningHandler:
         self.extractor, self.split, self.whitening = extractor, split, whitening
         self.options, self.device = options, device
         self.dataset, self.inferer, self.validation = dataset, inferer, validation
-        self.banks: TrainingBanks | None = None
 
     def attach(self, engine: Engine) -> None:
         """Run when training starts."""
@@ -70,7 +69,7 @@ class MiningHandler:
             self.device,
             on_mining=lambda: engine.fire_event(TrainingStages.MINING_STARTED),
         )
-        self.banks = engine.state.banks = banks  # type: ignore[attr-defined]
+        engine.state.banks = banks  # type: ignore[attr-defined]
         self.dataset.fill(banks.normal.rows)
         self.inferer.fill(banks.mined_rows)
         self.validation.fill(banks.held_out, banks.abnormal)
@@ -81,14 +80,26 @@ class MiningHandler:
             *(done.extracted, done.reused, len(banks.rejected), banks.seconds["extraction"]),
         )
         for file, code, message in banks.rejected:
-            logger.warning("rejected (%s): %s", code, message or file)
+            logger.warning("rejected (%s): %s: %s", code, file, message)
         logger.info(
             "mining: %d of %d abnormal patches against %d normal ones, %.2f s",
             *(len(banks.mined.bank), len(banks.abnormal), len(banks.normal), banks.seconds["mining"]),
         )
 
-    def release(self) -> None:
-        """Drop the normal bank when the training is over; before training has started there is nothing to drop."""
-        self.dataset.release()
-        if self.banks is not None:
-            self.banks.release()
+
+def banks_of(engine: Engine) -> TrainingBanks:
+    """Return the banks that `MiningHandler` has prepared for this training.
+
+    Raises:
+        RuntimeError: when it has not run; attach it before the handlers that need banks.
+    """
+    banks: TrainingBanks | None = getattr(engine.state, "banks", None)
+    if banks is None:
+        raise RuntimeError("the training has no banks yet: attach MiningHandler before the handlers that need them")
+    return banks
+
+
+def release_banks(trainer: Engine) -> None:
+    """Drop the normal bank, the largest object in memory, from a trainer and its data set; training is over."""
+    banks_of(trainer).release()
+    trainer.data_loader.dataset.release()  # type: ignore[attr-defined]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
+from torch import Tensor
 
+from monai_wscxr.bank.rows import RowSource
 from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.model.networks import Discriminator
 from monai_wscxr.training.mining_handler import TrainingStages
 from monai_wscxr.training.options import find_configs
 
@@ -79,6 +83,33 @@ def train_once(
     workflow.run()
     workflow.finalize()
     return Path(output_dir)
+
+
+def trainer_on_banks(
+    discriminator: Discriminator, normal: Tensor | RowSource, mined: Tensor, options: Mapping[str, Any]
+) -> Engine:
+    """Create the bundle's own trainer on rows that exist already, without files, mining and artefact.
+
+    Args:
+        discriminator: what is trained.
+        normal: [N, C] rows of the normal bank, whitened if wanted.
+        mined: [k, C] rows of the mined bank, likewise.
+        options: options of `train.yaml`.
+
+    Returns:
+        the trainer; `run()` trains. Handlers that need no banks may be attached.
+    """
+    values = {"network": SimpleNamespace(discriminator=discriminator), "train#handlers": [], **options}
+    parser = training_workflow(".", ".", values).parser
+    dataset, trainer = parser.get_parsed_content("train#dataset"), parser.get_parsed_content("train#trainer")
+    dataset.fill(normal)
+    parser.get_parsed_content("train#inferer").fill(mined)
+
+    def set_length(engine: Engine) -> None:
+        engine.state.epoch_length = dataset.batches_per_epoch
+
+    trainer.add_event_handler(Events.STARTED, set_length)
+    return trainer
 
 
 def _report_progress(trainer: Engine, on_progress: Callable[[str, float], None]) -> None:

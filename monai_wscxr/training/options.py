@@ -85,7 +85,7 @@ def option_names(configuration: Mapping[str, Any]) -> list[str]:
             return not value.startswith("%")
         return value is None or isinstance(value, (bool, int, float))
 
-    reserved = ("settings", "training", "evaluating", "inferring")
+    reserved = ("settings", "training", "evaluating", "inferring", "initialize", "run", "finalize")
     return [name for name, value in configuration.items() if name not in reserved and is_option(name, value)]
 
 

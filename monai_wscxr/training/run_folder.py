@@ -1,4 +1,4 @@
-"""The output folder of a training run: whose it is, and the state from which a killed run goes on."""
+"""The output folder of a training run: which run it belongs to, and the state from which a killed run continues."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from monai_wscxr.system.processes import first_process, wait_for_all
 logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
-FINISHED = "finished"  # in the folder of the states: the model of this run is written
+FINISHED = "finished"  # a file in the folder of the states; it appears when the model of the run is written
 _RESULTS = (ARTEFACT, WEIGHTS, "model.ts", "model.onnx", "metrics.json", "predictions.csv", "predictions", "report")
 
 
@@ -39,9 +39,9 @@ class RunFolder:
     first prepares the folder.
 
     Args:
-        path: the folder; made if missing.
-        settings: options of the run, JSON-like.
-        overwrite: clear what another run left there.
+        path: the folder; created if missing.
+        settings: settings of the run, JSON-like, see `run_settings`.
+        overwrite: replace the results of another run.
 
     Raises:
         InputError: when the folder belongs to another run, is in use, holds foreign files, or cannot be written.
@@ -119,7 +119,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run that left its states here has written its model."""
+        """True when the run that left its states here has written its model."""
         return (self.states / FINISHED).exists()
 
     def finish(self) -> None:
@@ -132,23 +132,23 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def save_state(self, epoch: int, state: Mapping[str, Any]) -> None:
-        """Keep the state after an epoch (atomically). Every epoch is kept: the published protocol chooses among them."""
+        """Write the state after an epoch, atomically. Every epoch is kept, since the published protocol chooses among them."""
         save_sealed(self.states / f"epoch_{epoch:04d}.pt", dict(state))
 
     def latest_state(self) -> dict[str, Any] | None:
-        """State of the last finished epoch that is undamaged, or None; a damaged one is put aside and said."""
+        """Load the state of the last finished epoch, or None; damaged ones are put aside with a warning."""
         for path in sorted(self.states.glob("epoch_*.pt"), reverse=True):
             try:
                 return load_sealed(path)
             except DamagedError as error:
-                logger.warning("%s; the run goes on from the state before it", error)
+                logger.warning("%s; the run continues from the state before it", error)
                 if first_process():
                     path.rename(path.with_suffix(".pt.damaged"))
         return None
 
 
 def epoch_discriminators(folder: str | Path) -> list[dict[str, Any]]:
-    """States of the discriminator after each epoch of a finished run, in order.
+    """Load the discriminator's states after each epoch of a finished run, in order.
 
     Raises:
         InputError: when one is damaged.

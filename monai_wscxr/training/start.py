@@ -1,4 +1,4 @@
-"""What the bundle's configurations call before long work starts: plain errors and checked options."""
+"""First steps of the bundle's workflows: plain errors, checked options, fixed seeds; the optimiser by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from monai_wscxr.training.options import check_options, from_command_line
 
 
 def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> None:
-    """First step of every workflow: check what was asked for, then make the run reproducible.
+    """Check the options of a workflow before long work starts, then make the run reproducible.
 
     Raises:
         InputError: on a missing or unknown option, or a device that is not there.
@@ -47,10 +47,10 @@ def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> 
 
 @contextlib.contextmanager
 def quiet_training() -> Iterator[None]:
-    """Trainings say nothing below a warning, for a caller that shows how far they are by itself."""
+    """Silence messages of trainings below a warning, for a caller that shows progress itself."""
     loggers = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("ignite", "monai")]
     levels = {name: logging.getLogger(name).level for name in ["monai_wscxr", *loggers]}
-    for name in levels:  # MONAI's own have a level each, and warn of what is meant here: no file of logging settings
+    for name in levels:  # MONAI's loggers have levels of their own, and warn that there is no file of logging settings
         logging.getLogger(name).setLevel(logging.ERROR if name.startswith("monai.") else logging.WARNING)
     try:
         yield
@@ -63,7 +63,7 @@ def quiet_training() -> Iterator[None]:
 def create_optimizer(
     name: str, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """The optimiser of the discriminator by name.
+    """Create the optimiser of the discriminator by name.
 
     Raises:
         InputError: when it is neither SGD nor Adam.

@@ -1,4 +1,4 @@
-"""Validation while training."""
+"""Validation during training: held-out normal and few-shot abnormal images, on features that are known already."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from monai_wscxr.model.networks import anomaly_score, check_score_share
 
 
 class ImageFeatures(IterableDataset):
-    """Batches of patch features of whole images with labels, filled by `MiningHandler`; what validation runs on.
+    """Batches of patch features of whole images with labels, filled by `MiningHandler`, for the evaluator.
 
     Args:
-        batch_size: images per batch; few, so that what is computed on the way stays in the processor's cache.
+        batch_size: images per batch; few, so that intermediate results stay in the processor's cache.
     """
 
     def __init__(self, batch_size: int = 32) -> None:
@@ -24,7 +24,7 @@ class ImageFeatures(IterableDataset):
         self.parts: list[tuple[Tensor, int]] = []
 
     def fill(self, normal: FeatureBank, abnormal: FeatureBank) -> None:
-        """Hold the images of two banks."""
+        """Set the images: two banks of whole images, whitened."""
         self.parts = [(normal.images, 0), (abnormal.images, 1)]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -34,7 +34,7 @@ class ImageFeatures(IterableDataset):
 
 
 class ScoresAndLabels:
-    """For MONAI's metrics: anomaly scores [B, 1] and labels [B, 1] of one step of the evaluator.
+    """Turn the output of one step of the evaluator into anomaly scores [B, 1] and labels [B, 1], for MONAI's metrics.
 
     Args:
         score_share: see `anomaly_score`.
@@ -44,5 +44,5 @@ class ScoresAndLabels:
         self.score_share = check_score_share(score_share)
 
     def __call__(self, output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Scores and labels."""
+        """Return scores and labels."""
         return anomaly_score(output["pred"], self.score_share), output["label"]

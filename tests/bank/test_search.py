@@ -133,8 +133,8 @@ open("/proc/self/clear_refs", "w").write("5")  # resets the peak
 before = status("VmRSS")
 source = BankFile(path)
 distance, index = nearest(query, source, budget)
-planned = plan_search(256, *source.shape, source.dtype, budget).peak_bytes
-print(status("VmHWM") - before, planned, index.sum().item(), distance.sum().item())
+predicted = plan_search(256, *source.shape, source.dtype, budget).peak_bytes
+print(status("VmHWM") - before, predicted, index.sum().item(), distance.sum().item())
 """
 
 

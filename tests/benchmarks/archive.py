@@ -17,24 +17,22 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from monai.engines import SupervisedTrainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from monai_wscxr.bank.feature_bank import FeatureBank
 from monai_wscxr.bank.folder import BankFolder
 from monai_wscxr.bank.rows import row_blocks
-from monai_wscxr.model.losses import HingeLoss
 from monai_wscxr.model.mining import mine
-from monai_wscxr.model.mixing import MixingInferer, PatchBatches, prepare_patch_batch
 from monai_wscxr.model.networks import Discriminator
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.planning.plan import plan_training
 from monai_wscxr.system.memory import peak_memory, reset_peak_memory, resident_memory
 from monai_wscxr.training.epoch_handlers import DistanceHandler, ThreadsHandler
+from monai_wscxr.training.once import trainer_on_banks
 
 GRID, CHANNELS, SHARD = (8, 8), 320, 1000
 
@@ -82,35 +80,15 @@ class Measured:
         return result
 
 
-class Holder:
-    """What `DistanceHandler` asks of the handler that mined."""
-
-    def __init__(self, normal, abnormal) -> None:
-        self.normal, self.abnormal = normal, abnormal
-
-
 def train(normal, mined: Tensor, abnormal: FeatureBank, epochs: int) -> Discriminator:
-    """The trainer of train.yaml on a whitened bank."""
+    """Train as train.yaml does, on a whitened bank."""
     torch.manual_seed(0)
-    dataset, inferer, discriminator = PatchBatches(512, min_batches=120), MixingInferer(), Discriminator(CHANNELS)
-    dataset.fill(normal.rows)
-    inferer.fill(mined)
-    trainer = SupervisedTrainer(
-        device=torch.device("cpu"),
-        max_epochs=epochs,
-        epoch_length=dataset.batches_per_epoch,
-        train_data_loader=DataLoader(dataset, batch_size=None),
-        prepare_batch=prepare_patch_batch,
-        network=discriminator,
-        loss_function=HingeLoss(),
-        inferer=inferer,
-        optimizer=torch.optim.SGD(discriminator.parameters(), lr=3e-4, weight_decay=1e-5),
-        decollate=False,
-        train_handlers=[
-            DistanceHandler(Holder(normal, abnormal), discriminator, 0.6, 0.25),  # type: ignore[arg-type]
-            ThreadsHandler(discriminator, 512),
-        ],
-    )
+    discriminator = Discriminator(CHANNELS)
+    options = {"batch_size": 512, "min_batches": 120, "epochs": epochs, "device": "cpu"}
+    trainer = trainer_on_banks(discriminator, normal.rows, mined, options)
+    trainer.state.banks = SimpleNamespace(normal=normal, abnormal=abnormal)
+    DistanceHandler(discriminator, 0.6, 0.25).attach(trainer)
+    ThreadsHandler(discriminator, 512).attach(trainer)
     trainer.run()
     return discriminator
 

@@ -1,7 +1,8 @@
-"""The compared methods through the bundle: configurations on top of train.yaml, run shrunk."""
+"""The compared methods as bundle workflows: their configurations on top of train.yaml, with small settings."""
 
 import csv
 import json
+import shutil
 
 import pytest
 from monai.bundle import create_workflow
@@ -9,6 +10,7 @@ from monai.bundle import create_workflow
 from monai_wscxr.data.split import training_split
 from monai_wscxr.errors import InputError
 from monai_wscxr.experiments.baselines.common import normal_split
+from monai_wscxr.report.predictions import COLUMNS, LABEL
 from monai_wscxr.training.options import check_options
 from tests.helpers.bundle_runs import CONFIGS, SMALL
 
@@ -37,9 +39,27 @@ def test_a_method_trains_calibrates_and_evaluates(method, phantoms, tmp_path):
     assert set(found["honest"]) >= {"auroc", "accuracy", "f1", "threshold"}
     with open(tmp_path / "run" / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == (*COLUMNS, LABEL)
     assert len(rows) == 8
+    assert all(row["label"] == str(int("/abnormal/" in row["file"])) for row in rows)
+    assert {(row["status"], row["reason"], row["model_sha256"]) for row in rows} == {("ok", "", "")}
     flagged = [float(row["anomaly_score"]) > found["honest"]["threshold"] for row in rows]
     assert [row["abnormal"] == "true" for row in rows] == flagged
+
+
+def test_a_rejected_test_image_has_its_row(phantoms, tmp_path):
+    source = tmp_path / "data"
+    shutil.copytree(phantoms, source)
+    broken = sorted(source.glob("test/normal/*.png"))[1]
+    broken.write_bytes(b"not an image")
+    run("patchcore", source, tmp_path / "run", max_bad_share=0.5)
+    with open(tmp_path / "run" / "predictions.csv", newline="") as file:
+        rows = {row["file"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 8
+    row = rows.pop(str(broken))
+    assert (row["status"], row["reason"], row["label"]) == ("rejected", "unknown_format", "0")
+    assert (row["anomaly_score"], row["p_value"], row["abnormal"]) == ("", "", "")
+    assert {row["status"] for row in rows.values()} == {"ok"}
 
 
 def test_the_same_seed_gives_the_same_figures(phantoms, tmp_path):

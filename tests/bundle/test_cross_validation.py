@@ -1,4 +1,4 @@
-"""Cross-validation on training images: who is in a draw, that it trains what the bundle trains, and its command."""
+"""Cross-validation on training images: its splits, the same training as the bundle, and its command."""
 
 import json
 import re
@@ -10,14 +10,14 @@ import torch
 from monai_wscxr.commands.main import main
 from monai_wscxr.errors import InputError
 from monai_wscxr.experiments import cross_validation
-from monai_wscxr.experiments.cross_validation import Draw, DrawData, make_draw, train
+from monai_wscxr.experiments.cross_validation import RandomSplit, SplitFeatures, random_split, train
 from monai_wscxr.experiments.cross_validation.maps import CHANGES
-from monai_wscxr.experiments.cross_validation.training import TRAINING_OPTIONS, bank_of
+from monai_wscxr.experiments.cross_validation.training import bank_of, training_options
 from monai_wscxr.features.copies import ALTERED, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.mining import mine
 from monai_wscxr.model.nuisance import nuisance_of
-from tests.helpers.bundle_runs import SMALL, workflow
+from tests.helpers.bundle_runs import workflow
 
 
 def items():
@@ -26,33 +26,33 @@ def items():
     return ill + normal
 
 
-def test_draws_keep_patients_apart_and_nest():
+def test_splits_keep_patients_apart_and_nest():
     listed = items()
     for seed in range(20):
-        draw = make_draw(listed, [1, 2, 4], seed)
-        assert draw == make_draw(listed, [1, 2, 4], seed)
+        split = random_split(listed, [1, 2, 4], seed)
+        assert split == random_split(listed, [1, 2, 4], seed)
         patient = [i["patient"] for i in listed]
-        assert not {patient[i] for i in draw.normal} & {patient[i] for i in draw.held_out}
-        assert sorted(draw.normal + draw.held_out) == list(range(24, 84))
-        assert 15 <= len(draw.held_out) <= 17
+        assert not {patient[i] for i in split.normal} & {patient[i] for i in split.held_out}
+        assert sorted(split.normal + split.held_out) == list(range(24, 84))
+        assert 15 <= len(split.held_out) <= 17
         for k in (1, 2, 4):
-            few, unseen = draw.few_shot[k], draw.unseen[k]
+            few, unseen = split.few_shot[k], split.unseen[k]
             assert sorted(listed[i]["class"] for i in few) == ["a"] * k + ["b"] * k
             assert not {patient[i] for i in few} & {patient[i] for i in unseen}
             assert len(unseen) == sum(i["label"] == 1 and i["patient"] not in {patient[j] for j in few} for i in listed)
-        assert set(draw.few_shot[1]) <= set(draw.few_shot[2]) <= set(draw.few_shot[4])
-    assert make_draw(listed, [1], 0) != make_draw(listed, [1], 1)
+        assert set(split.few_shot[1]) <= set(split.few_shot[2]) <= set(split.few_shot[4])
+    assert random_split(listed, [1], 0) != random_split(listed, [1], 1)
     with pytest.raises(InputError, match="leaves no abnormal image"):
-        make_draw(listed, [12], 0)
+        random_split(listed, [12], 0)
 
 
 def test_it_trains_what_the_bundle_trains(phantoms, tmp_path):
-    """The bundle's run of the same split gives the same weights."""
+    """Training in cross-validation gives the weights of the bundle's training on the same split."""
     started = workflow("train", phantoms, tmp_path / "run")
     started.run()
-    banks = started.parser.get_parsed_content("mining").banks
+    banks = started.parser.get_parsed_content("train#trainer").state.banks
     trained = started.parser.get_parsed_content("network").discriminator
-    options = {key: started.parser.get(key) for key in TRAINING_OPTIONS} | SMALL
+    options = training_options(started.parser.get())
     ours = train(options, banks.normal, banks.mined_rows)
     torch.testing.assert_close(ours.layers[-1].weight, trained.layers[-1].weight, rtol=1e-4, atol=1e-7)
 
@@ -68,10 +68,10 @@ def test_mined_rows_are_those_of_mine(phantoms, make_features):
     bank = own.images
     made = copy_features(extractor, own.files, ALTERED, 2).unflatten(1, own.grid).permute(0, 3, 1, 2)
     n = len(files)
-    draw = Draw(list(range(6)), [6, 7], {1: [n - 1], 2: [n - 1, n - 2]}, {1: [n - 2], 2: [n - 3]})
-    data = DrawData(draw, bank, {}, [made[0::2], made[1::2]], range(n), torch.zeros(n).numpy())
+    split = RandomSplit(list(range(6)), [6, 7], {1: [n - 1], 2: [n - 1, n - 2]}, {1: [n - 2], 2: [n - 3]})
+    data = SplitFeatures(split, bank, {}, [made[0::2], made[1::2]], range(n), torch.zeros(n).numpy())
     for k, retention in ((1, 0.3), (2, 0.5), (2, 1.0)):
-        few = bank_of(bank[draw.few_shot[k]])
+        few = bank_of(bank[split.few_shot[k]])
         for scope in ("all", "image"):
             assert torch.equal(data.mined(k, retention, scope), mine(data.normal, few, retention, scope).bank.rows)
     options = {"copies": 2, "nuisance": 3.0, "copied_normals": 6}
@@ -85,7 +85,7 @@ def test_the_command_writes_a_table_and_never_opens_the_test_part(phantoms, tmp_
     for path in source.glob("test/*/*"):
         if path.is_file():
             path.write_bytes(b"unreadable")
-    for name in ("consolidation", "nodule"):  # a second image of each class, to validate with
+    for name in ("consolidation", "nodule"):  # a second image of each class, for validation
         twin = next((phantoms / "test" / "abnormal" / name).glob("*.png"))
         shutil.copy(twin, source / "train" / "abnormal" / name / "more.png")
     small = {"image_size": 64, "epochs": 1, "min_batches": 2, "backbone": "timm/test_resnet", "weights": "none"}

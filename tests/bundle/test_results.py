@@ -13,7 +13,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from monai_wscxr.model.artefact import load_model
-from monai_wscxr.model.predictor import COLUMNS, predict_files, to_map
+from monai_wscxr.model.predictor import predict_files, to_map
+from monai_wscxr.report.predictions import COLUMNS
 from tests.helpers.bundle_runs import CONFIGS, run, workflow
 
 

@@ -55,11 +55,11 @@ def test_another_seed_gives_another_model(trained, phantoms, tmp_path):
 def test_a_bank_that_stays_on_disk_gives_the_same_model(trained, phantoms, tmp_path):
     streamed = workflow("train", phantoms, tmp_path / "streamed", bank_memory=1)
     streamed.run()
-    mining = streamed.parser.get_parsed_content("mining")
-    assert isinstance(mining.banks.normal, BankOnDisk)
+    banks = streamed.parser.get_parsed_content("train#trainer").state.banks
+    assert isinstance(banks.normal, BankOnDisk)
     streamed.finalize()
-    assert not hasattr(mining.banks, "normal")  # the largest thing in memory is not kept to the end of the process
-    assert not len(mining.dataset.rows)
+    assert not hasattr(banks, "normal")  # the largest thing in memory is not kept to the end of the process
+    assert not len(streamed.parser.get_parsed_content("train#dataset").rows)
     assert artefact(tmp_path / "streamed")["model_sha256"] == artefact(trained)["model_sha256"]
 
 

@@ -417,7 +417,7 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nih", "nowhere"], "is no folder"),
+        (["nih", "nowhere"], "is not a folder"),
         (["nih", ".", "--uncertain", "positive"], "nih has no option uncertain"),
         (["chexpert", "."], "train.csv is missing"),
         (["zhanglab", "."], "holds neither"),

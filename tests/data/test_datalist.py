@@ -9,7 +9,7 @@ from monai_wscxr.data.datalist import DatalistError, load_datalist, patient_of
 
 
 def put(root, *names, content=None):
-    """Writes files that differ from one another, unless ``content`` is given."""
+    """Write files with different content, or all with `content`, and return their folder."""
     for name in names:
         path = Path(root) / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -18,7 +18,7 @@ def put(root, *names, content=None):
 
 
 def brief(items, root):
-    """Items as (image relative to root, label, class, patient)."""
+    """Return items as (image relative to root, label, class, patient)."""
     return [(Path(i["image"]).relative_to(root).as_posix(), i["label"], i["class"], i["patient"]) for i in items]
 
 

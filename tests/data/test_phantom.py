@@ -14,7 +14,7 @@ SEEDS = (0, 1, 2, 3, 4, 5)
 
 
 def central_heart_and_lung(image):
-    """Mean grey of the lower mediastinum and of the middle of both lungs, in image coordinates."""
+    """Return the mean grey value of the lower mediastinum and of the middle of both lungs, in image coordinates."""
     n = image.shape[0]
 
     def mean(left, top, right, bottom):
@@ -200,7 +200,7 @@ def test_a_failed_write_leaves_no_partial_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(phantom.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_phantoms(tmp_path, 1, 0, 0, 0, size=32, progress=False)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -1,4 +1,4 @@
-"""The few-shot draw, held-out patients, and the overlap check."""
+"""The few-shot choice, held-out patients and the overlap check."""
 
 import random
 import warnings
@@ -13,7 +13,7 @@ from monai_wscxr.data.selection import _closest_subset, check_overlap, choose_fe
 
 
 def put(root, *names, content=None):
-    """Writes files that differ from one another, unless ``content`` is given."""
+    """Write files with different content, or all with `content`, and return their folder."""
     for name in names:
         path = Path(root) / name
         path.parent.mkdir(parents=True, exist_ok=True)

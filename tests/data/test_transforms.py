@@ -1,4 +1,4 @@
-"""From a file to the network's input, and the record of how."""
+"""Transforms from a file to the network input, and their settings."""
 
 import json
 
@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_wscxr.data.radiograph.read import READER_CHAIN, RadiographError, read_radiograph
+from monai_wscxr.data.radiograph.base import RadiographError
+from monai_wscxr.data.radiograph.read import READER_CHAIN, read_radiograph
 from monai_wscxr.data.transforms import (
     LoadMaskd,
     LoadRadiographd,
@@ -129,7 +130,7 @@ def test_preprocessing_survives_json(size):
 
 
 def naive_nearest(mask, size):
-    """The pixel under the centre of each target pixel."""
+    """Return the pixel under the centre of each target pixel."""
     h, w = mask.shape
     rows = [int((y + 0.5) * h / size) for y in range(size)]
     columns = [int((x + 0.5) * w / size) for x in range(size)]

@@ -12,7 +12,7 @@ from monai_wscxr.evaluation.metrics import pixel_auroc
 
 
 def flood_regions(mask):
-    """Regions connected by sides or corners, as sets of pixels."""
+    """Find 8-connected regions by flood fill, as sets of pixels."""
     left = {(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)}
     regions = []
     while left:
@@ -28,7 +28,7 @@ def flood_regions(mask):
 
 
 def naive_overlap(masks, maps, limit):
-    """Curve over every distinct value, then the area by fine steps between neighbouring points."""
+    """Compute the curve over all distinct values, then the area by fine steps between points."""
     regions = [(n, region) for n, mask in enumerate(masks) for region in flood_regions(mask)]
     outside = [(n, y, x) for n, mask in enumerate(masks) for y, x in zip(*np.nonzero(~mask), strict=True)]
     points = [(0.0, 0.0)]

@@ -1,4 +1,4 @@
-"""Figures of merit against pair counting and exhaustive search."""
+"""Metrics against pair counting and exhaustive search."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from monai_wscxr.evaluation.metrics import (
 
 
 def naive_auroc(labels, scores):
-    """Share of (abnormal, normal) pairs in the right order; ties count one half."""
+    """Compute the share of (abnormal, normal) pairs in the right order; ties count one half."""
     pairs = [
         (a, n)
         for a, ya in zip(scores, labels, strict=True)

@@ -1,9 +1,10 @@
-"""Feeds broken files to prediction runs and counts what becomes of them.
+"""Fuzzing of prediction runs with broken files.
 
     python -m tests.fuzz.fuzzing --count 10000
 
-Every tenth file is a broken version of a whole radiograph, the others of crops. Ends with status 1 if an input has no row, a
-row no reason, a reader took longer than allowed to give up, or a process used more memory than twice the stated limit.
+Every tenth file is a broken version of a whole radiograph, the others of crops. The exit status is 1 when an input has no row,
+a rejected row has no reason, or a process uses more than twice the stated memory limit. Files on which a decoder crashed, hung
+or ran out of memory are listed and kept in the folder for temporary files.
 """
 
 from __future__ import annotations
@@ -30,7 +31,16 @@ SECONDS = 10.0
 
 @dataclass
 class Tally:
-    """What became of the inputs."""
+    """Outcomes of the inputs.
+
+    Attributes:
+        inputs: number of files.
+        reasons: number of rows by reason code; "ok" for predicted files.
+        problems: violated promises, as sentences.
+        lost: files on which a decoder crashed, hung or ran out of memory.
+        peak: largest memory of one process beyond its start, in bytes.
+        seconds: duration.
+    """
 
     inputs: int = 0
     reasons: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -41,7 +51,7 @@ class Tally:
 
 
 class PeakMemory:
-    """Peak resident memory (Linux) of all descendants of this process beyond what each had when first seen."""
+    """Peak resident memory (Linux) of any descendant process, beyond its peak when first seen."""
 
     def __init__(self) -> None:
         self._first: dict[int, int] = {}
@@ -90,7 +100,7 @@ def _peak(pid: int) -> int:
 
 
 def tiny_model(folder: Path) -> None:
-    """An untrained but complete model with a network of a few thousand weights."""
+    """Write an untrained but complete model with a network of a few thousand weights."""
     import torch
 
     from monai_wscxr.data.transforms import Preprocessing
@@ -110,16 +120,16 @@ def tiny_model(folder: Path) -> None:
 
 
 def fuzz(count: int, seed: int, workers: int = 2, large_share: float = 0.1, chunk: int = 250) -> Tally:
-    """Make and predict broken files; nothing is kept.
+    """Make and predict broken files and delete them.
 
     Args:
-        count: files.
+        count: number of files.
         seed: of the mutations.
-        workers: processes.
+        workers: number of worker processes.
         large_share: share of broken versions of whole radiographs.
         chunk: files per prediction run.
     """
-    from monai_wscxr.data.radiograph.read import GATES, MEMORY_LIMIT, REASON_CODES
+    from monai_wscxr.data.radiograph.base import GATES, MEMORY_LIMIT, REASON_CODES
     from monai_wscxr.prediction.options import Options
     from monai_wscxr.prediction.run import predict
 
@@ -152,7 +162,7 @@ def fuzz(count: int, seed: int, workers: int = 2, large_share: float = 0.1, chun
         tally.peak = memory.largest
     tally.seconds = time.perf_counter() - began
     if tally.peak > 2 * MEMORY_LIMIT:
-        tally.problems.append(f"a process used {tally.peak} bytes, stated are {MEMORY_LIMIT}")
+        tally.problems.append(f"a process used {tally.peak} bytes; the stated limit is {MEMORY_LIMIT}")
     return tally
 
 
@@ -194,7 +204,7 @@ def _count(folder: Path, names: list[str], tally: Tally, codes: tuple[str, ...])
 
 
 def main() -> int:
-    """Run and print."""
+    """Run the command and print the outcome."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)

@@ -185,8 +185,8 @@ class Killing:
         from monai_wscxr.bank.cache import FeatureCache
         from monai_wscxr.features.extraction import PatchExtractor
         from monai_wscxr.training import artefact_handler as result
+        from monai_wscxr.training import banks
         from monai_wscxr.training import epoch_handlers as epochs
-        from monai_wscxr.training import mining_handler as mining
         from monai_wscxr.training.run_folder import RunFolder
 
         board = self.board
@@ -206,7 +206,7 @@ class Killing:
 
         staged(PatchExtractor, "bank", "extraction")
         staged(FeatureCache, "write", "shard")
-        staged(mining, "mine", "mining")
+        staged(banks, "mine", "mining")
         staged(epochs.EpochStateHandler, "resume", "training", "training")
         staged(RunFolder, "save_state", "state")
         staged(result, "save_model", "model")

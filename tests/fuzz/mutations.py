@@ -1,6 +1,6 @@
-"""Seeds and mutations for fuzzing the loader: whole and cropped radiographs in every format, broken in many ways.
+"""Seed files and mutations for fuzzing the loader: whole and cropped radiographs in every format, broken in many ways.
 
-Everything follows from a seed number, so that a failure can be made again.
+All random choices follow from one seed, so every failure can be reproduced.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from pydicom.uid import (
 )
 
 Generator = np.random.Generator
-SIDE = 150  # of the cropped seeds, so that the gate on polarity looks at them too
+SIDE = 150  # pixels of the cropped seeds, enough for the polarity gate
 _SIZES = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
 _EXTREMES = (0, 1, 2, 7, 8, 9, 16, 31, 255, 256, 4096, 32767, 32768, 65535)
 
 
 def large_seeds() -> dict[str, bytes]:
-    """RG1 and RG3 of pydicom-data as they are: 0.2 to 7 MB each."""
+    """Return RG1 and RG3 of pydicom-data unchanged, 0.2 to 7 MB each."""
     names = [f"{body}_{kind}.dcm" for body in ("RG1", "RG3") for kind in ("UNCR", "UNCI", "J2KR", "J2KI")]
     paths = {name: get_testdata_file(name, download=False) for name in names}
     return {name: open(path, "rb").read() for name, path in paths.items() if path}
 
 
 def small_seeds() -> dict[str, bytes]:
-    """Crops of RG1 and RG3 in many transfer syntaxes, and of RG1 as PNG, JPEG and NIfTI."""
+    """Return crops of RG1 and RG3 in many transfer syntaxes, and of RG3 as PNG, JPEG and NIfTI."""
     seeds: dict[str, bytes] = {}
     for body in ("RG1", "RG3"):
         path = get_testdata_file(f"{body}_UNCR.dcm", download=False)
@@ -123,7 +123,7 @@ def _niftis(grey: np.ndarray) -> dict[str, bytes]:
 
 
 def mutate(data: bytes, name: str, generator: Generator) -> bytes:
-    """One broken version of a file."""
+    """Return a broken version of a file."""
     ways: list[Callable[[bytearray, str, Generator], bytes]] = [_flip, _flip_head, _blot, _cut, _splice, _lie, _lie]
     result = ways[int(generator.integers(len(ways)))](bytearray(data), name, generator)
     if generator.random() < 0.15:
@@ -170,7 +170,7 @@ def _splice(data: bytearray, name: str, generator: Generator) -> bytes:
 
 
 def _lie(data: bytearray, name: str, generator: Generator) -> bytes:
-    """A header that claims something else: sizes, depths, lengths, offsets."""
+    """Change sizes, depths, lengths or offsets in the header."""
     if len(data) < 400:
         return bytes(data)
     if name.endswith(".png"):
@@ -217,7 +217,7 @@ def _lie_dicom(data: bytearray, generator: Generator) -> bytes:
         inside = [at + 5 for at in _markers(data, b"\xff\xf7\x00", b"\xff\xc0\x00")]
         inside = inside or [at + 4 for at in _markers(data, b"\xfe\xff\x00\xe0")]
         return _lie_at(data, inside or places, ">H" if inside else f"{order}H", generator)
-    if generator.random() < 0.5 and name in ("Rows", "Columns"):  # both at once: a picture of gigabytes
+    if generator.random() < 0.5 and name in ("Rows", "Columns"):  # both at once claim gigabytes
         for keyword in ("Rows", "Columns"):
             other = pydicom.datadict.tag_for_keyword(keyword)
             for at in _markers(data[:8000], struct.pack(f"{order}HH", other >> 16, other & 0xFFFF)):

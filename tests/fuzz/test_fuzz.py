@@ -1,4 +1,4 @@
-"""The short version of fuzzing, with fixed seeds; `python -m tests.fuzz.fuzzing` is the long one."""
+"""A short fuzzing run with fixed seeds; `python -m tests.fuzz.fuzzing` runs longer."""
 
 import numpy as np
 import pytest

@@ -1,9 +1,9 @@
-"""A workbench without a network, for tests of the page: phantoms in, real pictures and labels, scores by a simple rule.
+"""A workbench without a neural network, for tests of the page: real pictures and labels, scores by a simple rule.
 
-Scores come from the difference between a radiograph and the mean of all, plus, once an abnormal image is labelled, the
-likeness to it. They are only good enough for a ranking that changes when labels arrive.
+The score of a radiograph is its difference from the mean of all, plus its similarity to the images labelled abnormal. That is
+just enough for a ranking that changes with the labels.
 
-Run it to look at the page: `python tests/label/fake_workbench.py FOLDER_WITH_PNG_FILES`, then open 127.0.0.1:8000/wscxr/.
+To look at the page, run `python -m tests.helpers.fake_workbench FOLDER_WITH_PNG_FILES` and open 127.0.0.1:8000/wscxr/.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STAGES = ("features", "mining", "training", "scoring")
 
 
 def phantom_files(folder: Path) -> list[Path]:
-    """Radiographs in a folder, without the masks that `phantom` writes beside them."""
+    """List the radiographs in a folder, without the masks that `phantom` writes next to them."""
     return [file for file in sorted(folder.rglob("*.png")) if "masks" not in file.parts]
 
 
@@ -227,7 +227,7 @@ class FakeWorkbench:
         self.state = {"state": "done", "stage": "", "fraction": 1.0, "seconds": seconds, "message": ""}
 
     def _fit(self):
-        """Differences to the mean image; each labelled abnormal image adds the likeness to its own difference."""
+        """Score by the difference from the mean image, plus the similarity to the differences of images labelled abnormal."""
         blurred = {i: ndimage.gaussian_filter(p, p.shape[0] / 32) for i, p in self.pixels.items()}
         mean = np.mean(list(blurred.values()), axis=0)
         difference = {i: np.abs(b - mean) for i, b in blurred.items()}
@@ -236,8 +236,8 @@ class FakeWorkbench:
         abnormal = [i for i, (label, _, _) in self.labels.items() if label == 1]
         scores = {i: float(np.sort(m, axis=None)[-m.size // 20 :].mean()) for i, m in self.maps.items()}
         for i, values in self.maps.items():
-            likeness = [float(np.corrcoef(values.ravel(), self.maps[a].ravel())[0, 1]) for a in abnormal]
-            scores[i] += 2.0 * max([0.0, *likeness])
+            similarity = [float(np.corrcoef(values.ravel(), self.maps[a].ravel())[0, 1]) for a in abnormal]
+            scores[i] += 2.0 * max([0.0, *similarity])
         self.scores = scores
         self.held_out = sorted(scores.values())[: max(2, int(0.8 * len(scores)))][-HELD_OUT:]
         median, threshold = self.held_out[len(self.held_out) // 2], self.held_out[-2]
@@ -264,11 +264,11 @@ def application(workbench: object, **options: object) -> FastAPI:
 
 @contextmanager
 def served(workbench: object, port: int = 0) -> Iterator[tuple[str, int]]:
-    """Serves the page on loopback while the `with` block runs; gives its address and port."""
+    """Serve the page on the loopback during the block; yield its address and port."""
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind(("127.0.0.1", port))
-    listening.listen(64)  # so that nobody is turned away before the server runs
+    listening.listen(64)  # connections before the server runs have to wait, not fail
     port = listening.getsockname()[1]
     server = uvicorn.Server(uvicorn.Config(application(workbench), log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

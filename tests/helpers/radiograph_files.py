@@ -1,4 +1,4 @@
-"""What the tests of the loader share: files to read, and the error that reading ends with."""
+"""Helpers for tests of the loader: files to read, and the error of a file that is rejected."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from monai_wscxr.data.radiograph.read import RadiographError, read_radiograph
+from monai_wscxr.data.radiograph.base import RadiographError
+from monai_wscxr.data.radiograph.read import read_radiograph
 
 GREY = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)
 SECRET = "Doe^Jane"
@@ -20,20 +21,22 @@ WINDOW = {"WindowCenter": 128, "WindowWidth": 256}  # 8 bit to [0, 1]
 
 
 def rejected(path, **options):
-    """The error that reading ``path`` ends with."""
+    """Return the error that reading `path` raises."""
     with pytest.raises(RadiographError) as caught:
         read_radiograph(path, **options)
+    assert str(path) not in str(caught.value)  # callers add the path
     return caught.value
 
 
 def png(path, array_or_image, **options):
+    """Write a PNG file and return its path."""
     image = array_or_image if isinstance(array_or_image, Image.Image) else Image.fromarray(array_or_image)
     image.save(path, format="PNG", **options)
     return path
 
 
 def dicom(path, pixels, syntax=ExplicitVRLittleEndian, **elements):
-    """Writes a one-frame DICOM file; ``elements`` override or add header elements, None removes them."""
+    """Write a DICOM file of one frame and return its path; `elements` set header elements, None removes them."""
     pixels = np.asarray(pixels)
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = syntax
@@ -59,7 +62,7 @@ def dicom(path, pixels, syntax=ExplicitVRLittleEndian, **elements):
 
 
 def table(entries, first=0, bits=16):
-    """A sequence with one lookup table."""
+    """Return a sequence with one lookup table."""
     item = Dataset()
     item.LUTDescriptor, item.LUTData = [len(entries), first, bits], list(entries)
     item["LUTDescriptor"].VR = item["LUTData"].VR = "US"
@@ -67,12 +70,13 @@ def table(entries, first=0, bits=16):
 
 
 def codes(value, scheme, meaning):
-    """A code sequence of one item."""
+    """Return a code sequence of one item."""
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
     return Sequence([item])
 
 
 def sample(name):
+    """Return the path of a test file of pydicom, or skip the test."""
     path = get_testdata_file(name, download=False)
     return path or pytest.skip(f"{name} is not installed (pydicom-data)")

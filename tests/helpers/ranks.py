@@ -121,16 +121,17 @@ def training(rank, world, folder):
     losses = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(float(e.state.output["loss"])))
     started.run()
-    mining = started.parser.get_parsed_content("mining")
-    mined = mining.banks.mined
+    extractor = started.parser.get_parsed_content("extractor")
+    banks = trainer.state.banks
+    mined = banks.mined
     network = started.parser.get_parsed_content("network")
     torch.save(
         {
             "counts": (
-                mining.extractor.done.extracted,
-                mining.extractor.done.reused,
+                extractor.done.extracted,
+                extractor.done.reused,
             ),  # before the bank is asked for again
-            "rows": mining.extractor.bank(mining.split.normal).rows,
+            "rows": extractor.bank(banks.split.normal).rows,
             "mined": mined.bank.rows,
             "origin": [mined.bank.origin(row) for row in range(len(mined.bank))],
             "distance": mined.distance,

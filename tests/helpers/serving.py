@@ -1,4 +1,4 @@
-"""A running MONAI Label server, or an Orthanc, and a client that needs nothing but the standard library."""
+"""Servers for tests, MONAI Label and Orthanc, and a client that needs only the standard library."""
 
 import base64
 import contextlib
@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PYTHON = Path(os.environ.get("WSCXR_LABEL_PYTHON") or ROOT / ".venv-label" / "bin" / "python")
+PYTHON = Path(os.environ.get("MONAI_WSCXR_LABEL_PYTHON") or ROOT / ".venv-label" / "bin" / "python")
 ORTHANC = shutil.which("Orthanc") or shutil.which("orthanc")
 
 needs_label_environment = pytest.mark.skipif(
@@ -43,19 +43,19 @@ class Client:
             self.headers["Authorization"] = "Basic " + base64.b64encode(f"x:{password}".encode()).decode()
 
     def __call__(self, method, path, body=None, headers=None):
-        """Status, headers and body of one request."""
+        """Send one request; return status, headers and body."""
         request = urllib.request.Request(self.base + path, body, {**self.headers, **(headers or {})}, method=method)
         try:
             with urllib.request.urlopen(request, timeout=120) as answer:
                 body = answer.read()
-                if answer.headers["Content-Encoding"] == "gzip":  # an archive's answer, passed on as it came
+                if answer.headers["Content-Encoding"] == "gzip":  # an answer of the archive, passed on unchanged
                     body = gzip.decompress(body)
                 return answer.status, answer.headers, body
         except urllib.error.HTTPError as error:
             return error.code, error.headers, error.read()
 
     def headers_only(self, method, path, headers):
-        """Status of a request whose body never comes."""
+        """Send the head of a request and no body; return the status."""
         connection = http.client.HTTPConnection(self.base.partition("//")[2], timeout=30)
         with contextlib.closing(connection):
             connection.putrequest(method, path)
@@ -65,14 +65,14 @@ class Client:
             return connection.getresponse().status
 
     def json(self, method, path, value=None):
-        """Body of a request that must succeed, as JSON."""
+        """Send a request that must succeed; return the body as JSON."""
         body = None if value is None else json.dumps(value).encode()
         status, _, answer = self(method, path, body, {"Content-Type": "application/json"} if body else None)
         assert status == 200, (method, path, status, answer[:500])
         return json.loads(answer)
 
     def form(self, method, path, fields=None, files=None):
-        """A multipart form: fields by name, files as name -> (file name, bytes)."""
+        """Send a multipart form with fields by name and files as name -> (file name, bytes)."""
         mark = uuid.uuid4().hex
         parts = [
             f'--{mark}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
@@ -92,7 +92,7 @@ class Client:
         )
 
     def train(self, limit=120):
-        """Start a training and wait for its end."""
+        """Start a training, wait for its end and return MONAI Label's record of it."""
         task = self.json("POST", "/train/wscxr", {})
         assert task["status"] in ("SUBMITTED", "RUNNING")
         end = time.monotonic() + limit
@@ -101,11 +101,11 @@ class Client:
             if task["status"] in ("DONE", "ERROR"):
                 return task
             time.sleep(0.2)
-        raise AssertionError("the training does not end")
+        raise AssertionError(f"the training has not ended after {limit} s")
 
 
 def multipart(headers, body):
-    """Parts of a multipart answer by name: (content type, bytes)."""
+    """Split a multipart answer into its parts: name -> (content type, bytes)."""
     text = b"Content-Type: " + headers["Content-Type"].encode() + b"\r\n\r\n" + body
     message = BytesParser(policy=policy.HTTP).parsebytes(text)
     return {
@@ -116,7 +116,7 @@ def multipart(headers, body):
 
 @contextlib.contextmanager
 def running(command, port, log, ready, environment=None, limit=400):
-    """A server process from when it answers at `ready` until the end of the block; its output goes to `log`."""
+    """Run a server process during the block, which starts once the server answers at `ready`; its output goes to `log`."""
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
@@ -128,7 +128,7 @@ def running(command, port, log, ready, environment=None, limit=400):
                 if Client(port)("GET", ready)[0] in (200, 401):
                     break
             if process.poll() is not None or time.monotonic() > end:
-                raise AssertionError(f"the server does not start:\n{Path(log).read_text(errors='replace')[-3000:]}")
+                raise AssertionError(f"the server has not started:\n{Path(log).read_text(errors='replace')[-3000:]}")
             time.sleep(0.2)
         yield process
     finally:
@@ -142,9 +142,9 @@ def running(command, port, log, ready, environment=None, limit=400):
 
 @contextlib.contextmanager
 def label_server(studies, log, *options, environment=None, password=None):
-    """The MONAI Label server of this package in its own environment; gives a client."""
+    """Run this package's MONAI Label server in its own environment; yield a client."""
     port = free_port()
-    command = [PYTHON, "-m", "monai_wscxr.label", studies, "--port", port, *options]
+    command = [PYTHON, "-m", "monai_wscxr", "label", studies, "--port", port, *options]
     environment = {
         "PYTHONPATH": str(ROOT),
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
@@ -157,7 +157,7 @@ def label_server(studies, log, *options, environment=None, password=None):
 
 @contextlib.contextmanager
 def orthanc(folder):
-    """An Orthanc with DICOMweb on the loopback; gives its port."""
+    """Run an Orthanc with DICOMweb on the loopback; yield its port."""
     port = free_port()
     configuration = {
         "Name": "test",

@@ -1,4 +1,4 @@
-"""A headless Chromium driven by real input events, through chromedriver's HTTP interface (W3C WebDriver) and nothing else."""
+"""A headless Chromium, driven by real input events through chromedriver's HTTP interface (W3C WebDriver)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPTIONS = (
 
 
 def missing() -> str | None:
-    """What is not installed, as a reason to skip; None when all is there."""
+    """Return what is not installed, as a reason to skip tests; None when everything is."""
     if shutil.which("chromedriver") and any(map(shutil.which, BROWSERS)):
         return None
     return "no Chromium with chromedriver here: apt-get install -y chromium chromium-driver"
@@ -71,7 +71,7 @@ class Browser:
             self.driver.wait(10)
 
     def emulate(self, width: int | None = None, height: int | None = None, **features: str) -> None:
-        """Sets the page's size in CSS pixels and media features, for instance `prefers_reduced_motion="reduce"`."""
+        """Set the page's size in CSS pixels and media features, for instance `prefers_reduced_motion="reduce"`."""
         size = {"width": width or self.width, "height": height or self.height, "deviceScaleFactor": 1, "mobile": False}
         self.devtools("Emulation.setDeviceMetricsOverride", **size)
         media = {"prefers_color_scheme": "dark" if self.dark else "light"} | features
@@ -85,11 +85,11 @@ class Browser:
         self._send("POST", "/url", {"url": address})
 
     def js(self, script: str, *arguments: Any) -> Any:
-        """The value that a function body returns; a promise is awaited."""
+        """Run the body of a function and return its value; a promise is awaited."""
         return self._send("POST", "/execute/sync", {"script": script, "args": list(arguments)})
 
     def press(self, *keys: str) -> None:
-        """Presses keys one after the other; "Shift+ArrowLeft" holds the first."""
+        """Press keys one after the other; "Shift+ArrowLeft" holds the first."""
         actions = []
         for key in keys:
             parts = [KEYS.get(part, part) for part in (key.split("+") if len(key) > 1 else [key])]
@@ -101,7 +101,7 @@ class Browser:
         self.press(*text)
 
     def drag(self, start: tuple[int, int], end: tuple[int, int]) -> None:
-        """Left mouse button, from one point of the page to another."""
+        """Drag with the left mouse button from one point of the page to another."""
         move = {"type": "pointerMove", "duration": 0, "origin": "viewport"}
         actions: list[dict[str, Any]] = [
             move | {"x": start[0], "y": start[1]},
@@ -121,11 +121,11 @@ class Browser:
         return self.js("return document.querySelector(arguments[0]).innerText", selector)
 
     def until(self, script: str, *arguments: Any, seconds: float = 15) -> Any:
-        """Waits until a function body returns something true, and returns that."""
+        """Wait until the body of a function returns something true, and return that."""
         return until(lambda: self.js(script, *arguments), script, seconds)
 
     def messages(self) -> list[str]:
-        """What the browser's console holds since the last call: errors and violations of the page's policy."""
+        """Return the messages of the browser's console since the last call: errors and violations of the page's policy."""
         return [entry["message"] for entry in self._send("POST", "/se/log", {"type": "browser"})]
 
     def screenshot(self, file: Path) -> None:
@@ -152,11 +152,11 @@ class Browser:
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 15) -> Any:
-    """Waits until `condition` returns something true, and returns that; AssertionError after `seconds`."""
+    """Wait until `condition` returns something true, and return that; AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         value = condition()
         if value:
             return value
         time.sleep(0.05)
-    raise AssertionError(f"waited {seconds} s in vain: {what}")
+    raise AssertionError(f"not within {seconds} s: {what}")

@@ -1,4 +1,4 @@
-"""Studies, labels, ranking and retraining, without any server."""
+"""Labels, scores, ranking and retraining of a workbench, without a server."""
 
 import io
 import json
@@ -8,14 +8,11 @@ import time
 
 import numpy as np
 import pytest
-import timm
-import torch
 from PIL import Image
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.label.archive.studies import FolderStudies, Label, LabelFile, Refused, UnknownImage, known_normals
-from monai_wscxr.label.models import ModelFolders
-from monai_wscxr.label.ranking import Scored, moves, ordered, ranks
+from monai_wscxr.label.archive.folder import FolderStudies
+from monai_wscxr.label.archive.studies import Refused, UnknownImage
 from monai_wscxr.label.workbench import Workbench
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.networks import anomaly_score
@@ -32,26 +29,14 @@ OPTIONS = {
 }
 
 
-@pytest.fixture
-def studies_folder(phantoms, tmp_path):
-    """4 normal and 4 abnormal phantoms under one folder, in subfolders."""
-    folder = tmp_path / "studies"
-    shutil.copytree(phantoms / "test", folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
-def options(tmp_path_factory):
-    """A small backbone with random weights, the same ones for every model: nothing has to be downloaded."""
-    torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("weights") / "weights.pt"
-    torch.save(timm.create_model("test_resnet", pretrained=False).state_dict(), file)
-    return {**OPTIONS, "weights": str(file)}
+def options(weights):
+    return {**OPTIONS, "weights": str(weights)}
 
 
 @pytest.fixture
 def make(phantoms, studies_folder, tmp_path, options):
-    """Opens a workbench on the studies; the one before is closed."""
+    """Function that opens a workbench on the studies and closes the previous one."""
     opened = []
 
     def open_bench(normals=phantoms / "train" / "normal", refresh=True, **named):
@@ -77,44 +62,6 @@ def named(bench, part):
 # ---- labels
 
 
-@pytest.mark.parametrize(
-    ("values", "reason"),
-    [
-        ((2,), "bad_label"),
-        ((True,), "bad_label"),
-        ((1.0,), "bad_label"),
-        (("1",), "bad_label"),
-        ((None,), "bad_label"),
-        ((0, "nodule"), "contradiction"),
-        ((1, "Normal"), "contradiction"),
-        ((1, "a/b"), "bad_class"),
-        ((1, "x" * 65), "bad_class"),
-        ((1, 5), "bad_class"),
-        ((1, "line\nbreak"), "bad_class"),
-        ((1, None, True), "contradiction"),
-        ((None, None, 1), "bad_label"),
-    ],
-)
-def test_a_wrong_label_is_refused_with_its_reason(values, reason):
-    with pytest.raises(Refused) as error:
-        Label.checked(*values)
-    assert error.value.reason == reason
-
-
-def test_labels_outlive_a_process_that_is_killed_in_the_middle_of_a_line(tmp_path):
-    file = LabelFile(tmp_path / "labels.jsonl")
-    file.put("a", "a.png", Label.checked(1, " nodule "))
-    file.put("b", "b.png", Label.checked(0))
-    file.put("a", "a.png", None)
-    file.put("c", "c.png", Label.checked(1))
-    with open(tmp_path / "labels.jsonl", "ab") as opened:
-        opened.write(b'{"id": "d", "na')
-    again = LabelFile(tmp_path / "labels.jsonl")
-    assert again.labels() == {"b": Label(0), "c": Label(1, "abnormal")}
-    again.put("e", "e.png", Label.checked(None, None, True))
-    assert list(LabelFile(tmp_path / "labels.jsonl").labels()) == ["b", "c", "e"]
-
-
 def test_a_label_that_an_exact_copy_contradicts_is_refused(make, studies_folder, phantoms):
     first = sorted((studies_folder / "normal").iterdir())[0]
     shutil.copy(first, studies_folder / "copy.png")
@@ -137,71 +84,18 @@ def test_a_file_that_is_no_radiograph_is_listed_and_takes_no_label(make, studies
     assert bench.status()["scored"] == 8
     broken = next(i for i in bench.studies.ids() if bench.studies.name(i) == "broken.png")
     assert broken not in {e["id"] for e in bench.queue("random")}
-    with pytest.raises(Refused) as error:
-        bench.set_label(broken, 1)
-    assert error.value.reason == "unreadable"
-
-
-# ---- studies
-
-
-def test_ids_name_nothing_outside_the_folder(studies_folder, tmp_path):
-    outside = tmp_path / "secret.png"
-    shutil.copy(next(studies_folder.rglob("*.png")), outside)
-    (studies_folder / "link.png").symlink_to(outside)
-    (studies_folder / "loop.png").symlink_to(studies_folder / "loop.png")
-    (studies_folder / "folder").symlink_to(tmp_path, target_is_directory=True)
-    (studies_folder / ".hidden.png").write_bytes(outside.read_bytes())
-    inside = studies_folder / "inside.png"
-    inside.symlink_to(next(studies_folder.glob("normal/*.png")))
-    studies = FolderStudies(studies_folder, tmp_path / "kept")
-    names = {studies.name(i) for i in studies.ids()}
-    assert len(names) == 9
-    assert "inside.png" in names
-    assert studies.outside == 2
-    for wrong in ("../secret.png", str(outside), "", ".."):
-        with pytest.raises(UnknownImage):
-            studies.file(wrong)
-    image_id = next(i for i in studies.ids() if studies.name(i) == "inside.png")
-    inside.unlink()
-    inside.symlink_to(outside)  # after the search
-    with pytest.raises(UnknownImage):
-        studies.file(image_id)
-
-
-def test_known_normals_come_from_a_data_set_or_any_folder(phantoms, tmp_path):
-    assert len(known_normals(phantoms)) == 20
-    assert len(known_normals(phantoms / "train" / "normal")) == 20
-    with pytest.raises(InputError, match="nothing"):
-        known_normals(tmp_path / "nothing")
+    entry = bench.item(broken)
+    assert entry["reason"] == "unreadable"
+    assert "damaged" in entry["message"]
+    for refused in (lambda: bench.set_label(broken, 1), lambda: bench.map_png(broken)):
+        with pytest.raises(Refused) as error:
+            refused()
+        assert (error.value.reason, str(error.value)) == ("unreadable", entry["message"])
+    for path in (str(studies_folder), "broken.png"):
+        assert path not in entry["message"]
 
 
 # ---- ranking
-
-
-def scored(value):
-    return Scored(value, 0.5, value > 1, (0.5, 0.5))
-
-
-def test_strategies_order_by_score_by_distance_to_the_threshold_and_at_random():
-    scores = {"a": scored(3.0), "b": scored(1.2), "c": scored(0.1), "d": scored(3.0)}
-    ids = ["c", "z", "d", "a", "b"]
-    assert ordered("most_suspicious", ids, scores, 1.0) == ["a", "d", "b", "c", "z"]
-    assert ordered("most_uncertain", ids, scores, 1.0) == ["b", "c", "a", "d", "z"]
-    drawn = [ordered("random", ids, scores, 1.0, seed) for seed in range(20)]
-    assert all(sorted(order) == sorted(ids) for order in drawn)
-    assert len({tuple(order) for order in drawn}) > 10
-    assert ordered("random", ids[::-1], scores, 1.0, 3) == drawn[3]
-    with pytest.raises(InputError, match="unknown strategy"):
-        ordered("best", ids, scores, 1.0)
-    assert ranks(scores) == {"a": 1, "d": 2, "b": 3, "c": 4}
-
-
-def test_moves_lists_the_largest_first():
-    before = {"a": scored(3.0), "b": scored(2.0), "c": scored(1.0)}
-    after = {"a": scored(1.0), "b": scored(2.0), "c": scored(3.0), "new": scored(0.0)}
-    found = moves(before, after, [("a", "A"), ("b", "B"), ("c", "C"), ("new", "N")])
-    assert [(m["id"], m["rank_before"], m["rank_after"]) for m in found] == [("c", 3, 1), ("a", 1, 3), ("b", 2, 2)]
 
 
 def test_scores_from_cached_features_are_those_of_the_model_on_the_files(make):
@@ -225,9 +119,9 @@ def test_before_the_first_abnormal_label_the_score_is_the_distance_to_the_normal
     bench = make()
     assert bench.status()["model"]["abnormal"] == 0
     features = bench.trainer.extractor
-    known = features.bank([{"image": i["image"]} for i in bench.votes.normals])
+    known = features.bank([{"image": i["image"]} for i in bench.labelled.normals])
     model = load_model(bench.folder / "model")
-    # an independent computation in float64 of the whitened squared length, from the same normal images
+    # the squared length after whitening, computed independently in float64 from the same normal images
     held = {
         p
         for p in known.files
@@ -373,7 +267,7 @@ def test_a_training_that_fails_leaves_the_old_model_at_work(make, monkeypatch):
 
     monkeypatch.setattr("monai_wscxr.label.workbench.load_model", fail)
     bench._job.begin("features")
-    bench._train_quietly()
+    bench._train_in_background()
     assert bench.training()["state"] == "failed"
     assert "PATIENT" not in bench.training()["message"]
     assert bench.status()["model"]["sha256"] == old == load_model(bench.folder / "model").sha256
@@ -412,29 +306,5 @@ def test_an_option_that_train_yaml_lacks_or_that_changes_features_is_refused(mak
     ):
         with pytest.raises(InputError, match=words):
             Workbench(FolderStudies(studies_folder, tmp_path / "work"), tmp_path / "work", options=options)
-    # without options those of the model hold
+    # without options, those of the model apply
     Workbench(FolderStudies(studies_folder, tmp_path / "work"), tmp_path / "work", options={}).close()
-
-
-def test_the_link_moves_in_one_step_and_only_to_finished_models(tmp_path):
-    folders = ModelFolders(tmp_path, keep=2)
-    assert folders.current() is None
-    made = []
-    for number in range(4):
-        folder = folders.new()
-        folder.mkdir()
-        (folder / "artefact.json").write_text(str(number))
-        made.append(folder)
-        folders.publish(folder)
-        assert folders.current() == folder.resolve()
-        assert os.readlink(tmp_path / "model") == f"models/{folder.name}"
-    assert [p.exists() for p in made] == [False, False, True, True]
-    unfinished = folders.new()
-    unfinished.mkdir()  # a training that was killed
-    assert folders.current() == made[-1].resolve()
-    assert folders.new() != unfinished
-    last = folders.new()
-    last.mkdir()
-    (last / "artefact.json").write_text("x")
-    folders.publish(last)
-    assert not unfinished.exists()

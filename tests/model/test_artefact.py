@@ -1,4 +1,4 @@
-"""A trained model on disk: it comes back as it was, and whatever does not belong together is refused in one sentence."""
+"""Trained models on disk: loading restores them, and inconsistent files are refused with a one-line message."""
 
 import json
 
@@ -11,7 +11,7 @@ from monai_wscxr.model.artefact import ARTEFACT, WEIGHTS, load_model
 
 
 def refusal(folder):
-    """The sentence with which `load_model` refuses."""
+    """Return the error message of `load_model`."""
     with pytest.raises(InputError) as caught:
         load_model(folder)
     message = str(caught.value)
@@ -21,7 +21,7 @@ def refusal(folder):
 
 
 def edit(folder, change):
-    """Change the description on disk."""
+    """Change the artefact on disk."""
     path = folder / ARTEFACT
     description = json.loads(path.read_text())
     change(description)
@@ -110,7 +110,7 @@ def test_weights_of_another_architecture(make_model, tmp_path, other):
     (tmp_path / "b" / WEIGHTS).replace(tmp_path / "a" / WEIGHTS)
     message = refusal(tmp_path / "a")
     assert "does not fit the network that artefact.json describes" in message
-    assert "of its tensors are missing, unknown or of another shape" in message
+    assert "tensors are missing, unknown or of another shape" in message
 
 
 def test_backbone_mismatch(make_model, tmp_path):
@@ -135,7 +135,7 @@ def test_description_without_one_of_its_parts(make_model, tmp_path, key, value):
     make_model(tmp_path)
     edit(tmp_path, lambda d: d.pop(key) if value == "missing" else d.update({key: None}))
     message = refusal(tmp_path)
-    expected = ("do not make a model", "does not hold the weights", "score_share must lie in")
+    expected = ("cannot be loaded as a model", "does not hold the weights", "score_share must lie in")
     assert any(part in message for part in expected)
 
 
@@ -145,13 +145,13 @@ def test_description_without_one_of_its_parts(make_model, tmp_path, key, value):
         ("features", {"neighbourhood": 4}, "must be odd"),
         ("features", {"aligned_channels": 5}, "does not fit the network"),
         ("features", {"align_to": "nowhere"}, "align_to must be"),
-        ("features", {"unknown": 5}, "do not make a model"),
+        ("features", {"unknown": 5}, "cannot be loaded as a model"),
         ("discriminator", {"width": 16}, "does not fit the network"),
         ("preprocessing", {"image_size": 7}, "whole number from 32 to 4096"),
-        ("preprocessing", {"colour": 7}, "do not make a model"),
+        ("preprocessing", {"colour": 7}, "cannot be loaded as a model"),
         ("preprocessing", {"intensity": "loud"}, "intensity must be one of"),
         ("whitening", {"active": True}, "does not fit the network"),
-        ("whitening", {"kind": "cholesky"}, "do not make a model"),
+        ("whitening", {"kind": "cholesky"}, "cannot be loaded as a model"),
         ("calibration", {"normal_scores": []}, "calibration is damaged"),
         ("calibration", {"threshold": 0.5}, "calibration is damaged"),
     ],

@@ -1,4 +1,4 @@
-"""p-values, operating point and colour scale against naive counting, and the promise of split conformal prediction."""
+"""p-values, operating point and colour scale against naive counting, and the guarantee of split conformal prediction."""
 
 import json
 import math
@@ -9,14 +9,14 @@ from fractions import Fraction
 import pytest
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.calibration import Calibration, calibrate, p_value_error
+from monai_wscxr.model.calibration import Calibration, ColourScale, calibrate, p_value_error
 
 RATES = ["0.001", "0.01", "0.05", "0.07", "0.1", "0.25", "0.29", "0.5", "0.9", "0.999"]
 COUNTS = [1, 2, 3, 5, 9, 18, 19, 20, 39, 99, 100, 199]
 
 
 def quiet(*arguments, **options):
-    """`calibrate` where too few normals are no news."""
+    """Call `calibrate` without its warning of too few normals."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return calibrate(*arguments, **options)
@@ -91,7 +91,7 @@ def test_exchangeable_normals_are_flagged_at_most_at_the_rate(n, rate):
     share = flagged / asked
     spread = math.sqrt(rate * (1 - rate) / n / 1500 + rate / asked)
     assert share <= rate + 4 * spread
-    assert share >= math.floor(rate * (n + 1)) / (n + 1) - 4 * spread  # and it is not merely cautious
+    assert share >= math.floor(rate * (n + 1)) / (n + 1) - 4 * spread  # and not far below
 
 
 @pytest.mark.parametrize("kind", ["normal", "tied", "constant", "huge", "tiny"])
@@ -156,6 +156,9 @@ def test_json_gives_the_same_calibration_back():
         {"false_positive_rate": 0.0},
         {"false_positive_rate": 1.0},
         {"threshold": -1.0},
+        {"colour_low": math.nan},
+        {"colour_high": math.inf},
+        {"colour_low": 7.0, "colour_high": 7.0},
     ],
 )
 def test_damaged_json_is_refused(change):
@@ -209,3 +212,19 @@ def test_colour_scale_follows_the_peaks():
     assert (by_peaks.colour_low, by_peaks.colour_high) == (120.0, 500.0)
     with pytest.raises(InputError, match="40 scores of held-out normals but 1 peaks"):
         calibrate(scores, normal_peaks=[1.0])
+
+
+def test_colour_scale_of_a_calibration_marks_the_operating_point():
+    calibration = quiet([float(i) for i in range(19)], [50.0, 30.0, 40.0])
+    scale = calibration.colour_scale
+    assert (scale.low, scale.high, scale.threshold) == (9.0, 40.0, 18.0)
+    assert scale.position([0.0, 9.0, 24.5, 40.0, 99.0]).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "threshold"),
+    [(1, 1, None), (2, 1, None), (math.nan, 1, None), (0, math.inf, None), (0, 1, math.nan)],
+)
+def test_a_colour_scale_must_ascend_and_be_finite(low, high, threshold):
+    with pytest.raises(ValueError, match="colour scale"):
+        ColourScale(low, high, threshold)

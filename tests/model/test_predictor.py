@@ -1,6 +1,5 @@
-"""A trained model on files: every file has its row, and its figures are those of the network."""
+"""A trained model on files: one prediction per file, with the scores of the network."""
 
-import csv
 import math
 from dataclasses import replace
 
@@ -12,16 +11,7 @@ from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.networks import anomaly_map
-from monai_wscxr.model.predictor import (
-    COLUMNS,
-    Prediction,
-    collate,
-    in_order,
-    predict_files,
-    to_map,
-    to_prediction,
-    write_csv,
-)
+from monai_wscxr.model.predictor import Prediction, collate, in_order, predict_files, to_map, to_prediction
 
 
 @pytest.fixture
@@ -32,7 +22,7 @@ def model(make_model, tmp_path):
 
 @pytest.fixture
 def files(phantoms, tmp_path):
-    """Two normal phantoms, a text file, an abnormal one, a missing one, and the first once more."""
+    """Two normal phantoms, a text file, an abnormal phantom, a missing file, and the first phantom again."""
     normal = sorted(map(str, phantoms.glob("test/normal/*.png")))
     abnormal = sorted(map(str, phantoms.glob("test/abnormal/*/*.png")))
     (tmp_path / "text, not a picture.png").write_text("text")
@@ -118,22 +108,3 @@ def test_rejected_files_take_their_place():
         ("b", "ok", ""),
         ("c", "rejected", "empty"),
     ]
-
-
-def test_csv_has_a_row_per_file(model, files, tmp_path):
-    predictions = list(predict_files(model, files))
-    write_csv(tmp_path / "predictions.csv", model, predictions)
-    with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
-    assert tuple(header) == COLUMNS
-    assert [row[0] for row in rows] == files
-    for row, p in zip(rows, predictions, strict=True):
-        assert row[1:3] == [p.status, p.reason]
-        assert row[6] == model.sha256
-        if p.status == "rejected":
-            assert row[3:6] == ["", "", ""]
-        else:
-            assert float(row[3]) == pytest.approx(p.anomaly_score, abs=1e-6)
-            assert float(row[4]) == pytest.approx(p.p_value, rel=1e-5)
-            assert row[5] == str(p.abnormal).lower()
-    assert sorted(p.name for p in tmp_path.glob("*partial*")) == []

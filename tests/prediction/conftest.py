@@ -1,4 +1,4 @@
-"""What the tests of prediction runs share: a small model, a folder of mixed inputs, DICOM files with a patient."""
+"""Fixtures of the tests of prediction runs: a small model, a folder of mixed inputs, DICOM files with patient data."""
 
 import numpy as np
 import pydicom
@@ -25,7 +25,7 @@ PATIENT = {
 
 @pytest.fixture
 def patient():
-    """What the headers of the DICOM files say of a patient."""
+    """Patient data in the headers of the DICOM files."""
     return PATIENT
 
 
@@ -38,7 +38,7 @@ def model_folder(make_model, tmp_path):
 
 @pytest.fixture
 def write_dicom():
-    """Writes grey levels [H, W] as a MONOCHROME1 DX file of a patient; keyword arguments override the header."""
+    """Function that writes grey levels [H, W] as a MONOCHROME1 DX file of a patient; keyword arguments change the header."""
 
     def write(path, levels, **elements):
         meta = FileMetaDataset()
@@ -66,7 +66,7 @@ def write_dicom():
 
 @pytest.fixture
 def inputs(phantoms, tmp_path, write_dicom):
-    """A folder with six pictures, of which two are refused, and files that are no inputs."""
+    """A folder with seven images, two of which are rejected, and files that are not inputs."""
     folder = tmp_path / "inputs"
     (folder / "b").mkdir(parents=True)
     pictures = sorted(phantoms.glob("test/normal/*.png")) + sorted(phantoms.glob("test/abnormal/*/*.png"))
@@ -85,7 +85,7 @@ def inputs(phantoms, tmp_path, write_dicom):
 
 @pytest.fixture
 def dicomdir(inputs, monkeypatch):
-    """A DICOMDIR beside the inputs: two images of its folder, in another case one, and entries that lead elsewhere."""
+    """A DICOMDIR beside the inputs: two images of its folder, one in another case, and entries that point elsewhere."""
     monkeypatch.setattr(pydicom.config.settings, "_writing_validation_mode", pydicom.config.IGNORE)
     ds = pydicom.Dataset()
     names = [["b", "3.dcm"], ["B", "LATERAL.DCM"], ["..", "model"], "nothing", ["..", "inputs", "0.png"], [""]]

@@ -1,16 +1,19 @@
-"""Paths to inputs: every picture once, in order, nothing outside a DICOMDIR's folder."""
+"""Paths to inputs: every image once, in order, nothing outside a DICOMDIR's folder."""
 
 import os
+import shutil
 
 import pytest
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.prediction.inputs import find_inputs, shown
+from monai_wscxr.prediction import inputs as inputs_module
+from monai_wscxr.prediction.inputs import Input, find_inputs, shown
+from monai_wscxr.prediction.journal import NAME as JOURNAL
 
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR CS")  # pydicom, on what the fixture writes
 
 
-def test_folder_gives_pictures_in_order(inputs):
+def test_folder_gives_images_in_order(inputs):
     found, left_out = find_inputs([str(inputs)])
     names = [os.path.relpath(item.file, inputs) for item in found]
     assert names == ["0.png", "1.png", "2.png", "b/1.2.840.1", "b/3.dcm", "b/broken.png", "b/lateral.dcm"]
@@ -23,6 +26,43 @@ def test_paths_stay_as_given(inputs, monkeypatch):
     found, _ = find_inputs(["b/../0.png", "b", "missing.png"])
     assert [item.file for item in found][:2] == ["b/../0.png", "b/1.2.840.1"]
     assert found[-1].file == "missing.png"
+
+
+def test_files_in_a_folder_given_with_dots_keep_them(inputs, monkeypatch):
+    monkeypatch.chdir(inputs.parent)
+    for folder in ("./inputs", "inputs/b/..", "inputs/"):
+        assert find_inputs([folder])[0][0].file == os.path.join(folder, "0.png")
+
+
+def test_results_of_runs_are_no_inputs(inputs):
+    for name in ("earlier", "now"):
+        (inputs / name).mkdir()
+        shutil.copy(inputs / "0.png", inputs / name / "overlay.png")
+    (inputs / "earlier" / JOURNAL).touch()
+    found, left_out = find_inputs([str(inputs)], without=str(inputs / "now"))
+    assert len(found) == 7
+    assert left_out == 1
+    named, _ = find_inputs([str(inputs / "earlier")])
+    assert [os.path.basename(item.file) for item in named] == ["overlay.png"]
+
+
+def test_what_cannot_be_read_has_its_row(inputs, monkeypatch):
+    (inputs / "IM1").touch()  # empty, so its content cannot tell that it is no image
+    gone = inputs / "b"
+    listing = inputs_module.list_images
+
+    def remove_first(paths, skip):
+        def skip_and_remove(folder):
+            shutil.rmtree(gone, ignore_errors=True)
+            return skip(folder)
+
+        return listing(paths, skip_and_remove)
+
+    found, _ = find_inputs([str(inputs)])
+    assert Input(str(inputs / "IM1"), str(inputs / "IM1")) in found
+    monkeypatch.setattr(inputs_module, "list_images", remove_first)
+    found, _ = find_inputs([str(inputs)])
+    assert found[-1] == Input(str(gone), "", ("unreadable", "this folder cannot be opened. Check its permissions."))
 
 
 def test_nothing_to_do_is_said(tmp_path):

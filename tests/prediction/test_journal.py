@@ -1,4 +1,4 @@
-"""The journal: what was written comes back, a torn or damaged line costs that line alone, a run is nobody else's."""
+"""The journal: records come back, an incomplete or damaged line costs only itself, other runs are refused."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_damaged_line_costs_itself_alone(begun, caplog):
     lines[2] = lines[2].replace(b"0.43", b"0.53")
     (begun / NAME).write_bytes(b"".join(lines))
     assert sorted(opened(begun).records) == [0, 2]
-    assert "1 damaged lines" in caplog.text
+    assert "has damaged lines (1)" in caplog.text
 
 
 def test_damaged_head_and_other_runs_are_refused(begun):
@@ -59,7 +59,7 @@ def test_damaged_head_and_other_runs_are_refused(begun):
         opened(begun, {**IDENTITY, "inputs": "ab" * 32})
     content = (begun / NAME).read_bytes()
     (begun / NAME).write_bytes(b"x" + content[1:])
-    with pytest.raises(InputError, match=r"head .* is damaged"):
+    with pytest.raises(InputError, match=r"first line .* is damaged"):
         opened(begun)
 
 

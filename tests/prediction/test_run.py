@@ -1,4 +1,4 @@
-"""Prediction runs: a row for every input, the same results whatever interrupts them, nothing of a patient anywhere."""
+"""Prediction runs: a row per input, the same results after interruptions, no patient data outside of DICOM results."""
 
 import csv
 import fcntl
@@ -18,21 +18,22 @@ import pytest
 from PIL import Image
 
 from monai_wscxr.commands.main import main
-from monai_wscxr.data.radiograph.read import GATES
+from monai_wscxr.data.radiograph.base import GATES
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import load_model
-from monai_wscxr.model.predictor import COLUMNS, predict_files, to_map
+from monai_wscxr.model.predictor import predict_files, to_map
 from monai_wscxr.prediction import tasks
 from monai_wscxr.prediction.journal import NAME as JOURNAL
 from monai_wscxr.prediction.options import Options
 from monai_wscxr.prediction.run import predict
+from monai_wscxr.report.predictions import COLUMNS
 
 PATIENT_FILES = ("b/3.dcm", "b/1.2.840.1", "b/lateral.dcm")
 
 
 @pytest.fixture
 def options(model_folder, inputs, tmp_path):
-    """Makes options for the shared inputs; no worker processes unless asked for."""
+    """Function that makes options for the shared inputs; without worker processes by default."""
 
     def make(**changes):
         chosen = {
@@ -55,14 +56,14 @@ def rows(folder):
 
 
 def tree(folder, without=()):
-    """Every file below a folder with its bytes."""
+    """Read all files below a folder."""
     folder = Path(folder)
     files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     return {name: path.read_bytes() for name, path in files.items() if name not in without}
 
 
 def secrets(patient):
-    """Bytes of the header's texts, whole and in parts of names, in the encodings in which they could leak."""
+    """Return the texts of the header, whole and in parts, in all encodings in which they could leak."""
     texts = {text for value in patient.values() for text in (value, *re.split(r"[\^, ]", value)) if len(text) > 5}
     return {text.encode(code, "ignore") for text in texts for code in ("utf-8", "latin-1", "utf-16-le")} | {
         json.dumps(text)[1:-1].encode() for text in texts
@@ -130,12 +131,12 @@ def test_map_formats_hold_the_same_values(options, kind, tmp_path):
 def test_worker_processes_give_the_same_files(options, tmp_path):
     predict(options())
     predict(options(workers=2, output=str(tmp_path / "parallel")))
-    # the journal's order and time may differ, results may not
+    # only the journal may differ, in order and time
     assert tree(tmp_path / "parallel", [JOURNAL]) == tree(tmp_path / "out", [JOURNAL])
 
 
 def test_results_do_not_depend_on_what_was_done_before(options, tmp_path, monkeypatch):
-    """Stop after every possible batch, go on, and end with the same bytes; nothing finished is read again."""
+    """Stop after each batch and resume: the files are the same, and no finished input is read again."""
     predict(options(output=str(tmp_path / "whole")))
     expected = tree(tmp_path / "whole", [JOURNAL])
     read = tasks.read
@@ -148,17 +149,17 @@ def test_results_do_not_depend_on_what_was_done_before(options, tmp_path, monkey
 
         from monai_wscxr.prediction import run
 
-        settle, settled = run.Run._settle, []
+        finish, finished = run.Run._finish, []
 
-        def stopping(self, *arguments, settle=settle, settled=settled, stop=stop):
-            settle(self, *arguments)
-            settled.append(1)
-            if len(settled) == stop:
+        def stopping(self, *arguments, finish=finish, finished=finished, stop=stop):
+            finish(self, *arguments)
+            finished.append(1)
+            if len(finished) == stop:
                 raise KeyboardInterrupt
 
         output = str(tmp_path / f"stopped{stop}")
         with monkeypatch.context() as patched:
-            patched.setattr(run.Run, "_settle", stopping)
+            patched.setattr(run.Run, "_finish", stopping)
             with pytest.raises(KeyboardInterrupt):
                 predict(options(output=output))
         with monkeypatch.context() as patched:
@@ -170,7 +171,7 @@ def test_results_do_not_depend_on_what_was_done_before(options, tmp_path, monkey
 
 
 def test_killed_process_goes_on(options, model_folder, inputs, tmp_path):
-    """The real thing: SIGKILL at some moment, the same command again, the same CSV byte for byte."""
+    """Kill the process with SIGKILL and give the same command again: the tables are the same byte for byte."""
     many = tmp_path / "many"
     many.mkdir()
     for number in range(60):
@@ -191,7 +192,7 @@ def test_killed_process_goes_on(options, model_folder, inputs, tmp_path):
     package = Path(sys.modules["monai_wscxr"].__file__).parents[1]
     first = subprocess.Popen(command, cwd=package)
     journal = tmp_path / "killed" / JOURNAL
-    while first.poll() is None:  # however long a busy machine takes to start it
+    while first.poll() is None:  # starting may take long on a busy machine
         if journal.exists() and journal.read_bytes().count(b"\n") >= 9:
             break
         time.sleep(0.01)
@@ -311,7 +312,7 @@ def test_padding_is_left_out_of_maps(options, phantoms, tmp_path, write_dicom, m
 
 
 def test_decoder_that_crashes_or_hangs_costs_its_image(options, inputs, tmp_path):
-    """Worker processes import a module of this test that makes reading crash on one picture and hang on another."""
+    """Worker processes import a module that makes reading crash on one image and hang on another."""
     trap = tmp_path / "trap" / "sitecustomize.py"
     trap.parent.mkdir()
     trap.write_text(
@@ -340,7 +341,7 @@ def test_decoder_that_crashes_or_hangs_costs_its_image(options, inputs, tmp_path
 def test_nothing_of_a_patient_leaves_but_in_dicom(
     options, inputs, dicomdir, tmp_path, capfd, caplog, write_dicom, patient
 ):
-    """Every output, cache, log and message is searched for the header's texts in several encodings."""
+    """Search all outputs, the cache, logs and messages for the texts of the headers in several encodings."""
     caplog.set_level(logging.DEBUG)
     levels = np.asarray(Image.open(inputs / "0.png"))
     for number, changes in enumerate(
@@ -358,7 +359,7 @@ def test_nothing_of_a_patient_leaves_but_in_dicom(
         except ValueError:
             continue
     paths = (str(inputs), str(dicomdir))
-    caplog.clear()  # pydicom said much while the inputs were written
+    caplog.clear()  # pydicom has logged warnings while the inputs were written
     capfd.readouterr()
     summary = predict(options(paths=paths, workers=2, dicom=True, maps="nifti"))
     assert summary.rejected >= 4

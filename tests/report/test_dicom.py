@@ -1,4 +1,4 @@
-"""DICOM results: valid, readable by other libraries with equal maps, deterministic, with no more of a patient than needed."""
+"""DICOM results: valid, deterministic, readable by other libraries, and without unnecessary patient data."""
 
 import datetime
 import io
@@ -21,7 +21,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from monai_wscxr.report.overlay import ColourScale
+from monai_wscxr.model.calibration import ColourScale
 
 hd = pytest.importorskip("highdicom", reason="the extra dicom is not installed")
 from monai_wscxr.report import dicom  # noqa: E402 - needs highdicom
@@ -49,7 +49,7 @@ def image():
 
 @pytest.fixture
 def source(tmp_path):
-    """Writes the header of an image of 90 x 70 pixels; keyword arguments change it, None removes an entry."""
+    """Write a DICOM image of 90 x 70 pixels; keyword arguments change elements of the header, None removes one."""
 
     def write(modality="CR", **elements):
         meta = FileMetaDataset()
@@ -84,7 +84,7 @@ def decoded(results):
 
 
 def check_with_dciodvfy(results, folder):
-    """Lines of dciodvfy that say Error; the test shows as skipped where the program is missing."""
+    """Return the error lines of dciodvfy; skip the test if the program is missing."""
     if shutil.which("dciodvfy") is None:
         pytest.skip("dciodvfy is not installed (Debian: dicom3tools)")
     errors = []
@@ -169,7 +169,7 @@ def test_overlay_is_a_picture_of_map_and_caption(source, image, finding):
 
 def test_same_input_and_model_give_the_same_objects(source, image, finding, monkeypatch):
     first = dicom.encode_results(source(), image, finding, BEGAN)
-    time.sleep(1.1)  # the clock of the machine must not show
+    time.sleep(1.1)  # the current time must have no effect
     assert dicom.encode_results(source(), image, finding, BEGAN) == first
     uids = {kind: ds.SOPInstanceUID for kind, ds in decoded(first).items()}
     assert len(set(uids.values())) == 4
@@ -224,7 +224,7 @@ def test_nothing_above_the_threshold_is_an_empty_region(source, image, finding):
 
 @pytest.fixture
 def orthanc(tmp_path):
-    """A running Orthanc with DICOMweb on a free port; skipped where it is not installed."""
+    """A running Orthanc with DICOMweb on a free port; skips the test if it is not installed."""
     program = shutil.which("Orthanc") or pytest.skip("Orthanc is not installed (Debian: orthanc, orthanc-dicomweb)")
     plugins = [p for p in ("/usr/share/orthanc/plugins",) if os.path.exists(f"{p}/libOrthancDicomWeb.so")]
     if not plugins:
@@ -267,7 +267,7 @@ def orthanc(tmp_path):
 
 
 def test_orthanc_takes_and_gives_back(orthanc, source, image, finding):
-    """STOW-RS stores all four, WADO-RS gives the same pixels back."""
+    """STOW-RS stores all four objects, and WADO-RS returns the same pixels."""
     results = dicom.encode_results(source("DX"), image, finding, BEGAN)
     parts = b"".join(b"--x\r\nContent-Type: application/dicom\r\n\r\n" + data + b"\r\n" for data in results.values())
     request = urllib.request.Request(

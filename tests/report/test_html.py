@@ -1,4 +1,4 @@
-"""The report: complete, closed, escaped, and unbothered by what a run does not have."""
+"""The report of an evaluation: complete, self-contained, escaped, and robust to missing parts."""
 
 import base64
 import io
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from monai_wscxr.model.calibration import ColourScale
 from monai_wscxr.report.case import Case
 from monai_wscxr.report.html import DISCLAIMER, OPTIMISTIC, choose_cases, write_report
-from monai_wscxr.report.overlay import ColourScale
 
 METRICS = {
     "honest": {"auroc": 0.8765, "accuracy": 0.8, "f1": 0.7, "threshold": 1.0, "sensitivity": 0.75},
@@ -28,7 +28,7 @@ VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
-    """Checks that tags balance and ids are unique; collects what the tests ask for."""
+    """Parser that checks that tags balance and ids are unique, and collects tags, ids and texts."""
 
     def __init__(self, text):
         super().__init__()

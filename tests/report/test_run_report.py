@@ -1,4 +1,4 @@
-"""The report of a prediction run: every input in the table, safe texts, and a viewer that a browser really opens."""
+"""The report of a prediction run: a row per input, escaped texts, and a viewer that works in a browser."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from monai_wscxr.data.encoding import encode_jpeg
-from monai_wscxr.report.overlay import ColourScale
+from monai_wscxr.model.calibration import ColourScale
 from monai_wscxr.report.run import PICTURES, Entry, write_run_report
 
 SCALE = ColourScale(0.5, 4.0, 1.5)
@@ -22,7 +22,7 @@ ENTRIES = [
 
 
 class Page(HTMLParser):
-    """Start tags with their attributes, and the text of the table's rows."""
+    """Parser that collects start tags with their attributes, and the texts of the table's rows."""
 
     def __init__(self, text):
         super().__init__()
@@ -73,7 +73,7 @@ def test_folder_that_all_share_is_said_once(page, tmp_path):
     assert "ward/" not in text[text.index("<tbody>") : text.index("</tbody>")]
     for names, folder in (
         (["/a/b/c.png", "/a/b/d/e.png"], "/a/b/"),
-        (["/a/b/c.png", "/a/bc/c.png"], ""),  # one letter is no help
+        (["/a/b/c.png", "/a/bc/c.png"], ""),  # a common prefix of a name is not a folder; "/a/" is too short
         (["/data/x/b.png", "/data/xy/b.png"], "/data/"),
         (["c.png", "/a/b/d.png"], ""),
         (["/a/b/c.png"], ""),

@@ -1,4 +1,4 @@
-"""CheXpert: `train.csv`, `valid.csv` and their images; also the small version."""
+"""CheXpert, full or small version: `train.csv`, `valid.csv` and their images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from monai_wscxr.data.collections.common import Record, findings_of, read_table
 from monai_wscxr.data.datalist import DatalistError
 
-# the 14 observations without "No Finding" and "Support Devices", which is no disease
+# the 14 observations except "No Finding" and "Support Devices", which is not a disease
 FINDINGS = (
     "Enlarged Cardiomediastinum",
     "Cardiomegaly",
@@ -28,17 +28,17 @@ _PATIENT = re.compile(r"(patient\d+)/")
 
 
 def read_chexpert(root: Path, left_out: Counter[str], uncertain: str = "exclude") -> list[Record]:
-    """Frontal images of the training table with one of the twelve findings, or with "No Finding" and none of them.
+    """Read the frontal images that have one of the twelve findings, or "No Finding" and none of them.
 
-    The patients are drawn for training and test; the 234 expert-labelled images of `valid.csv` join the pool.
+    Patients are assigned to training or test at random, those of the 234 expert-labelled images in `valid.csv` included.
 
     Args:
         root: folder with `train.csv`.
-        left_out: reasons are counted here.
-        uncertain: what -1 means, see `findings_of`.
+        left_out: counts the images left out, by reason.
+        uncertain: meaning of -1, see `findings_of`.
 
     Raises:
-        DatalistError: on missing tables or columns.
+        DatalistError: for missing tables or columns.
     """
     records = []
     for table in ("train.csv", "valid.csv"):
@@ -64,6 +64,6 @@ def read_chexpert(root: Path, left_out: Counter[str], uncertain: str = "exclude"
 
 
 def _locate(root: Path, name: str) -> Path:
-    """The table's paths start with the collection's name: `CheXpert-v1.0-small/train/patient00001/...`."""
+    """Return the file of a path in the table, which starts with the collection's name (`CheXpert-v1.0-small/train/...`)."""
     inside = Path(*Path(name).parts[1:])
     return root / inside if (root / inside).exists() or not (root.parent / name).exists() else root.parent / name

@@ -1,4 +1,4 @@
-"""What the readers of collections share: records, tables, findings to classes, and the patient-disjoint datalist."""
+"""Parts shared by the readers of collections: records, tables, classes from findings, and datalists split by patient."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from monai_wscxr.data.datalist import DatalistError, Item, few
 from monai_wscxr.data.encoding import encode_png
+from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.system.atomic import write_bytes_atomic, write_text_atomic
 
@@ -32,9 +33,9 @@ class Record:
 
     Attributes:
         image: the file.
-        findings: names of what is there; empty for a normal image.
-        patient: who, as far as the collection tells.
-        part: "training" or "test" where the collection has its own split, else None.
+        findings: names of the findings; empty for a normal image.
+        patient: the patient, or the image itself where the collection names no patients.
+        part: "training" or "test" by the collection's own split, or None without one.
         boxes: (x, y, width, height) of lesions in pixels of the file.
     """
 
@@ -47,14 +48,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a collection is taken; None takes all.
+    """How many images of a collection to take; None takes all.
 
     Attributes:
-        train_normal, train_abnormal: training images; the latter per class.
-        test_normal, test_abnormal: test images, the latter over all classes.
-        test_share: share of the patients drawn for testing where a collection has no split of its own, in (0, 1).
-        boxed: take abnormal test images only where lesions are outlined.
-        seed: of every draw.
+        train_normal, train_abnormal: training images; abnormal ones per class.
+        test_normal, test_abnormal: test images; abnormal ones of all classes together.
+        test_share: share of the patients assigned to the test part of a collection without its own split, in (0, 1).
+        boxed: take only abnormal test images with lesion boxes.
+        seed: of all random choices.
     """
 
     train_normal: int | None = None
@@ -68,17 +69,17 @@ class Limits:
     def __post_init__(self) -> None:
         counts = (self.train_normal, self.train_abnormal, self.test_normal, self.test_abnormal)
         if any(count is not None and count < 1 for count in counts) or not 0 < self.test_share < 1:
-            raise DatalistError(f"numbers of images must be at least 1 and test_share lie in (0, 1), got {self}")
+            raise DatalistError(f"numbers of images must be at least 1 and test_share must lie in (0, 1), got {self}")
 
 
 @dataclass
 class Datalist:
-    """What became of a collection.
+    """Datalist of a collection.
 
     Attributes:
         parts: {"training": items, "test": items}.
-        boxes: lesion boxes by image path, of the test images that have some.
-        left_out: why images were left out, and how many.
+        boxes: lesion boxes of test images, by image path.
+        left_out: number of images left out, by reason.
     """
 
     parts: dict[str, list[Item]]
@@ -87,10 +88,10 @@ class Datalist:
 
 
 def read_table(path: Path, columns: Iterable[str]) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file, also gzipped, as dictionaries with stripped names and values.
+    """Yield the rows of a CSV file, plain or gzipped, as dictionaries with stripped names and values.
 
     Raises:
-        DatalistError: when the file is missing, is no CSV or lacks a column.
+        DatalistError: when the file is missing or damaged, or lacks a column.
     """
     if not path.is_file():
         raise DatalistError(f"{path} is missing; give the folder of the collection as it was published")
@@ -111,7 +112,7 @@ def read_table(path: Path, columns: Iterable[str]) -> Iterator[dict[str, str]]:
 
 
 def find_table(root: Path, *names: str) -> Path:
-    """The first of these files in `root`, also gzipped; the first name when there is none (for the message)."""
+    """Return the first of these files that exists in `root`, plain or gzipped; without any, the first name, for the message."""
     for name in names:
         for candidate in (root / name, root / f"{name}.gz"):
             if candidate.is_file():
@@ -120,15 +121,18 @@ def find_table(root: Path, *names: str) -> Path:
 
 
 def findings_of(row: Mapping[str, str], names: Iterable[str], uncertain: str) -> tuple[str, ...] | None:
-    """Positive findings of a labelled row (1, 0, -1 or blank); None when an uncertain one decides and is not wanted.
+    """Return the positive findings of a row of labels (1, 0, -1 or blank).
 
     Args:
         row: of the table.
         names: columns of findings.
-        uncertain: what -1 means: "positive", "negative", or "exclude": an image with any uncertain finding is left out.
+        uncertain: meaning of -1: "positive", "negative", or "exclude" to leave out images with any uncertain finding.
+
+    Returns:
+        Names of the positive findings, or None for an image to leave out.
 
     Raises:
-        DatalistError: on another policy or value.
+        DatalistError: for another policy or value.
     """
     if uncertain not in UNCERTAIN:
         raise DatalistError(f"uncertain labels: {uncertain!r} is not allowed; allowed are {', '.join(UNCERTAIN)}")
@@ -149,24 +153,24 @@ def findings_of(row: Mapping[str, str], names: Iterable[str], uncertain: str) ->
 
 
 def assemble(records: Sequence[Record], limits: Limits | None = None, left_out: Counter[str] | None = None) -> Datalist:
-    """Records to a datalist in which no patient is on both sides.
+    """Make a datalist in which no patient is in training and test.
 
-    Where the collection has a split, its test part is kept and patients of it are taken out of training; otherwise each
-    patient is drawn for one side. An image with several findings belongs to the class that is rarest in its part, so
-    that rare classes have images. Draws depend on the seed and the names alone.
+    If the collection has a split, its test part is kept and the patients in it are removed from training; otherwise each
+    patient is assigned to one part at random. An image with several findings belongs to the class that is rarest in its part,
+    so that rare classes have images. Random choices depend only on the seed and the names.
 
     Args:
         records: of one collection.
-        limits: how much is taken.
-        left_out: reasons the reader had; more are added.
+        limits: how many images to take.
+        left_out: counts of the reader, to which more are added.
 
     Raises:
-        DatalistError: when nothing normal is left to train from.
+        DatalistError: when no normal training image is left.
     """
     limits, counts = limits or Limits(), Counter() if left_out is None else left_out
     sides: dict[str, list[Record]] = {"training": [], "test": []}
     for record in records:
-        sides[record.part or _draw(record.patient, limits)].append(record)
+        sides[record.part or _random_part(record.patient, limits)].append(record)
     tested = {record.patient for record in sides["test"]}
     kept = [record for record in sides["training"] if record.patient not in tested]
     counts["patient is in the test part"] += len(sides["training"]) - len(kept)
@@ -195,11 +199,14 @@ def assemble(records: Sequence[Record], limits: Limits | None = None, left_out: 
 
 
 def write_datalist(path: str | Path, datalist: Datalist) -> None:
-    """Write the datalist as JSON (atomically), and the lesion boxes as masks into a folder beside it.
+    """Write the datalist as JSON in one step, and the lesion boxes as masks into a folder beside it.
 
     Args:
-        path: of the JSON file; masks go to `<name>_masks/`. Image paths are absolute, mask paths relative.
+        path: JSON file; masks go to `<name>_masks/`. Image paths are absolute, mask paths relative.
         datalist: from `assemble`.
+
+    Raises:
+        DatalistError: when the size of an image with boxes cannot be read.
     """
     path = Path(path)
     masks = path.with_name(f"{path.stem}_masks")
@@ -221,7 +228,7 @@ def write_datalist(path: str | Path, datalist: Datalist) -> None:
 
 
 def box_mask(image: Path, boxes: Iterable[Box]) -> np.ndarray:
-    """uint8 [H, W], 255 inside the boxes, at the size of the image file."""
+    """Return a mask of the size of an image file: uint8 [H, W], 255 inside the boxes and 0 outside."""
     height, width = _size(image)
     mask = np.zeros((height, width), np.uint8)
     for x, y, w, h in boxes:
@@ -231,16 +238,16 @@ def box_mask(image: Path, boxes: Iterable[Box]) -> np.ndarray:
 
 
 def need_files(root: Path, records: Sequence[Record]) -> None:
-    """Fail with a sentence when images that the tables name are not there.
+    """Check that the images of the tables exist.
 
     Raises:
-        DatalistError: with how many, and the first ones.
+        DatalistError: with the number of missing images and the first ones.
     """
     missing = [str(record.image) for record in records if not record.image.is_file()]
     if missing:
         raise DatalistError(
             f"{root}: {len(missing)} of {len(records)} images that the tables name are missing: {few(missing)}. Unpack the "
-            "whole collection, or use --skip_missing to take what is there"
+            "whole collection, or use --skip_missing to take the others"
         )
 
 
@@ -248,7 +255,10 @@ def _size(image: Path) -> tuple[int, int]:
     if image.suffix.lower() in (".png", ".jpg", ".jpeg"):
         with Image.open(image) as picture:
             return picture.height, picture.width
-    shape = read_radiograph(image).image.shape
+    try:
+        shape = read_radiograph(image).image.shape
+    except RadiographError as error:
+        raise DatalistError(f"{image}: {error}") from error
     return int(shape[0]), int(shape[1])
 
 
@@ -257,12 +267,12 @@ def _hash(*parts: object) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def _draw(patient: str, limits: Limits) -> str:
+def _random_part(patient: str, limits: Limits) -> str:
     return "test" if _hash("test", limits.seed, patient) < limits.test_share else "training"
 
 
 def _limit(items: list[Item], part: str, limits: Limits, counts: Counter[str]) -> list[Item]:
-    """The wanted number of each kind, drawn by a hash of the name; in the order of the paths."""
+    """Choose the wanted number of each kind by a hash of the names and return them sorted by path."""
     groups: dict[str, list[Item]] = {}
     for item in items:
         key = item["class"] if part == "training" else str(item["label"])

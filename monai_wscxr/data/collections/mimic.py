@@ -13,15 +13,15 @@ _PARTS = {"train": "training", "validate": "training", "test": "test"}
 
 
 def read_mimic(root: Path, left_out: Counter[str], uncertain: str = "exclude") -> list[Record]:
-    """Frontal images (AP and PA) with one of CheXpert's twelve findings, or with "No Finding"; the official split.
+    """Read the frontal images (AP and PA) that have one of CheXpert's twelve findings or "No Finding"; the split is official.
 
     Args:
         root: folder with the tables and `files/`.
-        left_out: reasons are counted here.
-        uncertain: what -1 means, see `findings_of`.
+        left_out: counts the images left out, by reason.
+        uncertain: meaning of -1, see `findings_of`.
 
     Raises:
-        DatalistError: on missing tables or columns.
+        DatalistError: for missing tables or columns.
     """
     columns = ("subject_id", "study_id", "No Finding", *FINDINGS)
     studies = {

@@ -9,19 +9,19 @@ from pathlib import Path
 from monai_wscxr.data.collections.common import Box, Record, find_table, read_table
 from monai_wscxr.data.datalist import DatalistError
 
-_BOX_NAMES = {"Infiltrate": "Infiltration"}  # the boxes' table has another word for it
+_BOX_NAMES = {"Infiltrate": "Infiltration"}  # the table of boxes uses another name
 
 
 def read_nih(root: Path, left_out: Counter[str], view: str = "all") -> list[Record]:
-    """All images; classes are the 14 findings; the official split where its lists are there.
+    """Read all images with the 14 findings as classes; the split is official if its lists exist.
 
     Args:
         root: folder with the tables and `images/` or `images_001/images/` to `images_012/images/`.
-        left_out: reasons are counted here.
+        left_out: counts the images left out, by reason.
         view: "all", "PA" or "AP".
 
     Raises:
-        DatalistError: on missing tables, columns or another view.
+        DatalistError: for missing tables or columns, or another view.
     """
     if view not in ("all", "PA", "AP"):
         raise DatalistError(f"view {view!r} is not allowed; allowed are all, PA and AP")
@@ -53,9 +53,16 @@ def read_nih(root: Path, left_out: Counter[str], view: str = "all") -> list[Reco
 
 
 def read_boxes(path: Path) -> dict[str, list[tuple[str, Box]]]:
-    """Boxes (finding, (x, y, width, height) in pixels of the 1,024-pixel image) by image; none without the file.
+    """Read the lesion boxes by image; none without the file.
 
-    The header reads `Image Index,Finding Label,Bbox [x,y,w,h],,,`: its commas split the last name, so columns count.
+    Columns are taken by position, because commas split the last name of the header `Image Index,Finding Label,Bbox
+    [x,y,w,h],,,`.
+
+    Returns:
+        Lists of (finding, (x, y, width, height)) in pixels of the image of 1,024 x 1,024 pixels.
+
+    Raises:
+        DatalistError: for a row without four numbers.
     """
     found: dict[str, list[tuple[str, Box]]] = {}
     if not path.is_file():
@@ -82,5 +89,5 @@ def _lists(root: Path) -> dict[str, str]:
         if path.is_file():
             parts.update(dict.fromkeys(path.read_text(encoding="utf-8").split(), part))
     if parts and len(set(parts.values())) < 2:
-        raise DatalistError(f"{root}: only one of train_val_list.txt and test_list.txt is there; give both or none")
+        raise DatalistError(f"{root} has only one of train_val_list.txt and test_list.txt; give both or none")
     return parts

@@ -1,8 +1,8 @@
 """RSNA Pneumonia Detection Challenge: `stage_2_train_labels.csv`, `stage_2_detailed_class_info.csv`, DICOM images.
 
-The challenge's `patientId` names an image. Its images come from NIH ChestX-ray14, where a patient has several; who they
-are is in `pneumonia-challenge-dataset-mappings_2018.json`, published beside the challenge. With that file patients are kept
-apart; without it every image counts as a patient of its own, and the command says so.
+The challenge's `patientId` identifies an image, not a patient. The images come from NIH ChestX-ray14, where a patient has
+several; `pneumonia-challenge-dataset-mappings_2018.json`, published beside the challenge, names the patients. With that file
+no patient is in training and test; without it every image counts as a patient of its own, and the command reports this.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ NORMAL, OTHER, OPACITY = "Normal", "No Lung Opacity / Not Normal", "Lung Opacity
 
 
 def read_rsna(root: Path, left_out: Counter[str], other: str = "exclude") -> list[Record]:
-    """Normal images against lung opacity, with its boxes.
+    """Read normal images and images with lung opacity, with its boxes.
 
     Args:
         root: folder with the tables and `stage_2_train_images/`.
-        left_out: reasons are counted here.
-        other: images that are neither normal nor opaque: "exclude", or "include" as a class of their own.
+        left_out: counts the images left out, by reason.
+        other: policy for images that are neither normal nor show lung opacity: "exclude", or "include" as another class.
 
     Raises:
-        DatalistError: on missing tables or columns, or another policy.
+        DatalistError: for missing tables or columns, or another policy.
     """
     if other not in ("exclude", "include"):
         raise DatalistError(f"other {other!r} is not allowed; allowed are exclude and include")
@@ -42,8 +42,8 @@ def read_rsna(root: Path, left_out: Counter[str], other: str = "exclude") -> lis
             boxes.setdefault(row["patientId"], []).append((x, y, w, h))
     patients = _patients(root / MAPPING)
     if not patients:
-        left_out["note: without the mapping file images of one patient cannot be told"] += 1
-    kinds: dict[str, str] = {}  # one row per box, so images repeat
+        left_out["note: without the mapping file every image counts as a patient of its own"] += 1
+    kinds: dict[str, str] = {}  # the table has one row per box
     table = find_table(root, "stage_2_detailed_class_info.csv", "stage_1_detailed_class_info.csv")
     for row in read_table(table, ("patientId", "class")):
         kinds[row["patientId"]] = row["class"]
@@ -63,7 +63,7 @@ def read_rsna(root: Path, left_out: Counter[str], other: str = "exclude") -> lis
 
 
 def _patients(path: Path) -> dict[str, str]:
-    """Patient in ChestX-ray14 by image of the challenge; empty without the file."""
+    """Read the patients of ChestX-ray14 by image of the challenge; empty without the file."""
     if not path.is_file():
         return {}
     try:

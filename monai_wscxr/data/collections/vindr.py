@@ -1,8 +1,8 @@
-"""VinDr-CXR: boxes of radiologists, `annotations/annotations_{train,test}.csv` (PhysioNet) or `train.csv` (Kaggle).
+"""VinDr-CXR: boxes of radiologists in `annotations/annotations_{train,test}.csv` (PhysioNet) or `train.csv` (Kaggle).
 
-The collection gives no patient: every image counts as one of its own. Training images were read by three radiologists each,
-test images by consensus. Diagnoses of the whole image, pneumonia or tuberculosis for instance, have no box; they stand in
-`image_labels_{train,test}.csv` only, so that table decides who is normal where it is there.
+The collection names no patients, so every image counts as a patient of its own. Three radiologists read each training image;
+test images were read by consensus. Diagnoses of the whole image, such as pneumonia or tuberculosis, have no box and are only
+in `image_labels_{train,test}.csv`; if that table exists, it decides which images are normal.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _NOTHING = "no finding"
 
 
 def read_vindr(root: Path, left_out: Counter[str], readers: int = 2) -> list[Record]:
-    """Images on which nobody found anything against images with findings, with their boxes.
+    """Read images without findings and images with findings, with their boxes.
 
     Args:
         root: folder of the collection.
-        left_out: reasons are counted here.
-        readers: of the three readers of a training image, how many must have marked a finding for it to count, 1 to 3.
-            An image with findings of fewer only is neither normal nor abnormal and left out.
+        left_out: counts the images left out, by reason.
+        readers: how many of the three readers of a training image must have marked a finding for it to count, 1 to 3. An
+            image whose findings were all marked by fewer readers is neither normal nor abnormal and is left out.
 
     Raises:
-        DatalistError: on missing tables or columns, or readers out of range.
+        DatalistError: for missing tables or columns, or readers out of range.
     """
     if not 1 <= readers <= 3:
         raise DatalistError(f"readers is {readers}; a training image has three, so allowed are 1, 2 and 3")
@@ -42,7 +42,9 @@ def read_vindr(root: Path, left_out: Counter[str], readers: int = 2) -> list[Rec
     for part, table in tables.items():
         own = part if len(tables) > 1 else None
         folder = root / ("train" if part == "training" else "test")
-        well = _nothing_found(find_table(table.parent, f"image_labels_{'train' if part == 'training' else 'test'}.csv"))
+        normal = _without_findings(
+            find_table(table.parent, f"image_labels_{'train' if part == 'training' else 'test'}.csv")
+        )
         suffixes = (".dicom", ".dcm", ".png", ".jpg")
         for name, rows in _by_image(table).items():
             needed = readers if part == "training" else 1
@@ -51,7 +53,7 @@ def read_vindr(root: Path, left_out: Counter[str], readers: int = 2) -> list[Rec
             if rows and not findings:
                 left_out["findings of too few readers"] += 1
                 continue
-            if not findings and well is not None and name not in well:
+            if not findings and normal is not None and name not in normal:
                 left_out["diagnosis of the whole image without a box"] += 1
                 continue
             image = next((p for s in suffixes if (p := folder / f"{name}{s}").is_file()), folder / f"{name}.dicom")
@@ -60,18 +62,18 @@ def read_vindr(root: Path, left_out: Counter[str], readers: int = 2) -> list[Rec
     return records
 
 
-def _nothing_found(table: Path) -> set[str] | None:
-    """Images on which all readers found nothing at all; None without the table."""
+def _without_findings(table: Path) -> set[str] | None:
+    """Return the images on which no reader found anything; None without the table."""
     if not table.is_file():
         return None
-    said: dict[str, list[bool]] = {}
+    answers: dict[str, list[bool]] = {}
     for row in read_table(table, ("image_id", "No finding")):
-        said.setdefault(row["image_id"], []).append(row["No finding"] in ("1", "1.0"))
-    return {name for name, answers in said.items() if all(answers)}
+        answers.setdefault(row["image_id"], []).append(row["No finding"] in ("1", "1.0"))
+    return {name for name, of_readers in answers.items() if all(of_readers)}
 
 
 def _by_image(table: Path) -> dict[str, dict[str, list[tuple[str, Box]]]]:
-    """{image: {finding: [(reader, box)]}}; an image without findings has an empty dictionary."""
+    """Return {image: {finding: [(reader, box)]}}; the dictionary of an image without findings is empty."""
     found: dict[str, dict[str, list[tuple[str, Box]]]] = {}
     for row in read_table(table, ("image_id", "class_name", "x_min", "y_min", "x_max", "y_max")):
         marks = found.setdefault(row["image_id"], {})

@@ -1,8 +1,8 @@
-"""ZhangLab (Kermany) paediatric radiographs: the copies of Mendeley and Kaggle, and the WSCXR authors' repack.
+"""ZhangLab (Kermany) paediatric radiographs: the copies on Mendeley Data and Kaggle, and that of the WSCXR authors.
 
 Mendeley: `chest_xray/{train,test}/{NORMAL,PNEUMONIA}/*.jpeg`. Kaggle adds a nested second copy, `val` and `__MACOSX`; the
-outer copy is read. The repack has `samples/{train,test}.json`, one JSON object per line (filename, label, clsname), and
-`images/`.
+outer copy is read. The authors' copy has `samples/{train,test}.json`, one JSON object per line (filename, label, clsname),
+and `images/`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _PARTS = {"train": "training", "test": "test"}
 
 
 def read_zhanglab(root: Path, left_out: Counter[str]) -> list[Record]:
-    """Records of any of the three layouts; pneumonia is bacterial or viral by the file's name.
+    """Read a copy in any of the three layouts; the file name tells bacterial from viral pneumonia.
 
     Args:
-        root: folder of the collection, or the one that holds `chest_xray`.
-        left_out: reasons are counted here.
+        root: folder of the collection, or the folder that holds `chest_xray`.
+        left_out: counts the images left out, by reason.
 
     Raises:
-        DatalistError: when it is none of them.
+        DatalistError: when the folder has none of the layouts.
     """
     if (root / "samples" / "train.json").is_file():
-        return _repack(root)
+        return _read_samples(root)
     for folder in (root, root / "chest_xray", root / "chest_xray" / "chest_xray"):
         if (folder / "train").is_dir() and (folder / "test").is_dir():
             datalist = load_datalist(folder)
@@ -44,7 +44,7 @@ def read_zhanglab(root: Path, left_out: Counter[str]) -> list[Record]:
     raise DatalistError(f"{root} holds neither chest_xray/train and chest_xray/test nor samples/train.json and images/")
 
 
-def _repack(root: Path) -> list[Record]:
+def _read_samples(root: Path) -> list[Record]:
     records = []
     for name, part in _PARTS.items():
         path = root / "samples" / f"{name}.json"
@@ -62,7 +62,7 @@ def _repack(root: Path) -> list[Record]:
 
 
 def _class(file: str, kind: str) -> str:
-    """The sample list's class; where that says nothing, what the file's name says."""
+    """Return the class in the sample list, or, where that is no specific one, the class in the file name."""
     if kind and kind.lower() not in ("abnormal", "zhanglab", "pneumonia"):
         return kind.lower()
     name = Path(file).name.lower()

@@ -1,4 +1,4 @@
-"""What the readers of all formats share: the error, the result, the header checks and the percentile window."""
+"""Parts shared by the readers of all formats: result, error, reason codes, header checks and intensity windows."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from monai_wscxr.errors import InputError
 REASON_CODES = (
     "not_found",  # no such file, or a folder
     "empty",  # no bytes, or no pixels
-    "unknown_format",  # neither PNG, JPEG, NIfTI nor DICOM by content
-    "too_large",  # more pixels than max_pixels, or than memory holds
+    "unknown_format",  # content is neither PNG, JPEG, NIfTI nor DICOM
+    "too_large",  # more pixels than max_pixels, or than fit into memory
     "not_a_projection",  # several frames, 3-D, colour, animation, another modality, a DICOM object without an image
     "missing_decoder",  # the compression needs a package that is not installed
-    "unreadable",  # truncated, damaged, or a header that lacks what decoding needs
+    "unreadable",  # truncated, damaged, or a header without what decoding needs
     "not_finite",  # NaN or infinity among the values
-    "no_contrast",  # all pixels alike
+    "no_contrast",  # all pixels are equal
     "lateral_view",  # the header names a lateral, oblique or decubitus view
-    "not_upright",  # the header says that the patient lies on the side or stands on the head
-    "other_body_part",  # the header names a body part that is not the chest
-    "burned_in_annotation",  # the header says that text with patient data is part of the picture
-    "for_processing",  # the header says that these are raw values of the detector
-    "suspicious_polarity",  # the picture looks like the negative of a chest radiograph
+    "not_upright",  # by the header the patient lies on the side or is upside down
+    "other_body_part",  # the header names a body part other than the chest
+    "burned_in_annotation",  # by the header the pixels show text with patient data
+    "for_processing",  # by the header these are raw detector values
+    "suspicious_polarity",  # the image looks like the negative of a chest radiograph
     "too_slow",  # reading took longer than a run allows
-    "crashed",  # a decoding library brought its process down
-    "outside_folder",  # a DICOMDIR entry that points out of the folder of the DICOMDIR, or to nothing
+    "crashed",  # a decoding library crashed its process
+    "outside_folder",  # a DICOMDIR entry that points out of the DICOMDIR's folder, or to no file
 )
 
 GATES = (
@@ -42,50 +42,57 @@ GATES = (
     "for_processing",
     "suspicious_polarity",
 )
-"""Reason codes of readable pictures that are no frontal chest radiograph; a caller may allow each of them."""
+"""Reason codes of readable images that are not frontal chest radiographs; a caller may allow each of them."""
 
 MAX_PIXELS = 2**26
-"""Default limit on the pixels that a header may claim: 8192 x 8192, larger than any detector or film scan of a chest."""
+"""Default limit on the pixels that a header may claim: 8192 x 8192, more than any detector or film scan of a chest has."""
 
 MEMORY_LIMIT = 2**31
-"""Bytes that reading one file of `MAX_PIXELS` may take on top of what the process already holds."""
+"""Largest number of bytes that reading one file of `MAX_PIXELS` adds to the memory of the process."""
 
 _PERCENTILES = (0.5, 99.5)
 
 
 class RadiographError(InputError):
-    """A file that cannot become a radiograph.
+    """The reason why a file cannot be used as a radiograph.
 
-    The message holds the path as it was given and values that describe the picture, never patient data.
+    The message names no path, because the caller who opened the file knows it; it quotes values that describe the image and
+    never patient data.
 
     Attributes:
-        code: one of :data:`REASON_CODES`.
-        path: the path as it was given.
+        code: one of `REASON_CODES`.
+        message: what is wrong and what to do about it.
     """
 
-    def __init__(self, code: str, path: str | os.PathLike[str], message: str) -> None:
+    def __init__(self, code: str, message: str) -> None:
         if code not in REASON_CODES:
             raise ValueError(f"unknown reason code {code!r}; allowed: {', '.join(REASON_CODES)}")
-        self.code = code
-        self.path = os.fspath(path)
-        self.message = message
-        super().__init__(f"{self.path}: {message}")
+        self.code, self.message = code, message
+        super().__init__(message)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # so that it crosses the border of a worker process
-        return type(self), (self.code, self.path, self.message)
+    def __reduce__(self) -> tuple[Any, ...]:  # worker processes send these errors to their parent
+        return type(self), (self.code, self.message)
+
+
+def find_radiograph_error(error: BaseException) -> RadiographError | None:
+    """Return the `RadiographError` among an error and its causes, or None; MONAI's `Compose` wraps what a transform raises."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, RadiographError):
+        cause = cause.__cause__
+    return cause
 
 
 @dataclass(frozen=True)
 class Radiograph:
-    """A picture and how it came about.
+    """An image and how it was read.
 
     Attributes:
-        image: float32 ``[H, W]`` in [0, 1], air dark, top row first.
-        format: ``png``, ``jpeg``, ``nifti`` or ``dicom``.
-        polarity: ``as_stored`` or ``inverted``.
-        intensity: what led to [0, 1]: ``full_range_1``, ``full_range_8``, ``full_range_16``, ``voi_window``,
-            ``voi_lut`` or ``percentile``.
-        padding: bool ``[H, W]``, True where a DICOM file has padding instead of a measurement; None without any.
+        image: float32 [H, W] in [0, 1], air dark, top row first.
+        format: "png", "jpeg", "nifti" or "dicom".
+        polarity: "as_stored" or "inverted".
+        intensity: how stored values were mapped to [0, 1]: "full_range_1", "full_range_8", "full_range_16", "voi_window",
+            "voi_lut" or "percentile".
+        padding: bool [H, W], True where a DICOM file holds padding instead of a measurement; None without padding.
     """
 
     image: np.ndarray
@@ -95,73 +102,102 @@ class Radiograph:
     padding: np.ndarray | None = None
 
 
-def check_size(path: Any, pixels: int, shape: str, max_pixels: int) -> None:
-    """Refuses by the header alone a picture of no pixels or of more than ``max_pixels``; ``shape`` is for the message."""
+def check_size(pixels: int, shape: str, max_pixels: int) -> None:
+    """Check the number of pixels that a header claims, before anything is decoded.
+
+    Args:
+        pixels: the number.
+        shape: the sides as text, for the message.
+        max_pixels: largest number allowed.
+
+    Raises:
+        RadiographError: "too_large", or "empty" for no pixels.
+    """
     if pixels > max_pixels:
         raise RadiographError(
             "too_large",
-            path,
             f"the header claims {shape} = {pixels} pixels; allowed are {max_pixels}. "
-            "Export it smaller, or raise max_pixels if the size is meant.",
+            "Export it smaller, or raise max_pixels if the size is intended.",
         )
     if pixels <= 0:
-        raise RadiographError("empty", path, f"the header claims {shape}: no pixels. Export it again.")
+        raise RadiographError("empty", f"the header claims {shape}: no pixels. Export it again.")
 
 
-def check_bytes(path: Any, max_pixels: int) -> None:
-    """Refuses a file that is larger than any picture of ``max_pixels`` (8 bytes each and a generous header)."""
+def check_bytes(path: str | os.PathLike[str], max_pixels: int) -> None:
+    """Check the size of a file: 8 bytes for each of `max_pixels`, and 64 MiB for the header.
+
+    Raises:
+        RadiographError: "too_large".
+    """
     size, limit = os.path.getsize(path), 8 * max_pixels + 2**26
     if size > limit:
-        raise RadiographError("too_large", path, f"the file has {size} bytes; allowed are {limit}. Export it smaller.")
+        raise RadiographError("too_large", f"the file has {size} bytes; allowed are {limit}. Export it smaller.")
 
 
-def no_contrast(path: Any) -> RadiographError:
-    """The error, for the caller to raise, of a picture whose pixels are all alike."""
-    return RadiographError(
-        "no_contrast", path, "all pixels have the same grey value, there is nothing to see. Export it again."
-    )
+def no_contrast() -> RadiographError:
+    """Return the error of an image whose pixels are all equal, for the caller to raise."""
+    return RadiographError("no_contrast", "all pixels have the same grey value, so it shows nothing. Export it again.")
 
 
-def check_finite(path: Any, values: np.ndarray) -> None:
-    """Refuses NaN and infinity."""
+def check_finite(values: np.ndarray) -> None:
+    """Check that there is no NaN and no infinity.
+
+    Raises:
+        RadiographError: "not_finite".
+    """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         count = int(values.size - np.count_nonzero(np.isfinite(values)))
         raise RadiographError(
-            "not_finite", path, f"{count} of {values.size} values are NaN or infinite. Repair them before export."
+            "not_finite", f"{count} of {values.size} values are NaN or infinite. Correct them and export it again."
         )
 
 
-def stretch(path: Any, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The percentile window: ``values`` of any shape to float32 [0, 1], limits from ``valid`` alone.
+def percentile_window(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Map values linearly so that the 0.5 and 99.5 percentiles become 0 and 1, and clip.
 
-    Floating-point ``values`` do not survive it.
+    Where the two percentiles are equal, the smallest and largest value take their place.
+
+    Args:
+        values: any shape; float64 values are overwritten.
+        valid: the values that count for the percentiles.
+
+    Returns:
+        float32 in [0, 1], in the shape of `values`.
+
+    Raises:
+        RadiographError: "no_contrast" when all valid values are equal.
     """
     if valid.min() == valid.max():
-        raise no_contrast(path)
+        raise no_contrast()
     low, high = np.percentile(valid, _PERCENTILES)
     if high <= low:
         low, high = valid.min(), valid.max()
-    stretched = own_float64(values)
+    stretched = writable_float64(values)
     stretched -= low
     stretched /= float(high) - float(low)
-    return unit(stretched)
+    return clip_to_unit(stretched)
 
 
-def own_float64(values: np.ndarray) -> np.ndarray:
-    """As float64 that may be written to: the array itself if it is, else a copy."""
-    return values if values.dtype == np.float64 and values.flags.writeable else values.astype(np.float64)
+def writable_float64(values: np.ndarray) -> np.ndarray:
+    """Return the array itself if it is float64 and writable, else a float64 copy."""
+    return values if _is_writable_float64(values) else values.astype(np.float64)
 
 
-def unit(values: np.ndarray) -> np.ndarray:
-    """Clips to [0, 1], in place where the array is float64 and writable; float32, contiguous."""
-    clipped = np.clip(values, 0.0, 1.0, out=values if values.dtype == np.float64 and values.flags.writeable else None)
+def clip_to_unit(values: np.ndarray) -> np.ndarray:
+    """Clip to [0, 1], in place for a writable float64 array, and return contiguous float32."""
+    clipped = np.clip(values, 0.0, 1.0, out=values if _is_writable_float64(values) else None)
     return np.ascontiguousarray(clipped, dtype=np.float32)
 
 
-class _Quiet:
-    """Warnings of decoding libraries stay unsaid within `with quiet:`; they quote header entries, also a patient's.
+def _is_writable_float64(values: np.ndarray) -> bool:
+    return values.dtype == np.float64 and values.flags.writeable
 
-    Python's own context manager for this is not made for threads; this one counts those inside.
+
+class _Quiet:
+    """Context manager that silences the warnings of decoding libraries, which quote header entries, also patient data.
+
+    `warnings.catch_warnings` is not safe in threads, so the first thread that enters silences and the last one to leave
+    restores.
     """
 
     def __init__(self) -> None:

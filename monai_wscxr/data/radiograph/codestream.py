@@ -1,7 +1,7 @@
-"""What a compressed picture says of itself, read from its first bytes without decoding anything.
+"""Image sizes in the headers of JPEG, JPEG-LS and JPEG 2000 data, read without decoding.
 
-A DICOM header and the codestream inside can disagree. Decoders believe the codestream and allocate what it claims, so
-both are compared first. Sources: ITU-T T.81 B.2.2 (JPEG), T.87 C.2.2 (JPEG-LS), T.800 A.5.1 and I.5 (JPEG 2000).
+A DICOM header and the codestream inside can disagree. Decoders trust the codestream and allocate the memory that it claims,
+so the two are compared first. Sources: ITU-T T.81 B.2.2 (JPEG), T.87 C.2.2 (JPEG-LS), T.800 A.5.1 and I.5 (JPEG 2000).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 _SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
-_MOST_TILES = 4096  # a picture of 8192 x 8192 in tiles of 128; a codestream of millions of tiles is an attack
+_MOST_TILES = 4096  # 8192 x 8192 pixels in tiles of 128; a codestream of millions of tiles is an attack
 
 
 class FrameSize(NamedTuple):
@@ -23,13 +23,14 @@ class FrameSize(NamedTuple):
 
 
 def frame_size(data: bytes) -> FrameSize:
-    """Size that a JPEG, JPEG-LS or JPEG 2000 codestream claims.
+    """Return the size that a JPEG, JPEG-LS or JPEG 2000 codestream claims.
 
     Args:
         data: the bytes of one frame, at least up to its size marker.
 
     Raises:
-        ValueError: when there is no such marker, or a JPEG 2000 picture has more tiles than any real one.
+        ValueError: when there is no size marker, or JPEG 2000 data claim more than 4096 tiles.
+        struct.error: when the data end inside the header.
     """
     if data.startswith(b"\xff\xd8"):
         return _jpeg(data)
@@ -63,7 +64,7 @@ def _jpeg_2000(data: bytes, start: int) -> FrameSize:
         ">8IH", data, start + 8
     )
     if not tile_width or not tile_height or right <= left or bottom <= top:
-        raise ValueError("an empty picture or tile")
+        raise ValueError("an empty image or tile")
     tiles = -(-(right - tile_left) // tile_width) * -(-(bottom - tile_top) // tile_height)
     if tiles > _MOST_TILES:
         raise ValueError(f"{tiles} tiles")
@@ -71,7 +72,7 @@ def _jpeg_2000(data: bytes, start: int) -> FrameSize:
 
 
 def _codestream_box(data: bytes) -> int:
-    """Where the contiguous codestream box of a JP2 file begins."""
+    """Return the offset of the codestream in a JP2 file."""
     at = 0
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)

@@ -1,7 +1,7 @@
-"""DICOM pixels to stored values: which library decodes what, and what is checked before it may.
+"""DICOM pixel data to stored values: the library for each compression, and the checks before it runs.
 
-Lossy JPEG and JPEG 2000 may decode to slightly different numbers in different libraries, so the order of the libraries is
-fixed here and never left to what happens to be installed first; the preferred ones come with the package.
+Libraries may decode lossy JPEG and JPEG 2000 to slightly different numbers. So the order of preference is fixed here and does
+not depend on which library was installed first; the preferred ones are dependencies of the package.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.data.radiograph.codestream import frame_size
 from monai_wscxr.data.radiograph.pydicom_versions import available_plugins, decoded, first_frame
 
-# syntax -> plugins of pydicom in the order in which they are asked, and what to install when there is none
 _JPEG_EXTRA, _JPEG12_EXTRA = "monai-wscxr[dicom-jpeg]", "monai-wscxr[dicom-jpeg12]"
 
-
+# transfer syntax -> plugins of pydicom in order of preference, and the package to install when there is none
 _DECODERS: dict[str, tuple[tuple[str, ...], str]] = {
     "1.2.840.10008.1.2.4.50": (("pillow", "gdcm", "pylibjpeg"), "pillow"),  # JPEG baseline
-    "1.2.840.10008.1.2.4.51": (("pillow", "gdcm", "pylibjpeg"), "pillow"),  # JPEG extended of 8 bit; 12 bit: see below
+    "1.2.840.10008.1.2.4.51": (
+        ("pillow", "gdcm", "pylibjpeg"),
+        "pillow",
+    ),  # JPEG extended; for 12 bits see `_choose_decoder`
     "1.2.840.10008.1.2.4.57": (("gdcm", "pylibjpeg"), _JPEG_EXTRA),  # JPEG lossless
     "1.2.840.10008.1.2.4.70": (("gdcm", "pylibjpeg"), _JPEG_EXTRA),
     "1.2.840.10008.1.2.4.80": (("pyjpegls", "gdcm", "pylibjpeg"), "pyjpegls"),  # JPEG-LS
@@ -49,7 +51,7 @@ _DECODERS: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def installed_decoders() -> dict[str, str]:
-    """For each compressed transfer syntax by name: the library that decodes it here, or what to install."""
+    """Return, by name of each compressed transfer syntax, the library that decodes it here or the package to install."""
     found = {}
     for uid, (wanted, package) in _DECODERS.items():
         syntax = UID(uid)
@@ -60,40 +62,58 @@ def installed_decoders() -> dict[str, str]:
     return found
 
 
-def decode(path: Any, ds: Any) -> np.ndarray:
-    """Stored values ``[H, W]``, from the library that `_DECODERS` prefers."""
-    plugin = _choose_decoder(path, ds)
+def decode(ds: Any) -> np.ndarray:
+    """Decode the pixel data of a data set with the preferred library.
+
+    Args:
+        ds: data set of one grey frame; a missing transfer syntax is filled in.
+
+    Returns:
+        Stored values [H, W], integer or floating point.
+
+    Raises:
+        RadiographError: "missing_decoder", "unreadable" or "not_a_projection".
+    """
+    plugin = _choose_decoder(ds)
     if plugin and ds.file_meta.TransferSyntaxUID != RLELossless:
-        _check_codestream(path, ds)
+        _check_codestream(ds)
     stored = decoded(ds, plugin)
     if stored.shape != (ds.Rows, ds.Columns):
         message = (
             f"decoding gave {' x '.join(map(str, stored.shape))} values where the header says {ds.Columns} x {ds.Rows}."
         )
-        raise RadiographError("not_a_projection" if stored.ndim != 2 else "unreadable", path, message)
+        raise RadiographError("not_a_projection" if stored.ndim != 2 else "unreadable", message)
     return stored
 
 
-def _check_codestream(path: Any, ds: Any) -> None:
-    """Refuses compressed pixels that claim another size than the header, before a decoder believes them."""
+def _check_codestream(ds: Any) -> None:
+    """Check that the compressed data claim the size of the header, before a decoder allocates memory for them."""
     try:
         found = frame_size(first_frame(ds.PixelData))
     except (ValueError, struct.error) as error:
-        message = "the compressed pixels are damaged or not in the announced format. Export it again."
-        raise RadiographError("unreadable", path, message) from error
+        message = "the compressed pixels are damaged or in another format than the header names. Export it again."
+        raise RadiographError("unreadable", message) from error
     if found != (int(ds.Rows), int(ds.Columns), 1):
         message = (
             f"the header says {ds.Columns} x {ds.Rows} pixels of 1 sample, the compressed data {found.columns} x "
             f"{found.rows} of {found.samples}. Export it again."
         )
-        raise RadiographError("unreadable", path, message)
+        raise RadiographError("unreadable", message)
 
 
-def check_deflated(path: Any, content: bytes, max_pixels: int) -> None:
-    """A deflated data set is unpacked as a whole by pydicom, so its size is measured first, without keeping it."""
+def check_deflated(content: bytes, max_pixels: int) -> None:
+    """Check the inflated size of a deflated data set, which pydicom would unpack as a whole.
+
+    Args:
+        content: bytes of the file; other transfer syntaxes pass.
+        max_pixels: 4 bytes for each, and 16 MiB for the header, are allowed.
+
+    Raises:
+        RadiographError: "too_large".
+    """
     file = io.BytesIO(content)
     file.seek(132 if content[128:132] == b"DICM" else 0)
-    # The same walk as pydicom's own, which trusts no group length: it ends where the data set begins.
+    # Like pydicom itself, do not trust the group length: the meta group ends at the first tag of another group.
     meta: Any = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return
@@ -102,15 +122,15 @@ def check_deflated(path: Any, content: bytes, max_pixels: int) -> None:
     while data and not inflater.eof:
         total += len(inflater.decompress(data, 2**20))
         if total > limit:
-            raise RadiographError("too_large", path, f"it inflates to more than {limit} bytes. Export it smaller.")
+            raise RadiographError("too_large", f"it inflates to more than {limit} bytes. Export it smaller.")
         data = inflater.unconsumed_tail or file.read(2**20)
 
 
-def _choose_decoder(path: Any, ds: Any) -> str:
-    """Name of the plugin that decodes; empty for native pixels. Completes a missing transfer syntax."""
+def _choose_decoder(ds: Any) -> str:
+    """Return the name of the plugin that decodes, empty for native pixels, and fill in a missing transfer syntax."""
     if getattr(ds, "file_meta", None) is None:
         ds.file_meta = pydicom.dataset.FileMetaDataset()
-    if "TransferSyntaxUID" not in ds.file_meta:  # a bare data set can only be native
+    if "TransferSyntaxUID" not in ds.file_meta:  # a data set without meta group is not compressed
         implicit, little = ds.original_encoding
         ds.file_meta.TransferSyntaxUID = (
             (ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian) if little else ExplicitVRBigEndian
@@ -123,7 +143,7 @@ def _choose_decoder(path: Any, ds: Any) -> str:
         plugin = next((name for name in wanted if name in available_plugins(syntax)), None)
         if plugin is None:
             message = f"no decoder for {syntax.name} is installed. Install one with: pip install {package}"
-            raise RadiographError("missing_decoder", path, message)
+            raise RadiographError("missing_decoder", message)
         return plugin
     if syntax not in (
         ImplicitVRLittleEndian,
@@ -133,5 +153,5 @@ def _choose_decoder(path: Any, ds: Any) -> str:
     ):
         name = syntax.name if syntax.is_transfer_syntax and not syntax.is_private else "its transfer syntax"
         message = f"there is no decoder for {name}. Export it as Explicit VR Little Endian."
-        raise RadiographError("missing_decoder", path, message)
+        raise RadiographError("missing_decoder", message)
     return ""

@@ -1,19 +1,22 @@
-"""DICOM to a radiograph.
+"""DICOM files to radiographs.
 
-DICOM polarity. MONOCHROME1 is inverted, whatever PresentationLUTShape says; MONOCHROME2 is inverted when
-PresentationLUTShape is INVERSE. MONOCHROME1 normally comes *with* INVERSE, and both mean the same single inversion. A
-Presentation LUT Sequence is not applied.
+Values pass these steps: stored values (`decoders`), bits above HighBit dropped, modality LUT or rescale, VOI LUT or window or
+percentiles to [0, 1] (`grey`), inversion where the header asks for it, padding set to 0.
 
-Modality. A file that names one must name one of :data:`PROJECTION_MODALITIES`. A slice of a CT or MR volume, a sonogram
-or a photograph is a single grey frame as well, and nothing but this entry tells it from a radiograph. Mammograms and
-dental X-rays are refused too. A file without a modality, or with an empty one, is read.
+Polarity: MONOCHROME1 is always inverted, MONOCHROME2 only when PresentationLUTShape is INVERSE. MONOCHROME1 normally comes
+together with INVERSE, and both mean the same single inversion. A Presentation LUT Sequence is not applied.
 
-Messages quote from the header only numbers and defined terms of the standard: any other text could be a patient's.
+Modality: a file that names one must name one of `PROJECTION_MODALITIES`. A slice of a CT or MR volume, a sonogram or a
+photograph is a single grey frame as well, and only this entry distinguishes it from a radiograph. Mammograms and dental
+X-rays are refused too. A file without a modality, or with an empty one, is read.
+
+Messages quote only numbers and defined terms of the standard from the header: any other text may be patient data.
 """
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,11 @@ from typing import Any
 import numpy as np
 import pydicom
 
-from monai_wscxr.data.radiograph import gates as radiograph_gates
+from monai_wscxr.data.radiograph import gates
 from monai_wscxr.data.radiograph.base import (
     Radiograph,
     RadiographError,
     check_bytes,
-    check_finite,
     check_size,
     no_contrast,
 )
@@ -37,9 +39,9 @@ PROJECTION_MODALITIES = (
     "CR",  # computed radiography
     "DX",  # digital radiography
     "DR",  # not in the standard, but written by some for DX
-    "RG",  # scanned film
+    "RG",  # digitised film
     "RF",  # fluoroscopy
-    "XA",  # angiography units take plain exposures too
+    "XA",  # angiography; such units take plain exposures too
     "OT",  # other: what Secondary Capture and converters write
 )
 """Values of Modality (0008,0060) that may be a chest radiograph."""
@@ -47,9 +49,9 @@ PROJECTION_MODALITIES = (
 _OTHER_MODALITIES = frozenset(
     ("CT", "MR", "PT", "NM", "US", "MG", "IO", "PX", "XC", "SC", "ES", "GM", "SM", "OP", "OPT")
 )
-_MEANINGS = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR", "MONOCHROME1", "MONOCHROME2"}
+_PHOTOMETRIC = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR", "MONOCHROME1", "MONOCHROME2"}
 
-_HEADER_TAGS = [
+_HEADER_TAGS = (
     "Rows",
     "Columns",
     "SamplesPerPixel",
@@ -57,76 +59,88 @@ _HEADER_TAGS = [
     "PhotometricInterpretation",
     "BitsAllocated",
     "Modality",
-    *radiograph_gates.HEADER_TAGS,
-]
+    *gates.HEADER_TAGS,
+)
+
+
+def has_preamble(head: bytes) -> bool:
+    """Tell whether the first bytes of a file are those of DICOM part 10: 128 bytes of any content, then "DICM"."""
+    return head[128:132] == b"DICM"
 
 
 def is_bare_dicom(head: bytes) -> bool:
-    """DICOM without preamble: the data set opens with group 2 or 8 and a known VR or a short length."""
+    """Tell whether a file without preamble starts like a DICOM data set: group 2 or 8 and a known VR or a short length."""
     if len(head) < 8 or head[:2] not in (b"\x08\x00", b"\x02\x00", b"\x00\x08"):
         return False
     explicit = head[4:6] in (b"UL", b"CS", b"UI", b"OB", b"DA", b"TM", b"LO", b"SH", b"US", b"SQ")
     return explicit or (head[0] != 0 and int.from_bytes(head[4:8], "little") <= 64)
 
 
-def read_dicom(path: Any, kind: str, max_pixels: int, allow: Collection[str] = ()) -> Radiograph:
-    """Reads a file whose content is DICOM; `radiograph.read_radiograph` turns what libraries throw."""
+def read_dicom(path: str | os.PathLike[str], max_pixels: int, allow: Collection[str] = ()) -> Radiograph:
+    """Read a DICOM file.
+
+    Args:
+        path: of the file.
+        max_pixels: largest number of pixels, checked before decoding.
+        allow: names of gates that are not applied.
+
+    Raises:
+        RadiographError: when the header or the values rule the image out.
+        Exception: any error of pydicom or a decoder, for a damaged file.
+    """
     check_bytes(path, max_pixels)
-    # From memory, where reading ends at the last byte: from a file, an element that claims 4 GiB would allocate them first.
+    # Parsed from memory: reading from a file, pydicom would allocate the 4 GiB that a damaged element may claim.
     content = Path(path).read_bytes()
-    check_deflated(path, content, max_pixels)
+    check_deflated(content, max_pixels)
     header = pydicom.dcmread(io.BytesIO(content), force=True, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
-    _check_header(path, header, max_pixels)
-    radiograph_gates.check_header(path, header, allow)
+    _check_header(header, max_pixels)
+    gates.check_header(header, allow)
     ds = pydicom.dcmread(io.BytesIO(content), force=True)
     del content
-    _check_header(path, ds, max_pixels)  # the whole file may hold an entry twice, and the later one wins
-    stored = decode(path, ds)
-    ds.PixelData = None  # half of the memory is not needed any more
-    check_finite(path, stored)
-    image, intensity, padding = grey_values(path, ds, stored)
+    _check_header(ds, max_pixels)  # an entry may occur twice, and in the whole file the last one counts
+    stored = decode(ds)
+    ds.PixelData = None  # frees half of the memory
+    image, intensity, padding = grey_values(ds, stored)
     inverted = ds.PhotometricInterpretation == "MONOCHROME1" or ds.get("PresentationLUTShape") == "INVERSE"
     if inverted:
         image = np.float32(1) - image
     shown = image if padding is None else image[~padding]
-    if shown.min() == shown.max():  # a window that misses all values; padding would pass for contrast
-        raise no_contrast(path)
+    if shown.min() == shown.max():  # a window outside all values; padding must not count as contrast
+        raise no_contrast()
     if padding is not None:
         image[padding] = 0
-    return Radiograph(image, kind, "inverted" if inverted else "as_stored", intensity, padding)
+    return Radiograph(image, "dicom", "inverted" if inverted else "as_stored", intensity, padding)
 
 
-def _check_header(path: Any, header: Any, max_pixels: int) -> None:
-    """Refuses what is no grey single-frame projection, or too large, by the header alone."""
+def _check_header(header: Any, max_pixels: int) -> None:
+    """Check by the header that the image is a single grey projection and not too large."""
     if "Rows" not in header and "Columns" not in header:
         message = "this DICOM object holds no image (a report, a directory, ...). Give the image itself."
-        raise RadiographError("not_a_projection", path, message)
+        raise RadiographError("not_a_projection", message)
     modality = str(header.get("Modality") or "").strip()
     if modality and modality.upper() not in PROJECTION_MODALITIES:
         raise RadiographError(
             "not_a_projection",
-            path,
             f"the modality of this DICOM image is {_quoted(modality, _OTHER_MODALITIES)}; allowed are "
-            f"{', '.join(PROJECTION_MODALITIES)} or none. Give a radiograph, or correct the entry if it is one.",
+            f"{', '.join(PROJECTION_MODALITIES)} or none. Give a radiograph, or correct the entry if this is one.",
         )
     missing = [n for n in ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated") if header.get(n) is None]
     if missing:
-        message = f"the DICOM header lacks {', '.join(missing)}, without which pixels mean nothing. Export it again."
-        raise RadiographError("unreadable", path, message)
+        message = f"the DICOM header lacks {', '.join(missing)}, so its pixels cannot be decoded. Export it again."
+        raise RadiographError("unreadable", message)
     rows, columns = int(header.Rows), int(header.Columns)
     samples, frames = int(header.get("SamplesPerPixel") or 1), int(header.get("NumberOfFrames") or 1)
-    meaning = str(header.PhotometricInterpretation)
-    if samples != 1 or frames != 1 or meaning not in ("MONOCHROME1", "MONOCHROME2"):
+    photometric = str(header.PhotometricInterpretation)
+    if samples != 1 or frames != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise RadiographError(
             "not_a_projection",
-            path,
             f"this DICOM image has {frames} frame(s), {samples} sample(s) per pixel and photometric interpretation "
-            f"{_quoted(meaning, _MEANINGS)}; allowed is one frame of MONOCHROME1 or MONOCHROME2. "
+            f"{_quoted(photometric, _PHOTOMETRIC)}; allowed is one frame of MONOCHROME1 or MONOCHROME2. "
             "Export a single grey projection.",
         )
-    check_size(path, rows * columns * samples * frames, f"{columns} x {rows}", max_pixels)
+    check_size(rows * columns * samples * frames, f"{columns} x {rows}", max_pixels)
 
 
 def _quoted(value: str, defined: Collection[str]) -> str:
-    """A header entry for a message: the value if it is a defined term, else words that tell nothing."""
+    """Return a header entry for a message: its value if it is a defined term, else "something else"."""
     return repr(value.upper()) if value.upper() in defined else "something else"

@@ -1,14 +1,13 @@
-"""Gates: readable pictures that are no frontal chest radiograph are refused with a reason, unless a caller allows them.
+"""Gates: checks that refuse readable images which are not frontal chest radiographs, unless a caller allows them.
 
-Header gates are strict where a standard entry says so (PS3.3 C.8.7.1, C.8.11.1, C.8.11.5, C.7.6.1): a view that is lateral,
-oblique or decubitus, a patient who lies on the side or stands on the head in the picture, a body part that is not the chest,
-patient data burned into the picture, raw detector data. A missing or empty entry passes, because most files have none. A
-mirrored picture (rows run to the patient's right) passes too: mirroring hardly moves a score.
+Header gates rely on explicit entries of the standard (PS3.3 C.8.7.1, C.8.11.1, C.8.11.5, C.7.6.1). They refuse lateral,
+oblique and decubitus views, patients who lie on the side or are upside down, body parts other than the chest, patient data
+burned into the pixels, and raw detector data. A missing or empty entry passes, because most files have none. Mirrored images
+(rows run to the patient's right) pass too: mirroring hardly changes a score.
 
-The polarity gate looks at the picture itself and works for every format. In a frontal chest radiograph the mediastinum is
-brighter than the lungs beside it and than the air above the shoulders. The gate correlates the picture, averaged to 32 x
-32, with a drawing of just that and refuses what is clearly its negative. Pictures of fewer than 64 pixels per side are
-not judged.
+The polarity gate looks at the pixels and works for every format. In a frontal chest radiograph the mediastinum is brighter
+than the lungs beside it and than the air above the shoulders. The gate averages the image to 32 x 32 pixels, correlates it
+with a template of this pattern and refuses clear negatives. Images of fewer than 64 pixels per side are not checked.
 """
 
 from __future__ import annotations
@@ -37,31 +36,33 @@ HEADER_TAGS = (
 )
 
 POLARITY_LIMIT = -0.2
-"""Correlation below which a picture counts as a negative; docs/predict.md has the measurement."""
+"""Correlation with the template below which an image counts as a negative; measured in docs/predict.md."""
 
 _NOT_FRONTAL_CODES = tuple(
     code
     for name in codes.cid4010.dir()
     for code in [getattr(codes.cid4010, name)]
     if any(word in code.meaning.lower() for word in ("lateral", "oblique", "sagittal"))
-)  # views of PS3.16 CID 4010; pydicom knows their older codes as equal
+)  # views of PS3.16 CID 4010; pydicom compares them equal to their older codes
 _NOT_FRONTAL = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO"}
 _CHEST_WORDS = ("CHEST", "THORA", "TORAX", "LUNG", "MEDIASTIN")
 _UNSPECIFIC = {"UNKNOWN", "OTHER", "DEFAULT", "UNDEFINED", "NONE"}
-# defined terms that a message may quote; any other text could be anything
-_KNOWN_PARTS = frozenset(
-    ("ABDOMEN", "ANKLE", "ARM", "BREAST", "ELBOW", "EXTREMITY", "FEMUR", "FOOT", "HAND", "HEAD", "HIP")
-)
-_KNOWN_PARTS |= frozenset(("KNEE", "LEG", "NECK", "PELVIS", "RIB", "SHOULDER", "SKULL", "WRIST"))
-_SIDE = 32
-_SMALLEST = 64
+# defined terms that a message may quote; any other text may be patient data
+# fmt: off
+_KNOWN_PARTS = {
+    "ABDOMEN", "ANKLE", "ARM", "BREAST", "ELBOW", "EXTREMITY", "FEMUR", "FOOT", "HAND", "HEAD",
+    "HIP", "KNEE", "LEG", "NECK", "PELVIS", "RIB", "SHOULDER", "SKULL", "WRIST",
+}
+# fmt: on
+_TEMPLATE_SIDE = 32  # pixels
+_SMALLEST_SIDE = 64  # pixels
 
 
 def check_allowed(allow: Collection[str]) -> frozenset[str]:
-    """The gates to leave open, checked.
+    """Check the names of gates that are not applied.
 
     Raises:
-        ValueError: on a name that is no gate.
+        ValueError: for a name that is not a gate.
     """
     unknown = sorted(set(allow) - set(GATES))
     if unknown or isinstance(allow, str):
@@ -71,11 +72,11 @@ def check_allowed(allow: Collection[str]) -> frozenset[str]:
     return frozenset(allow)
 
 
-def check_header(path: Any, header: Any, allow: Collection[str]) -> None:
-    """Refuses by explicit entries of a DICOM header.
+def check_header(header: Any, allow: Collection[str]) -> None:
+    """Apply the header gates to a DICOM header.
 
     Raises:
-        RadiographError: with the gate's name as reason code.
+        RadiographError: with the name of the gate that refuses as reason code.
     """
     part = _word(header.get("BodyPartExamined"))
     named = f" ({part})" if part in _KNOWN_PARTS else ""
@@ -83,18 +84,18 @@ def check_header(path: Any, header: Any, allow: Collection[str]) -> None:
         (
             "for_processing",
             _is_raw,
-            "the header calls it raw detector data (FOR PROCESSING), whose grey values no reader sees. Export the processed "
+            "the header marks it as raw detector data (FOR PROCESSING), which radiologists never see. Export the processed "
             "image (FOR PRESENTATION)",
         ),
         (
             "burned_in_annotation",
             _is_annotated,
-            "the header says that patient data is burned into the picture. Remove it from the pixels",
+            "by the header patient data is burned into the image. Remove it from the pixels",
         ),
         (
             "other_body_part",
             lambda header: not _is_chest(header),
-            f"the header names another body part{named} than the chest. Give chest radiographs",
+            f"the header names a body part{named} other than the chest. Give chest radiographs",
         ),
         (
             "lateral_view",
@@ -104,52 +105,52 @@ def check_header(path: Any, header: Any, allow: Collection[str]) -> None:
         (
             "not_upright",
             lambda header: not _is_upright(header),
-            "the header says that the patient lies on the side or on the head in the picture. Turn it",
+            "by the header the patient lies on the side or is upside down in the image. Turn it",
         ),
     )
     for code, is_wrong, message in checks:
         if code not in allow and is_wrong(header):
-            raise RadiographError(code, path, f"{message}, or allow {code}.")
+            raise RadiographError(code, f"{message}, or allow {code}.")
 
 
-def check_polarity(path: Any, image: np.ndarray, allow: Collection[str]) -> None:
-    """Refuses a picture ``[H, W]`` in [0, 1] that looks like a negative.
+def check_polarity(image: np.ndarray, allow: Collection[str]) -> None:
+    """Apply the polarity gate to an image [H, W] in [0, 1].
 
     Raises:
-        RadiographError: ``suspicious_polarity``.
+        RadiographError: "suspicious_polarity".
     """
-    if "suspicious_polarity" in allow or min(image.shape) < _SMALLEST:
+    if "suspicious_polarity" in allow or min(image.shape) < _SMALLEST_SIDE:
         return
     likeness = chest_likeness(image)
     if likeness < POLARITY_LIMIT:
         raise RadiographError(
             "suspicious_polarity",
-            path,
-            f"bright air and dark mediastinum (likeness to a chest {likeness:.2f}, allowed from {POLARITY_LIMIT}): the "
-            "picture seems to be inverted. Export it with correct polarity, or allow suspicious_polarity.",
+            f"air is bright and the mediastinum dark (correlation with a chest {likeness:.2f}, allowed from "
+            f"{POLARITY_LIMIT}), so the image seems to be inverted. Export it with correct polarity, or allow "
+            "suspicious_polarity.",
         )
 
 
 def chest_likeness(image: np.ndarray) -> float:
-    """Correlation in [-1, 1] of a picture ``[H, W]`` with bright mediastinum, dark lungs and dark upper corners."""
+    """Return the correlation in [-1, 1] of an image [H, W] with a bright mediastinum, dark lungs and dark upper corners."""
     small = Image.fromarray(np.ascontiguousarray(image, dtype=np.float32))
-    found = np.asarray(small.resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float64)[_PLACES]
+    found = np.asarray(small.resize((_TEMPLATE_SIDE,) * 2, Image.Resampling.BOX), dtype=np.float64)[_REGION]
     found = found - found.mean()
-    return float((found * _EXPECTED).sum() / (np.sqrt((found**2).sum() * (_EXPECTED**2).sum()) + 1e-12))
+    return float((found * _TEMPLATE).sum() / (np.sqrt((found**2).sum() * (_TEMPLATE**2).sum()) + 1e-12))
 
 
-def _drawing() -> tuple[np.ndarray, np.ndarray]:
-    """Where the gate looks, bool ``[32, 32]``, and what it expects there (bright minus mean)."""
-    y, x = np.mgrid[0:_SIDE, 0:_SIDE] / (_SIDE - 1) * 2 - 1
+def _template() -> tuple[np.ndarray, np.ndarray]:
+    """Return the region that the gate compares, bool [32, 32], and the zero-mean template [n] of its pixels."""
+    y, x = np.mgrid[0:_TEMPLATE_SIDE, 0:_TEMPLATE_SIDE] / (_TEMPLATE_SIDE - 1) * 2 - 1
     lungs = ((np.abs(x) - 0.5) / 0.28) ** 2 + ((y + 0.1) / 0.5) ** 2 < 1
     mediastinum = np.abs(x) < 0.2
     corners = (np.abs(x) > 0.85) & (y < -0.3)
-    places = lungs | mediastinum | corners
-    expected = mediastinum[places].astype(np.float64)
-    return places, expected - expected.mean()
+    region = lungs | mediastinum | corners
+    template = mediastinum[region].astype(np.float64)
+    return region, template - template.mean()
 
 
-_PLACES, _EXPECTED = _drawing()
+_REGION, _TEMPLATE = _template()
 
 
 def _word(value: Any) -> str:
@@ -157,7 +158,7 @@ def _word(value: Any) -> str:
 
 
 def _meaning(header: Any, name: str) -> str:
-    """Code meaning of the first item of a code sequence, upper case; empty where there is none."""
+    """Return the code meaning of the first item of a code sequence in upper case; empty without one."""
     sequence = header.get(name)
     return _word(sequence[0].get("CodeMeaning")) if sequence else ""
 
@@ -181,11 +182,12 @@ def _has_side_code(header: Any) -> bool:
         return False
     value, scheme = (str(sequence[0].get(name) or "") for name in ("CodeValue", "CodingSchemeDesignator"))
     found = Code(value, scheme, "")
-    return any(found == code for code in _NOT_FRONTAL_CODES)  # equal across schemes, so no look-up by hash
+    # pydicom compares codes across schemes but hashes them by scheme, so a set would miss some
+    return any(found == code for code in _NOT_FRONTAL_CODES)
 
 
 def _orientation(header: Any) -> list[str]:
-    """Where rows and columns run to, as letters (PS3.3 C.7.6.1.1.1); empty unless both are given."""
+    """Return the directions of rows and columns as letters (PS3.3 C.7.6.1.1.1); empty unless both are given."""
     value = header.get("PatientOrientation")
     both = [_word(part) for part in value] if isinstance(value, (list, MultiValue)) else []
     return both if len(both) == 2 else []

@@ -1,8 +1,8 @@
-"""Stored values of a DICOM image to grey values in [0, 1], up to polarity: bits, padding, modality LUT, VOI LUT or window.
+"""Stored values of a DICOM image to grey values in [0, 1] before any inversion.
 
-Of several VOI LUTs or windows the first counts, and a VOI LUT goes before a window; the standard leaves the choice to the
-reader (PS3.3 C.11.2), so it is made here once. RescaleType, PixelIntensityRelationship, overlays and presentation states change
-nothing.
+The first VOI LUT counts; without one the first window with its function (LINEAR, LINEAR_EXACT, SIGMOID); without a usable one
+the percentile window. The standard leaves this choice to the reader (PS3.3 C.11.2). RescaleType, PixelIntensityRelationship,
+overlays and presentation states have no effect.
 """
 
 from __future__ import annotations
@@ -12,57 +12,63 @@ from typing import Any
 import numpy as np
 import pydicom
 
-from monai_wscxr.data.radiograph.base import RadiographError, check_finite, no_contrast, own_float64, stretch, unit
+from monai_wscxr.data.radiograph.base import (
+    RadiographError,
+    check_finite,
+    clip_to_unit,
+    no_contrast,
+    percentile_window,
+    writable_float64,
+)
 
 _MOST_CLIPPED = 0.9
-"""Share of the pixels that a window may turn black or white; beyond it is the window of another image."""
+"""Largest share of the pixels that a window may turn black or white; a window that clips more belongs to another image."""
 
 
-def grey_values(path: Any, ds: Any, stored: np.ndarray) -> tuple[np.ndarray, str, np.ndarray | None]:
-    """Stored values as grey values before any inversion.
+def grey_values(ds: Any, stored: np.ndarray) -> tuple[np.ndarray, str, np.ndarray | None]:
+    """Map stored values to grey values before any inversion.
 
     Args:
-        path: for messages.
-        ds: the data set.
-        stored: values ``[H, W]`` as they were decoded, integer or floating point.
+        ds: data set with the header.
+        stored: decoded values [H, W], integer or floating point.
 
     Returns:
-        Grey values, float32 ``[H, W]`` in [0, 1]; the name of the chain; where padding is, bool ``[H, W]``, or None.
+        Grey values, float32 [H, W] in [0, 1]; how they were mapped (`Radiograph.intensity`); and the padding as bool [H, W],
+        or None without padding.
 
     Raises:
-        RadiographError: ``no_contrast`` or ``not_finite``.
+        RadiographError: "no_contrast" or "not_finite".
     """
-    check_finite(path, stored)
+    check_finite(stored)
     used = _used_bits(ds, stored)
     padding = _padding(ds, stored, used)
-    values = _modality(ds, used)
-    check_finite(path, values)
+    values = _apply_modality(ds, used)
+    check_finite(values)
     valid = values if padding is None else values[~padding]
     if valid.size == 0:
-        raise no_contrast(path)
-    image, intensity = _voi(ds, path, values, valid)
+        raise no_contrast()
+    image, intensity = _apply_voi(ds, values, valid)
     if intensity != "percentile":
-        _check_clipped(path, image if padding is None else image[~padding])
+        _check_clipped(image if padding is None else image[~padding])
     return image, intensity, padding
 
 
-def _check_clipped(path: Any, image: np.ndarray) -> None:
-    """Refuses a picture of which the header's window leaves almost nothing."""
+def _check_clipped(image: np.ndarray) -> None:
+    """Refuse a window or lookup table that leaves almost no grey values."""
     clipped = float(np.mean((image <= 0) | (image >= 1)))
     if clipped > _MOST_CLIPPED:
         raise RadiographError(
             "no_contrast",
-            path,
             f"the window or lookup table of the header makes {clipped:.0%} of the pixels black or white; it seems to belong "
             "to another image. Correct or remove it.",
         )
 
 
 def _padding(ds: Any, stored: np.ndarray, used: np.ndarray) -> np.ndarray | None:
-    """Where values ``[H, W]`` are padding (PS3.3 C.7.5.1.1.2), as a mask; None where there is none.
+    """Return the mask [H, W] of padding pixels (PS3.3 C.7.5.1.1.2), or None without padding.
 
-    The value is looked for as it is stored and among the used bits: it may lie outside of these on purpose, and a pixel under
-    an old overlay has other bits set.
+    The padding value is compared with all stored bits and with the used bits alone: it may lie outside the used bits on
+    purpose, and under an old overlay a padding pixel has other bits set.
     """
     value = ds.get("PixelPaddingValue")
     if value is None or stored.dtype.kind not in "iu":
@@ -76,7 +82,7 @@ def _padding(ds: Any, stored: np.ndarray, used: np.ndarray) -> np.ndarray | None
 
 
 def _as_stored(value: int, dtype: np.dtype) -> int:
-    """Reads a value that was written with the other signedness (65535 for -1) the way the pixels are stored."""
+    """Convert a value written with the other signedness (65535 for -1) to that of the pixels."""
     span = 2 ** (8 * dtype.itemsize)
     if dtype.kind == "i" and value >= span // 2:
         return value - span
@@ -84,7 +90,7 @@ def _as_stored(value: int, dtype: np.dtype) -> int:
 
 
 def _used_bits(ds: Any, stored: np.ndarray) -> np.ndarray:
-    """Drops the bits above HighBit (old overlays live there) and extends the sign, as PS3.5 8.1.1 defines them."""
+    """Drop the bits above HighBit, where old overlays are stored, and extend the sign (PS3.5 8.1.1)."""
     bits = int(ds.get("BitsStored") or ds.BitsAllocated)
     high = ds.get("HighBit")
     width = 8 * stored.dtype.itemsize
@@ -94,8 +100,8 @@ def _used_bits(ds: Any, stored: np.ndarray) -> np.ndarray:
     return (stored << left) >> (width - bits)
 
 
-def _modality(ds: Any, values: np.ndarray) -> np.ndarray:
-    """Modality LUT, or rescale to float64, or the values as they are (PS3.3 C.11.1)."""
+def _apply_modality(ds: Any, values: np.ndarray) -> np.ndarray:
+    """Apply the modality LUT, or rescale to float64, or return the values unchanged (PS3.3 C.11.1)."""
     if ds.get("ModalityLUTSequence"):
         return _lookup(values, _table(ds, ds.ModalityLUTSequence[0]))
     slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")
@@ -107,23 +113,29 @@ def _modality(ds: Any, values: np.ndarray) -> np.ndarray:
     return rescaled
 
 
-def _voi(ds: Any, path: Any, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, str]:
-    """VOI LUT, window or percentiles (PS3.3 C.11.2): float32 ``[H, W]`` in [0, 1] and the name of the chain.
+def _apply_voi(ds: Any, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, str]:
+    """Apply VOI LUT, window or percentiles (PS3.3 C.11.2).
 
-    Floating-point ``values`` do not survive it.
+    Args:
+        ds: data set with the header.
+        values: [H, W]; float64 values are overwritten.
+        valid: the values that are not padding.
+
+    Returns:
+        float32 [H, W] in [0, 1], and how it was mapped (`Radiograph.intensity`).
     """
     if ds.get("VOILUTSequence"):
         first, entries = _table(ds, ds.VOILUTSequence[0])
-        if first >= 2**15 and values.min() < 0:  # written without a sign, meant with one: implicit VR cannot tell
+        if first >= 2**15 and values.min() < 0:  # a negative value read as unsigned: implicit VR stores no type
             first -= 2**16
-        top = float(entries.max())  # the table's own range; a descriptor of 16 bits over 12-bit entries is common
+        top = float(entries.max())  # the largest entry: tables of 12-bit entries that claim 16 bits are common
         if top > 0:
-            return unit(_lookup(np.rint(values).astype(np.int64), (first, entries)) / top), "voi_lut"
+            return clip_to_unit(_lookup(np.rint(values).astype(np.int64), (first, entries)) / top), "voi_lut"
     window = _window(ds)
     if window is None:
-        return stretch(path, values, valid), "percentile"
+        return percentile_window(values, valid), "percentile"
     center, width, function = window
-    x = own_float64(values)  # in place from here on: a large picture must not be in memory four times
+    x = writable_float64(values)  # in place from here on, or a large image would be in memory four times
     x -= center
     if function == "SIGMOID":  # 1 / (1 + exp(-4 x / width)), without overflow
         x *= 2
@@ -136,11 +148,11 @@ def _voi(ds: Any, path: Any, values: np.ndarray, valid: np.ndarray) -> tuple[np.
     else:
         x /= width
     x += 0.5
-    return unit(x), "voi_window"
+    return clip_to_unit(x), "voi_window"
 
 
 def _window(ds: Any) -> tuple[float, float, str] | None:
-    """The first window as (center, width, function); None when there is none or it cannot be used."""
+    """Return the first window as (center, width, function), or None without a usable one."""
     function = str(ds.get("VOILUTFunction") or "LINEAR").strip().upper()
     first = []
     for name in ("WindowCenter", "WindowWidth"):
@@ -156,9 +168,9 @@ def _window(ds: Any) -> tuple[float, float, str] | None:
 
 
 def _table(ds: Any, item: Any) -> tuple[int, np.ndarray]:
-    """(first value mapped, entries int64 ``[n]``) of a LUT sequence item."""
+    """Return the first value mapped and the entries, int64 [n], of an item of a LUT sequence."""
     count, first, _ = (int(v) for v in item.LUTDescriptor)
-    count = count & 0xFFFF or 2**16  # a count above 32767 reads as negative where the entry is signed
+    count = count & 0xFFFF or 2**16  # 0 stands for 65536; in a signed entry counts above 32767 are negative
     data = item.LUTData
     if isinstance(data, bytes):
         order = "<" if ds.file_meta.TransferSyntaxUID.is_little_endian else ">"
@@ -166,11 +178,11 @@ def _table(ds: Any, item: Any) -> tuple[int, np.ndarray]:
     else:
         entries = np.atleast_1d(np.asarray(data, dtype=np.int64)) & 0xFFFF
     if entries.size < count:
-        raise ValueError(f"lookup table of {entries.size} entries where {count} are claimed")
+        raise ValueError(f"the lookup table has {entries.size} entries instead of {count}")
     return first, entries[:count].astype(np.int64)
 
 
 def _lookup(values: np.ndarray, table: tuple[int, np.ndarray]) -> np.ndarray:
-    """Maps integers through a table; values outside take its first or last entry (PS3.3 C.11.1.1.1)."""
+    """Map integers through a table; values outside take its first or last entry (PS3.3 C.11.1.1.1)."""
     first, entries = table
     return entries[np.clip(values.astype(np.int64) - first, 0, entries.size - 1)]

@@ -1,10 +1,11 @@
-"""NIfTI to a radiograph.
+"""NIfTI files to radiographs.
 
-How a NIfTI picture is made upright. An array of ``[x, y]`` (any other axes of length one) becomes ``[row = y, column =
-x]`` in storage order, first ``y`` on top. Signs of the affine are ignored in this plane on purpose: nibabel and MONAI
-write ``+x +y`` and ITK writes ``-x -y`` for the very same picture. When the affine puts one of the two axes along the
-body (head to foot), as in a projection computed from a CT volume, it is believed: the head is on top and the patient's
-right is on the left of the picture (for a lateral view: anterior on the left).
+Intensity: unscaled uint8 values are divided by 255; all other values pass slope, intercept and the percentile window.
+
+Orientation: an array [x, y] (all other axes of length one) becomes [row = y, column = x] in storage order, first y on top.
+Signs of the affine are ignored in this plane on purpose: nibabel and MONAI write +x +y and ITK writes -x -y for the same
+image. Where the affine puts one of the two axes along the body, as in a projection computed from a CT volume, it is
+followed: the head is on top and the patient's right is on the left of the image (in a lateral view: anterior on the left).
 """
 
 from __future__ import annotations
@@ -16,16 +17,32 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 
-from monai_wscxr.data.radiograph.base import Radiograph, RadiographError, check_bytes, check_finite, check_size, stretch
+from monai_wscxr.data.radiograph.base import (
+    Radiograph,
+    RadiographError,
+    check_bytes,
+    check_finite,
+    check_size,
+    percentile_window,
+)
 
 
 def is_nifti(head: bytes) -> bool:
-    """Whether the first bytes of a file, unpacked, are a NIfTI-1 or NIfTI-2 header; header-image pairs are not."""
+    """Tell whether the first bytes of an unpacked file are a NIfTI-1 or NIfTI-2 header of a single file (not .hdr and .img)."""
     return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
 
 
-def read_nifti(path: Any, kind: str, max_pixels: int) -> Radiograph:
-    """Reads a file whose content is NIfTI; `radiograph.read_radiograph` turns what libraries throw."""
+def read_nifti(path: str | os.PathLike[str], max_pixels: int) -> Radiograph:
+    """Read a NIfTI file, plain or compressed by gzip.
+
+    Args:
+        path: of the file.
+        max_pixels: largest number of pixels, checked before reading them.
+
+    Raises:
+        RadiographError: when the header or the values rule the image out.
+        Exception: any error of nibabel or gzip, for a damaged file.
+    """
     check_bytes(path, max_pixels)
     with open(path, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
@@ -34,21 +51,21 @@ def read_nifti(path: Any, kind: str, max_pixels: int) -> Radiograph:
         header_class: Any = nib.Nifti1Header if _is_nifti1(file) else nib.Nifti2Header
         image_class: Any = nib.Nifti1Image if header_class is nib.Nifti1Header else nib.Nifti2Image
         header = header_class.from_fileobj(file)
-        axes = _picture_axes(path, header, max_pixels)
+        axes = _image_axes(header, max_pixels)
         end = int(header["vox_offset"]) + int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
         if not packed and end > os.path.getsize(path):
             message = f"the header claims {end} bytes, the file has {os.path.getsize(path)}. Copy it again."
-            raise RadiographError("unreadable", path, message)
+            raise RadiographError("unreadable", message)
         file.seek(0)
         image = image_class.from_stream(file)
         values = np.asarray(image.dataobj)
     values = _upright(values.reshape([values.shape[axis] for axis in axes]), axes, header)
-    if values.dtype == np.uint8:  # slope and intercept other than 1 and 0 have made it floating point
-        picture, intensity = values.astype(np.float32) / np.float32(255), "full_range_8"
+    if values.dtype == np.uint8:  # a slope other than 1 or an intercept other than 0 makes it floating point
+        grey, intensity = values.astype(np.float32) / np.float32(255), "full_range_8"
     else:
-        check_finite(path, values)
-        picture, intensity = stretch(path, values, values), "percentile"
-    return Radiograph(np.ascontiguousarray(picture), kind, "as_stored", intensity)
+        check_finite(values)
+        grey, intensity = percentile_window(values, values), "percentile"
+    return Radiograph(np.ascontiguousarray(grey), "nifti", "as_stored", intensity)
 
 
 def _is_nifti1(file: BinaryIO) -> bool:
@@ -57,8 +74,8 @@ def _is_nifti1(file: BinaryIO) -> bool:
     return head[344:348] == b"n+1\0"
 
 
-def _picture_axes(path: Any, header: Any, max_pixels: int) -> tuple[int, int]:
-    """Checks the header and returns the two axes, ascending, that span the picture."""
+def _image_axes(header: Any, max_pixels: int) -> tuple[int, int]:
+    """Check the header and return the two axes of the image in ascending order."""
     shape = tuple(int(n) for n in header.get_data_shape())
     text = " x ".join(map(str, shape)) or "no axes"
     dtype = header.get_data_dtype()
@@ -66,21 +83,20 @@ def _picture_axes(path: Any, header: Any, max_pixels: int) -> tuple[int, int]:
     if len(long_axes) > 2 or len(shape) < 2 or dtype.kind not in "iuf":
         raise RadiographError(
             "not_a_projection",
-            path,
-            f"this NIfTI holds {text} values of type {dtype}; allowed is one grey picture: two axes, any further "
-            "axis of length one, integer or floating point. Export the projection, not the volume.",
+            f"this NIfTI holds {text} values of type {dtype}; allowed is one grey image: two axes, all others of "
+            "length one, integer or floating point. Export the projection, not the volume.",
         )
     pixels = 1
     for length in shape:
         pixels *= length
-    check_size(path, pixels, text, max_pixels)
+    check_size(pixels, text, max_pixels)
     spare = [axis for axis in range(len(shape)) if axis not in long_axes]
     first, second = sorted((long_axes + spare)[:2])
     return first, second
 
 
 def _upright(values: np.ndarray, axes: tuple[int, int], header: Any) -> np.ndarray:
-    """``[first, second]`` axis to ``[row, column]``; the module's docstring states the rule."""
+    """Turn an array [first axis, second axis] into [row, column] by the rule in the module's docstring."""
     codes: list[str | None] = [None] * 3
     if int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0:
         affine = np.asarray(header.get_best_affine())
@@ -91,9 +107,9 @@ def _upright(values: np.ndarray, axes: tuple[int, int], header: Any) -> np.ndarr
         values, first, second = values.T, second, first
     if second not in ("S", "I"):
         return values.T
-    picture = values.T
+    image = values.T
     if second == "S":
-        picture = picture[::-1]
+        image = image[::-1]
     if first in ("R", "A"):  # the axis runs towards the patient's right or front, which belongs on the left
-        picture = picture[:, ::-1]
-    return picture
+        image = image[:, ::-1]
+    return image

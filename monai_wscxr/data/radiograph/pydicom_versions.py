@@ -1,4 +1,4 @@
-"""Decoding by pydicom, in the words of pydicom 3; pydicom 2, which MONAI Label 0.8.5 needs, has the same under other names."""
+"""One interface to the decoders of pydicom 3 and of pydicom 2, which MONAI Label 0.8.5 needs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ import numpy as np
 import pydicom
 
 _VERSION_2 = int(pydicom.__version__.partition(".")[0]) < 3
-_HANDLERS = {"pydicom": "rle", "pyjpegls": "jpeg_ls", "pillow": "pillow", "gdcm": "gdcm", "pylibjpeg": "pylibjpeg"}
+_PYDICOM_2_HANDLERS = {
+    "pydicom": "rle",
+    "pyjpegls": "jpeg_ls",
+    "pillow": "pillow",
+    "gdcm": "gdcm",
+    "pylibjpeg": "pylibjpeg",
+}
 
 
 def available_plugins(syntax: Any) -> tuple[str, ...]:
-    """Names of the libraries that can decode a compressed transfer syntax here."""
+    """Return the names of the installed libraries that can decode a compressed transfer syntax."""
     if not _VERSION_2:
         from pydicom.pixels import get_decoder
 
         return tuple(get_decoder(syntax).available_plugins)
     found = []
-    for plugin, handler in _HANDLERS.items():
+    for plugin, handler in _PYDICOM_2_HANDLERS.items():
         module = importlib.import_module(f"pydicom.pixel_data_handlers.{handler}_handler")
         if module.is_available() and module.supports_transfer_syntax(syntax):
             found.append(plugin)
@@ -27,21 +33,21 @@ def available_plugins(syntax: Any) -> tuple[str, ...]:
 
 
 def decoded(ds: Any, plugin: str) -> np.ndarray:
-    """Stored values of a data set; `plugin` is empty for native pixels."""
+    """Return the stored values of a data set; `plugin` is the name of a library, or empty for native pixels."""
     if not _VERSION_2:
         from pydicom.pixels import pixel_array
 
-        # it would clear unused bits itself, as if they were always the highest, and padding values that use them
+        # correcting would clear unused bits as if they were always the highest, and with them padding values that use them
         return np.asarray(pixel_array(ds, decoding_plugin=plugin, correct_unused_bits=False))
-    ds.convert_pixel_data(handler_name=_HANDLERS[plugin] if plugin else "numpy")
+    ds.convert_pixel_data(handler_name=_PYDICOM_2_HANDLERS[plugin] if plugin else "numpy")
     return np.asarray(ds.pixel_array)
 
 
 def first_frame(data: bytes) -> bytes:
-    """The compressed bytes of the only frame of encapsulated pixel data.
+    """Return the compressed bytes of the only frame of encapsulated pixel data.
 
     Raises:
-        ValueError: when the data are damaged.
+        ValueError: when the data are damaged or hold several frames.
     """
     if not _VERSION_2:
         from pydicom.encaps import get_frame
@@ -56,7 +62,7 @@ def first_frame(data: bytes) -> bytes:
 
 
 def encoded(ds: Any, file: Any) -> None:
-    """Write a data set as a DICOM file of part 10."""
+    """Write a data set as a DICOM part 10 file."""
     if _VERSION_2:
         ds.save_as(file, write_like_original=False)
     else:

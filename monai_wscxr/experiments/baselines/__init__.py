@@ -1,4 +1,4 @@
-"""The compared methods, one file each, on the same features as WSCXR."""
+"""The compared methods, one module each, on the same features as WSCXR."""
 
 from monai_wscxr.system.lazy import attach
 

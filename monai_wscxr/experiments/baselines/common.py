@@ -1,9 +1,7 @@
-"""What the compared methods share: who trains and calibrates, and a run of one method as a bundle workflow."""
+"""Parts that the compared methods share: protocol, data split, and the run of one method as a bundle workflow."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import os
@@ -22,6 +20,8 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation import metrics
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.calibration import Calibration, calibrate
+from monai_wscxr.model.predictor import Prediction, in_order
+from monai_wscxr.report.predictions import write_predictions
 from monai_wscxr.system.atomic import write_text_atomic
 from monai_wscxr.training.run_folder import RunFolder
 
@@ -29,23 +29,36 @@ logger = logging.getLogger("monai_wscxr")
 
 
 class Method(Protocol):
-    """A compared method: it learns from normal images alone and scores whole images by their patch features."""
+    """A compared method, which learns from normal images only and scores whole images by their patch features."""
 
     def fit(self, normal: FeatureBank, extractor: PatchExtractor) -> None:
-        """Learn from the normal bank; `extractor` made it and can make more of its images."""
+        """Learn from the normal bank.
+
+        Args:
+            normal: bank of whole normal images.
+            extractor: extractor of the bank, for methods that need further features.
+        """
 
     def scores(self, images: FeatureBank) -> list[Tensor]:
-        """Anomaly scores [n] of each state that the publication's rule may choose from; the last one counts."""
+        """Compute the anomaly scores of images.
+
+        Args:
+            images: bank of n whole images.
+
+        Returns:
+            Scores [n] of each state of the method that the published protocol may choose from; the last entry belongs to the
+            trained method.
+        """
 
 
 @dataclass(frozen=True)
 class NormalSplit:
-    """Items of a run that learns from normal images alone.
+    """Items of a run that learns from normal images only.
 
     Attributes:
-        normal: train the method.
-        held_out: normal images that train nothing; they calibrate. The same as WSCXR's for the same seed.
-        test: normal and abnormal images for the figures.
+        normal: training images.
+        held_out: normal images for calibration, not trained on; those of WSCXR for the same seed.
+        test: normal and abnormal test images.
         digests: content digest by file.
     """
 
@@ -58,22 +71,22 @@ class NormalSplit:
 def normal_split(
     source: str | os.PathLike[str], holdout: float = 0.15, seed: int = 0, allow_overlap: bool = False
 ) -> NormalSplit:
-    """Split a data set for a method that needs no abnormal image to learn from.
+    """Split a data set for a method that learns from normal images only.
 
     Args:
-        source: folder or datalist file with a test part.
+        source: folder or data list with a test part.
         holdout: share of the normal training images held out, by patient.
-        seed: of that choice.
-        allow_overlap: go on although training and test share images or patients.
+        seed: seed of the choice of held-out images.
+        allow_overlap: accept images or patients that training and test share.
 
     Raises:
-        DatalistError: see `datalist` and `selection`.
+        DatalistError: see `load_datalist`, `hold_out` and `check_overlap`.
         InputError: when the test part lacks normal or abnormal images.
     """
     datalist = load_datalist(source)
     test = datalist["test"]
     if {item["label"] for item in test} != {0, 1}:
-        raise InputError(f"{source} needs normal and abnormal test images; a comparison has figures of the test part")
+        raise InputError(f"{source} needs normal and abnormal test images; methods are compared on them")
     normal, held_out = hold_out([item for item in datalist["training"] if item["label"] == 0], holdout, seed)
     digests: dict[str, str] = {}
     check_overlap(normal + held_out, test, allow=allow_overlap, digests=digests)
@@ -82,14 +95,14 @@ def normal_split(
 
 @dataclass(frozen=True)
 class Scored:
-    """What a fitted method says.
+    """Scores of a fitted method.
 
     Attributes:
-        labels: [n] of the test images.
-        epochs: test scores [n] of each state, the one that counts last.
-        calibration: from the held-out normals.
+        labels: labels [n] of the test images.
+        epochs: scores [n] of the test images for each state of the method, see `Method.scores`.
+        calibration: calibration on the held-out normals.
         held_out: scores of the held-out normals.
-        seconds: of fitting and scoring.
+        seconds: time spent on fitting ("training") and scoring ("evaluation").
     """
 
     labels: list[int]
@@ -108,14 +121,15 @@ def fit_and_score(
     labels: Sequence[int],
     false_positive_rate: float = 0.05,
 ) -> Scored:
-    """Fit on `normal`, calibrate on `held_out`, score `test`; the test images choose nothing."""
+    """Fit a method on `normal`, calibrate it on `held_out` and score `test`; nothing is chosen on the test images."""
     began = time.perf_counter()
     method.fit(normal, extractor)
     fitted = time.perf_counter()
-    quiet = method.scores(held_out)[-1].tolist()
+    held_out_scores = method.scores(held_out)[-1].tolist()
     epochs = [scores.tolist() for scores in method.scores(test)]
     seconds = {"training": fitted - began, "evaluation": time.perf_counter() - fitted}
-    return Scored(list(labels), epochs, calibrate(quiet, (), false_positive_rate), quiet, seconds)
+    calibration = calibrate(held_out_scores, (), false_positive_rate)
+    return Scored(list(labels), epochs, calibration, held_out_scores, seconds)
 
 
 def run_method(
@@ -126,15 +140,18 @@ def run_method(
     folder: RunFolder,
     false_positive_rate: float = 0.05,
 ) -> dict[str, Any]:
-    """One method as a bundle workflow: writes `metrics.json` and `predictions.csv`, returns the metrics.
+    """Run one method as a bundle workflow and write `metrics.json` and `predictions.csv`.
 
     Args:
-        method: not yet fitted.
-        name: of the method, for the record.
-        extractor: of the run.
-        split: who trains, calibrates and is tested.
-        folder: where the results go.
-        false_positive_rate: wanted share of normal images flagged.
+        method: the method, not yet fitted.
+        name: name of the method.
+        extractor: patch features of files.
+        split: training, calibration and test images.
+        folder: output folder of the run.
+        false_positive_rate: target share of normal images flagged.
+
+    Returns:
+        Content of `metrics.json`.
     """
     extractor.digests.update(split.digests)
     began = time.perf_counter()
@@ -156,7 +173,10 @@ def run_method(
         "settings": folder.settings,
         "seconds": {"extraction": extraction, **scored.seconds},
     }
-    write_text_atomic(folder.path / "predictions.csv", _csv(test.files, scored))
+    scores = zip(test.files, scored.epochs[-1], strict=True)
+    predictions = [Prediction.scored(file, score, scored.calibration) for file, score in scores]
+    rows = in_order(known, predictions, extractor.done.rejected)
+    write_predictions(folder.path / "predictions.csv", rows, model_sha256="", labels=list(known.values()))
     write_text_atomic(folder.path / "metrics.json", json.dumps(found, indent=1))
     logger.info("%s: %d normal images train, %.1f s", name, len(normal.files), scored.seconds["training"])
     logger.info(
@@ -164,14 +184,3 @@ def run_method(
         *(honest[k] for k in ("auroc", "accuracy", "f1", "sensitivity", "specificity", "threshold")),
     )
     return found
-
-
-def _csv(files: Sequence[str], scored: Scored) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "label", "anomaly_score", "p_value", "abnormal"])
-    for file, label, score in zip(files, scored.labels, scored.epochs[-1], strict=True):
-        calibration = scored.calibration
-        flagged = str(calibration.abnormal(score)).lower()
-        writer.writerow([file, label, f"{score:.6f}", f"{calibration.p_value(score):.6g}", flagged])
-    return text.getvalue()

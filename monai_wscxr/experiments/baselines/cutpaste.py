@@ -1,9 +1,9 @@
-"""CutPaste: telling pasted patches from untouched images, then a Gaussian density (Li et al., CVPR 2021).
+"""CutPaste: a classifier of pasted patches, then a Gaussian density (Li et al., CVPR 2021).
 
-What is as published: both augmentations with their sizes, the 3-way task (untouched, CutPaste, CutPaste-Scar), the
-optimiser with its schedule, and the Gaussian density on normal training images. What is not: the publication trains the
-whole network, for 65,000 steps; here the backbone stays frozen, as for every method of this comparison, and the head on
-its pooled features is trained. The density therefore describes the head's last hidden layer, where training has an effect.
+As published: both augmentations with their sizes, the 3-way task (normal, CutPaste, CutPaste-Scar), the optimiser with its
+schedule, and the Gaussian density on normal training images. Different: the publication trains the whole network, for 65,000
+steps. Here the backbone is frozen, as for all compared methods, and a head on its pooled features is trained. The density is
+therefore that of the head's last hidden layer, which training can change.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from monai_wscxr.features.extraction import PatchExtractor
 
 
 def cutpaste(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Cut a rectangle of 2 to 15 % of the area and paste it elsewhere, its brightness and contrast jittered.
+    """Cut out a rectangle of 2 to 15 % of the area and paste it elsewhere, with jittered brightness and contrast.
 
     Args:
         image: [1, H, W] in [0, 1].
-        generator: of every random choice.
+        generator: source of all random choices.
     """
     height, width = image.shape[1:]
     area = _uniform(0.02, 0.15, generator) * height * width
@@ -46,13 +46,14 @@ def cutpaste(image: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def scar(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Paste a thin rectangle, jittered and turned by up to 45 degrees, elsewhere.
+    """Cut out a thin rectangle and paste it elsewhere, jittered and rotated by up to 45 degrees.
 
-    At 256 pixels it is 2 to 16 pixels wide and 10 to 25 long, as published; in proportion at other sizes.
+    In an image of 256 pixels the rectangle is 2 to 16 pixels wide and 10 to 25 pixels long, as published; its size scales with
+    that of the image.
 
     Args:
         image: [1, H, W] in [0, 1].
-        generator: of every random choice.
+        generator: source of all random choices.
     """
     height, width = image.shape[1:]
     scale = min(height, width) / 256
@@ -71,6 +72,7 @@ def scar(image: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _seeded(function: Callable[[Tensor, torch.Generator], Tensor]) -> Callable[[Tensor, int], Tensor]:
+    """Turn a function of a generator into one of a seed."""
     return lambda image, seed: function(image, torch.Generator().manual_seed(seed))
 
 
@@ -78,15 +80,15 @@ KINDS = (Alteration("cutpaste", 2, _seeded(cutpaste)), Alteration("scar", 2, _se
 
 
 class CutPaste:
-    """A head that tells untouched images from pasted ones; the score is the Mahalanobis distance of its hidden layer.
+    """Classifier of pasted images; the score is the Mahalanobis distance in the head's last hidden layer.
 
     Args:
-        copies: pasted images of either kind made of every normal image, >= 1; their features are cached.
-        steps: of training, >= 1 (published: 65,000 for the whole network).
+        copies: pasted copies of each kind per normal image, >= 1; their features are cached.
+        steps: training steps, >= 1 (published: 65,000 for the whole network).
         batch_size: images per step of each of the three classes, >= 2 (published: 32).
-        rate, momentum, weight_decay: of SGD with a cosine schedule.
-        widths: hidden layers of the head; the last one carries the density.
-        seed: of the head and the batches. The pasted images depend on the image alone.
+        rate, momentum, weight_decay: parameters of SGD with a cosine schedule.
+        widths: widths of the head's hidden layers; the Gaussian density is fitted to the last one.
+        seed: seed of the head and the batches. The pasted images depend on the source image only.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class CutPaste:
         self.mean = self.scale = torch.empty(0)
 
     def fit(self, normal: FeatureBank, extractor: PatchExtractor) -> None:
-        """Make pasted copies of the normal images, train the head, fit the density."""
+        """Extract features of pasted copies of the normal images, train the head and fit the density."""
         untouched = pooled(normal)
         pasted = [copy_features(extractor, normal.files, kind, self.copies, pooled=True)[:, 0] for kind in KINDS]
         self.mean, self.scale = untouched.mean(dim=0), untouched.std(dim=0).clamp_min(1e-6)
@@ -123,15 +125,17 @@ class CutPaste:
             self.density = LedoitWolf().fit(self.head[:-1](groups[0]).numpy())
 
     def scores(self, images: FeatureBank) -> list[Tensor]:
-        """Image scores [n]: Mahalanobis distance, which falls as the Gaussian density rises."""
+        """Compute the anomaly scores [n]: Mahalanobis distances, which fall as the Gaussian density rises."""
         with torch.inference_mode():
             hidden = self.head[:-1](self._standard(pooled(images)))
         return [torch.from_numpy(np.sqrt(self.density.mahalanobis(hidden.numpy()))).float()]
 
     def _standard(self, features: Tensor) -> Tensor:
+        """Standardise features by mean and standard deviation of the normal images."""
         return (features - self.mean) / self.scale
 
     def _train(self, groups: list[Tensor]) -> None:
+        """Train the head on the standardised features [n, C] of the three classes."""
         generator = torch.Generator().manual_seed(self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -153,7 +157,7 @@ class CutPaste:
 
 
 def build_head(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
-    """Hidden layers with batch normalisation and ReLU, then the three classes."""
+    """Build the head: hidden layers with batch normalisation and ReLU, then a linear layer for the three classes."""
     layers: list[nn.Module] = []
     for width in widths:
         layers += [nn.Linear(channels, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
@@ -162,20 +166,22 @@ def build_head(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
 
 
 def pooled(images: FeatureBank) -> Tensor:
-    """Mean patch feature of every image, [n, C]."""
+    """Return the mean patch feature of every image, [n, C]."""
     return images.rows.reshape(len(images.files), -1, images.rows.shape[1]).mean(dim=1)
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    """Draw a number from [low, high)."""
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
 def _place(room: int, generator: torch.Generator) -> int:
+    """Draw a whole number from 0 to `room`."""
     return int(torch.randint(room + 1, (), generator=generator)) if room > 0 else 0
 
 
 def _jitter(patch: Tensor, generator: torch.Generator) -> Tensor:
-    """Brightness and contrast by up to 10 % each; a radiograph has no hue nor saturation."""
+    """Jitter brightness and contrast by up to 10 % each; radiographs have no hue or saturation."""
     brightness, contrast = (_uniform(0.9, 1.1, generator) for _ in range(2))
     bright = patch * brightness
     return ((bright - bright.mean()) * contrast + bright.mean()).clamp(0, 1)

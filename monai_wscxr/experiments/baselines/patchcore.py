@@ -1,4 +1,4 @@
-"""PatchCore: the distance to a coreset of normal patches (Roth et al., Towards total recall, CVPR 2022)."""
+"""PatchCore: distance to a coreset of normal patches (Roth et al., Towards total recall, CVPR 2022)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from monai_wscxr.ops import coreset, min_distance
 
 
 def project(rows: Tensor, seed: int, eps: float = 0.9) -> Tensor:
-    """Rows [N, C] in fewer dimensions by a sparse random projection; as they are where that would not be fewer.
+    """Project rows to fewer dimensions by a sparse random projection.
 
-    The number of dimensions follows from N by the lemma of Johnson and Lindenstrauss with distortion `eps`, as in the
-    authors' description and in other implementations.
+    The number of dimensions follows from N by the Johnson-Lindenstrauss lemma with distortion `eps`, as in the authors'
+    description and in other implementations. If it is not below C, the rows are returned unchanged.
+
+    Args:
+        rows: [N, C].
+        seed: seed of the projection.
+        eps: distortion, in (0, 1).
     """
     dimensions = int(johnson_lindenstrauss_min_dim(rows.shape[0], eps=eps))
     if dimensions >= rows.shape[1]:
@@ -27,33 +32,36 @@ def project(rows: Tensor, seed: int, eps: float = 0.9) -> Tensor:
 
 
 class PatchCore:
-    """Normal patches in a coreset; an image scores the distance of its farthest patch, re-weighted.
+    """Anomaly detection by the distance to a coreset of normal patches.
 
-    Published values as defaults; features and neighbourhood are those of the run.
+    The score of an image is the distance of its farthest patch, re-weighted. Defaults are the published values; backbone and
+    neighbourhood come from the run.
 
     Args:
-        share: part of the normal bank that the coreset keeps, in (0, 1].
-        neighbours: b of the re-weighting, >= 1; 1 means none.
-        seed: of the projection and the first choice.
+        share: share of the normal bank that the coreset keeps, in (0, 1].
+        neighbours: number of neighbours b for the re-weighting, >= 1; 1 turns it off.
+        seed: seed of the projection and of the first row of the coreset.
 
     Attributes:
-        bank: [M, C] float32 coreset, after `fit`.
+        bank: coreset [M, C] float32, after `fit`.
     """
 
     def __init__(self, share: float = 0.1, neighbours: int = 9, seed: int = 0) -> None:
         if not 0 < share <= 1 or neighbours < 1:
-            raise InputError(f"PatchCore: share must lie in (0, 1], neighbours be >= 1; got {share} and {neighbours}")
+            raise InputError(
+                f"PatchCore: share must lie in (0, 1], neighbours must be >= 1; got {share} and {neighbours}"
+            )
         self.share, self.neighbours, self.seed = share, neighbours, seed
         self.bank = torch.empty(0, 0)
 
     def fit(self, normal: FeatureBank, extractor: PatchExtractor | None = None) -> None:
-        """Choose the coreset of the normal bank by the k-centre greedy rule on projected rows."""
+        """Choose the coreset of the normal bank by the greedy k-centre rule on projected rows."""
         count = max(1, int(self.share * len(normal)))
         start = int(torch.randint(len(normal), (1,), generator=torch.Generator().manual_seed(self.seed)))
         self.bank = normal.rows[coreset(project(normal.rows, self.seed), count, start)]
 
     def scores(self, images: FeatureBank) -> list[Tensor]:
-        """Image scores [n] of a bank of whole images; one entry, because nothing is trained by epochs."""
+        """Compute the anomaly scores [n] of n whole images; one entry, because there are no epochs."""
         distance, index = min_distance(images.rows, self.bank)
         per_image = distance.reshape(len(images.files), -1)
         score, patch = per_image.max(dim=1)
@@ -62,11 +70,13 @@ class PatchCore:
         return [score * self.weights(farthest, nearest)]
 
     def weights(self, patch: Tensor, nearest: Tensor) -> Tensor:
-        """w of the publication's Eq. 7: small where the nearest normal patch m* has its own neighbours near by.
+        """Compute the weight w of the publication's Eq. 7.
+
+        It is small where the nearest normal patch m* lies close to its own neighbours.
 
         Args:
-            patch: [n, C] farthest patch of each image.
-            nearest: [n] int64, m* of each, into the coreset.
+            patch: [n, C], the farthest patch of each image.
+            nearest: [n] int64, row of the coreset with the m* of each patch.
         """
         b = min(self.neighbours, len(self.bank))
         if b == 1:
@@ -76,6 +86,7 @@ class PatchCore:
         return (1 - F.softmax(distance, dim=1)[:, 0]).to(torch.float32)
 
     def _neighbours(self, row: int, b: int) -> Tensor:
+        """Return the b rows [b] of the coreset nearest to a row, that row first."""
         squared = (self.bank - self.bank[row]).square().sum(dim=1)
-        squared[row] = -1  # first even among copies of itself
+        squared[row] = -1  # first even if the coreset contains equal rows
         return squared.topk(b, largest=False).indices

@@ -12,21 +12,22 @@ from monai_wscxr.model.networks import Discriminator
 
 
 class SimpleNet:
-    """A linear adaptor and a two-layer discriminator, trained on normal patches and on noisy copies of them.
+    """Linear adaptor and two-layer discriminator, trained on normal patches and noisy copies of them.
 
-    Published values as defaults, except three: the hidden layer has two thirds of the features' channels (published:
-    1,024 of 1,536), and `noise` and `epochs` were chosen by cross-validation on training images, because the published
-    noise is far too small for features of another backbone (docs/results.md).
+    Defaults are the published values with three exceptions. The hidden layer has two thirds of the features' channels
+    (published: 1,024 of 1,536). `noise` and `epochs` were chosen by cross-validation on training images, because the
+    published noise is far too small for the features of another backbone (docs/results.md).
 
     Args:
         epochs: passes over the normal images, >= 1 (published: 160).
         noise: standard deviation of the Gaussian noise on adapted features, > 0 (published: 0.015).
         margin: th+ = -th- of the truncated L1 loss.
-        images_per_batch: >= 1.
-        adaptor_rate, discriminator_rate, weight_decay: of the two Adam optimisers.
-        checkpoints: states over which the publication's rule chooses on the test images; evenly spaced, the last one is
-            the trained model.
-        seed: of initialisation, order and noise.
+        images_per_batch: images per step, >= 1.
+        adaptor_rate, discriminator_rate: learning rates of the two Adam optimisers, > 0.
+        weight_decay: weight decay of both optimisers.
+        checkpoints: number of states that the published protocol may choose from; evenly spaced, the last one is the trained
+            model.
+        seed: seed of initialisation, order and noise.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class SimpleNet:
                 self.states.append({key: tensor.clone() for key, tensor in self.network.state_dict().items()})
 
     def scores(self, images: FeatureBank) -> list[Tensor]:
-        """Image scores [n], the maximum over patches, of every checkpoint; the last one is the trained model."""
+        """Compute the anomaly scores [n] (maximum over patches) for every checkpoint; the last one is the trained model."""
         found = []
         for state in self.states:
             self.network.load_state_dict(state)
@@ -94,9 +95,9 @@ class SimpleNet:
 
 
 def build(channels: int) -> nn.Sequential:
-    """Adaptor (one linear layer without bias) and discriminator; higher is more abnormal.
+    """Build adaptor (one linear layer without bias) and discriminator.
 
-    The publication's discriminator says how normal a patch is; the sign is turned here as everywhere in this package.
+    Higher scores are more abnormal, as everywhere in this package; the publication uses the opposite sign.
     """
     adaptor = nn.Linear(channels, channels, bias=False)
     discriminator = Discriminator(channels, depth=2, width=max(1, 2 * channels // 3), bias=False)
@@ -107,7 +108,7 @@ def build(channels: int) -> nn.Sequential:
 
 
 def truncated_l1(normal: Tensor, noisy: Tensor, margin: float) -> Tensor:
-    """The publication's Eq. 5 with scores of the other sign: normal ones below -margin, noisy ones above margin.
+    """Compute the publication's Eq. 5 with the opposite sign: normal scores belong below -margin, noisy ones above margin.
 
     Args:
         normal, noisy: scores [N]; higher is more abnormal.

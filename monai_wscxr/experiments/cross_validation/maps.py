@@ -1,4 +1,4 @@
-"""What every variant starts from: backbone maps of the training images, as they are, perturbed and copied."""
+"""Backbone maps of the training images: unchanged, perturbed and copied with alterations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_wscxr.data.datalist import Item
 from monai_wscxr.data.perturbation import PERTURBATIONS, SHIFTS, Perturbation
 from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.features.backbones import create_backbone
@@ -21,24 +22,26 @@ from monai_wscxr.features.patches import PatchFeatures
 CHANGES = {**PERTURBATIONS, **SHIFTS}
 
 
-class Maps:
-    """Backbone maps of all stages at the coarsest grid, through the cache; layers and p are chosen later.
+class BackboneMaps:
+    """Maps of all stages of the backbone at the coarsest resolution, read from the cache where they are known.
+
+    Layers and neighbourhood are chosen afterwards, by `choose`.
 
     Args:
         items: training items.
-        options: image_size, intensity, backbone, weights and cache of `train.yaml`.
-        perturbed_normals: normal images that are perturbed and copied, besides every abnormal one.
-        copies: altered copies made of these images.
+        options: options of `train.yaml`: image_size, intensity, backbone, layers, weights and cache.
+        perturbed_normals: number of normal images that are perturbed and copied, besides all abnormal ones.
+        copies: number of altered copies per image.
 
     Attributes:
-        images: [n, C, h, w] of all items.
-        subset: indices of the items that are perturbed and copied.
-        perturbed: by name of the perturbation, [len(subset), C, h, w].
-        copies: per copy, [len(subset), C, h, w].
+        images: maps [n, C, h, w] of all items.
+        subset: indices of the m perturbed and copied items.
+        perturbed: maps [m, C, h, w] by name of the perturbation.
+        copies: maps [m, C, h, w] of each copy.
     """
 
     def __init__(
-        self, items: Sequence[dict], options: Mapping[str, Any], perturbed_normals: int, copies: int = 0
+        self, items: Sequence[Item], options: Mapping[str, Any], perturbed_normals: int, copies: int = 0
     ) -> None:
         stages = ["1", "2", "3", "4"] if options["backbone"] == "efficientnet_lite0" else options["layers"]
         backbone = create_backbone(options["backbone"], stages, options["weights"])
@@ -58,12 +61,22 @@ class Maps:
         self.copies = self._altered(files, ALTERED, copies) if copies else []
 
     def _altered(self, files: Sequence[str], alteration: Alteration, copies: int) -> list[Tensor]:
+        """Return the maps [m, C, h, w] of each altered copy of the files."""
         found = copy_features(self.extractor, files, alteration, copies)
         maps = found.unflatten(1, self.extractor.grid).permute(0, 3, 1, 2)
         return [maps[copy::copies] for copy in range(copies)]
 
     def choose(self, maps: Tensor, layers: Sequence[str], p: int) -> Tensor:
-        """Patch features of Eq. 1 to 3, [n, C, h, w], from maps of all stages."""
+        """Compute patch features (Eq. 1 to 3).
+
+        Args:
+            maps: maps of all stages, [n, C, h, w].
+            layers: stages to use, in order.
+            p: neighbourhood, odd.
+
+        Returns:
+            Patch features [n, C', h, w].
+        """
         first = np.cumsum([0, *self.channels.values()])
         names = list(self.channels)
         part = torch.cat([maps[:, first[names.index(x)] : first[names.index(x) + 1]] for x in layers], 1)
@@ -71,4 +84,5 @@ class Maps:
 
 
 def _alteration(name: str, function: Perturbation) -> Alteration:
+    """Turn a perturbation into an alteration of images by seed."""
     return Alteration(name, 1, lambda image, seed: function(image, random.Random(seed)))

@@ -1,4 +1,4 @@
-"""Variants on common draws, their table, and the command."""
+"""Comparison of variants on common splits, and the tables with the results."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from monai.bundle import ConfigParser
 
 from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.errors import InputError
-from monai_wscxr.experiments.cross_validation.draws import make_draw
-from monai_wscxr.experiments.cross_validation.maps import CHANGES, Maps
-from monai_wscxr.experiments.cross_validation.training import FIGURES, DrawData
+from monai_wscxr.experiments.cross_validation.maps import CHANGES, BackboneMaps
+from monai_wscxr.experiments.cross_validation.splits import random_split
+from monai_wscxr.experiments.cross_validation.training import METRICS, SplitFeatures
 from monai_wscxr.features.backbones import NAMED
 from monai_wscxr.system.atomic import write_text_atomic
+from monai_wscxr.training.options import find_configs, option_names
 
 logger = logging.getLogger("monai_wscxr")
 
-TRAIN_CONFIG = Path(__file__).parents[3] / "bundles" / "wscxr_chest_xray" / "configs" / "train.yaml"
 PUBLISHED_TRAINING = {
     "whiten": False,
     "zero_start": False,
@@ -70,15 +70,21 @@ FEATURE_OPTIONS = ("image_size", "intensity", "backbone", "weights", "layers", "
 
 
 class CrossValidation:
-    """Variants on common draws.
+    """Variants of the training options on common random splits.
 
     Args:
         source: data set; only its training part is used.
-        folder: results.
-        ks: abnormal images per class.
-        draws: number of draws.
-        perturbed_normals: see `Maps`.
-        changes: options for all variants, over those of `train.yaml`.
+        folder: folder for the results.
+        ks: abnormal images per class, one or more values.
+        draws: number of random splits.
+        perturbed_normals: see `BackboneMaps`.
+        changes: options for all variants, in place of those in `train.yaml`.
+
+    Attributes:
+        options: all options of `train.yaml`, with the changes.
+
+    Raises:
+        InputError: on an unknown option, or a k that leaves no abnormal image for validation.
     """
 
     def __init__(
@@ -93,63 +99,78 @@ class CrossValidation:
         self.items = load_datalist(source)["training"]
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.ks, self.perturbed_normals = folder, list(ks), perturbed_normals
-        self.draws = [make_draw(self.items, ks, 1000 + d) for d in range(draws)]
-        parser = ConfigParser()
-        parser.read_config(str(TRAIN_CONFIG))
-        self.options: dict[str, Any] = parser.get()
+        self.splits = [random_split(self.items, ks, 1000 + d) for d in range(draws)]
+        configuration = ConfigParser.load_config_file(str(find_configs() / "train.yaml"))
+        self.options: dict[str, Any] = {name: configuration[name] for name in option_names(configuration)}
         self._check("options", changes or {})
         self.options.update(changes or {})
         self.most_copies = max(self.options["copies"], *(v.get("copies", 0) for v in VARIANTS.values()))
-        self.maps: tuple[tuple, Maps] | None = None
+        self._maps: tuple[tuple[str, ...], BackboneMaps] | None = None
 
     def run(self, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Figures of variants that share their features: {name: {k: {figure: [one per draw], "shift": [...]}}}."""
+        """Train and score variants that share their features.
+
+        Args:
+            variants: changes of options by name of the variant.
+
+        Returns:
+            {name: {k: {metric: [value per split], "shift": [[mean movement per perturbation] per split]}}}.
+
+        Raises:
+            InputError: on an unknown option.
+        """
         for name, changes in variants.items():
             self._check(f"variant {name!r}", changes)
         first = {**self.options, **next(iter(variants.values()))}
         layers: list[str] = list(first["layers"] or NAMED[first["backbone"]].layers or ())
-        maps = self._maps({**first, "layers": layers})
+        maps = self._backbone_maps({**first, "layers": layers})
         features = maps.choose(maps.images, layers, first["neighbourhood"])
         perturbed = {n: maps.choose(m, layers, first["neighbourhood"]) for n, m in maps.perturbed.items()}
         copies = [maps.choose(m, layers, first["neighbourhood"]) for m in maps.copies]
         labels = np.array([item["label"] for item in self.items])
-        results: dict[str, Any] = {n: {str(k): {f: [] for f in (*FIGURES, "shift")} for k in self.ks} for n in variants}
-        for number, draw in enumerate(self.draws):
-            data = DrawData(draw, features, perturbed, copies, maps.subset, labels)
+        results: dict[str, Any] = {n: {str(k): {m: [] for m in (*METRICS, "shift")} for k in self.ks} for n in variants}
+        for number, split in enumerate(self.splits):
+            data = SplitFeatures(split, features, perturbed, copies, maps.subset, labels)
             for name, changes in variants.items():
                 for k in self.ks:
-                    figures, shift = data.figures({**self.options, **changes}, k)
-                    for figure, value in zip(FIGURES, figures, strict=True):
-                        results[name][str(k)][figure].append(value)
+                    values, shift = data.metrics({**self.options, **changes}, k)
+                    for metric, value in zip(METRICS, values, strict=True):
+                        results[name][str(k)][metric].append(value)
                     results[name][str(k)]["shift"].append(shift)
-            logger.info("draw %d of %d: %s", number + 1, len(self.draws), ", ".join(variants))
+            logger.info("split %d of %d: %s", number + 1, len(self.splits), ", ".join(variants))
         return results
 
     def _check(self, what: str, changes: Mapping[str, Any]) -> None:
+        """Raise InputError when `train.yaml` lacks one of the options."""
         unknown = [key for key in changes if key not in self.options]
         if unknown:
             raise InputError(f"{what}: there is an option {unknown[0]!r}, which train.yaml does not have")
 
-    def _maps(self, options: Mapping[str, Any]) -> Maps:
+    def _backbone_maps(self, options: Mapping[str, Any]) -> BackboneMaps:
+        """Return the maps of the backbone; the latest ones are kept."""
         key = tuple(str(options[k]) for k in ("image_size", "intensity", "backbone", "weights"))
-        if self.maps is None or self.maps[0] != key:
-            self.maps = None  # free the old ones first
-            self.maps = (key, Maps(self.items, options, self.perturbed_normals, self.most_copies))
-        return self.maps[1]
+        if self._maps is None or self._maps[0] != key:
+            self._maps = None  # free the memory of the previous maps first
+            self._maps = (key, BackboneMaps(self.items, options, self.perturbed_normals, self.most_copies))
+        return self._maps[1]
 
     def table(self, results: Mapping[str, Mapping[str, Any]]) -> str:
-        """Markdown: mean and standard deviation over draws, and the paired difference to the first variant."""
+        """Format results as Markdown.
+
+        The first variant has mean ± standard deviation over splits. The others have mean and, in brackets, the paired
+        difference to the first variant ± its standard error, in thousandths.
+        """
         first = next(iter(results))
-        heads = [f"k = {k}, {f}" for k in self.ks for f in FIGURES]
+        heads = [f"k = {k}, {metric}" for k in self.ks for metric in METRICS]
         lines = ["| variant | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
         for name, result in results.items():
             cells = []
             for k in self.ks:
-                for figure in FIGURES:
-                    values = np.array(result[str(k)][figure])
+                for metric in METRICS:
+                    values = np.array(result[str(k)][metric])
                     cell = f"{values.mean():.3f} ± {values.std():.3f}"
                     if name != first:
-                        difference = values - np.array(results[first][str(k)][figure])
+                        difference = values - np.array(results[first][str(k)][metric])
                         error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
                         cell = f"{values.mean():.3f} ({1000 * difference.mean():+.1f} ± {1000 * error:.1f})"
                     cells.append(cell)
@@ -166,15 +187,17 @@ def cross_validate(
     perturbed_normals: int = 200,
     options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Compare variants of the training options and write `table.md` and `shifts.md`; results in the folder are kept.
+    """Compare variants of the training options and write `table.md` and `shifts.md`.
+
+    Variants that have results in the output folder are not run again.
 
     Args:
         dataset_dir: data set; only its training part is read.
-        output_dir: folder for results, one file for each group of variants.
-        k: abnormal images per class.
-        draws: number of draws, the same for every variant.
-        variants: names from `VARIANTS`; empty for all. "default" is always run, since differences are taken from it.
-        perturbed_normals: normal images that are perturbed and copied.
+        output_dir: folder for the results; holds one file per group of variants that share their features.
+        k: abnormal images per class, one or more values.
+        draws: number of random splits, the same for all variants.
+        variants: names from `VARIANTS`; empty means all. "default" is always included, as the reference of all differences.
+        perturbed_normals: number of normal images that are perturbed and copied.
         options: options of `train.yaml` for all variants.
 
     Raises:
@@ -192,7 +215,7 @@ def cross_validate(
             "changes": {n: VARIANTS[n] for n in group},
             "k": ks,
             "draws": draws,
-            "options": _plain(run.options),
+            "options": run.options,
         }
         kept = output_dir / f"{group[0].replace('/', '_')}.json"
         if kept.is_file() and json.loads(kept.read_text())["asked"] == asked:
@@ -212,13 +235,9 @@ def cross_validate(
 
 
 def _groups(names: Sequence[str]) -> list[list[str]]:
-    """Variants that share their features, together."""
+    """Group the variants that share their features."""
     groups: dict[str, list[str]] = {}
     for name in names:
         features = {option: VARIANTS[name].get(option) for option in FEATURE_OPTIONS}
         groups.setdefault(json.dumps(features), []).append(name)
     return list(groups.values())
-
-
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if isinstance(v, (int, float, str, bool, list, type(None)))}

@@ -1,11 +1,11 @@
-"""Training and scoring within one draw, by the bundle's own functions without its engine."""
+"""Training and scoring within one split, by the bundle's own functions without its engine."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from monai_wscxr.bank.feature_bank import FeatureBank
 from monai_wscxr.data.perturbation import PERTURBATIONS, SHIFTS
 from monai_wscxr.evaluation.metrics import auroc
-from monai_wscxr.experiments.cross_validation.draws import Draw
+from monai_wscxr.experiments.cross_validation.splits import RandomSplit
 from monai_wscxr.model.losses import HingeLoss
 from monai_wscxr.model.mining import farthest_of_each
 from monai_wscxr.model.mixing import MixingInferer, PatchBatches, prepare_patch_batch
@@ -24,38 +24,27 @@ from monai_wscxr.model.nuisance import nuisance_covariance
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.ops import min_distance
 from monai_wscxr.training.distance import distance_weight
+from monai_wscxr.training.options import option_names
 from monai_wscxr.training.start import create_optimizer
 
-TRAINING_OPTIONS = (
-    *(
-        "seed",
-        "retention",
-        "mining_scope",
-        "whiten",
-        "shrinkage",
-        "zero_start",
-        "depth",
-        "width",
-        "batch_size",
-        "min_batches",
-    ),
-    *(
-        "copies",
-        "copied_normals",
-        "nuisance",
-        "epochs",
-        "alpha_min",
-        "alpha_max",
-        "optimizer_name",
-        "learning_rate",
-        "weight_decay",
-    ),
-)
-FIGURES = ("as they are", "perturbed alike", "perturbed each", "shifted alike")
+METRICS = ("as they are", "perturbed alike", "perturbed each", "shifted alike")
+"""AUROC on unchanged images; mean over perturbations of all images alike; with another perturbation for each image; mean over
+shifts of all images alike."""
+
+SCORING_OPTIONS = ("distance_share", "score_share")
+"""Options of `train.yaml` that only affect scoring: variants that differ in nothing else share a trained discriminator."""
+
+WHITENING_OPTIONS = ("whiten", "shrinkage", "copies", "copied_normals", "nuisance")
+"""Options of `train.yaml` that the whitening depends on."""
+
+
+def training_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a trained discriminator depends on: all of the configuration but `SCORING_OPTIONS`."""
+    return {name: options[name] for name in option_names(options) if name not in SCORING_OPTIONS}
 
 
 def bank_of(images: Tensor) -> FeatureBank:
-    """Bank of patch features [n, C, h, w]."""
+    """Return the bank of patch features [n, C, h, w]."""
     grid = (images.shape[2], images.shape[3])
     names = [str(n) for n in range(len(images))]
     return FeatureBank.from_images(images.flatten(2).transpose(1, 2).contiguous(), names, grid)
@@ -65,9 +54,9 @@ def train(options: Mapping[str, Any], normal: FeatureBank, mined: Tensor) -> Dis
     """Train a discriminator as the bundle does.
 
     Args:
-        options: of `train.yaml`.
-        normal: normal bank, whitened where the variant whitens.
-        mined: rows of the mined bank, likewise.
+        options: options of `train.yaml`.
+        normal: normal bank, whitened if the variant whitens.
+        mined: rows [k, C] of the mined bank, whitened likewise.
     """
     torch.manual_seed(options["seed"])
     discriminator = Discriminator(
@@ -75,7 +64,7 @@ def train(options: Mapping[str, Any], normal: FeatureBank, mined: Tensor) -> Dis
     ).train()
     batches = PatchBatches(options["batch_size"], options["seed"], min_batches=options["min_batches"])
     batches.fill(normal.rows)
-    inferer = MixingInferer(options["seed"], options["alpha_min"], options["alpha_max"])
+    inferer = MixingInferer(options["seed"], options["alpha_min"], options["alpha_max"], options["mix_hidden"])
     inferer.fill(mined)
     loss_function = HingeLoss()
     optimizer = create_optimizer(
@@ -90,106 +79,137 @@ def train(options: Mapping[str, Any], normal: FeatureBank, mined: Tensor) -> Dis
     return discriminator.eval()
 
 
-class DrawData:
-    """Features of one draw; what variants have in common is computed once.
+class Whitened(NamedTuple):
+    """Features of a split after whitening.
+
+    Attributes:
+        whitening: fitted to the normal bank.
+        normal: normal bank.
+        images: features [n, C, h, w] of all validation images.
+        perturbed: features [m, C, h, w] of those validation images that are perturbed, by name of the perturbation.
+    """
+
+    whitening: NormalWhitening
+    normal: FeatureBank
+    images: Tensor
+    perturbed: dict[str, Tensor]
+
+
+class SplitFeatures:
+    """Features of one split; results that variants have in common are computed once.
 
     Args:
-        draw: who trains and who validates.
-        features: [n, C, h, w] of all training items.
-        perturbed: per perturbation, features of the items `subset`.
-        copies: per altered copy, the same.
-        subset: indices of the perturbed and copied items.
-        labels: of all training items.
+        split: training and validation images.
+        features: features [n, C, h, w] of all training items.
+        perturbed: features [m, C, h, w] of the items `subset`, by name of the perturbation.
+        copies: features [m, C, h, w] of the items `subset`, for each altered copy.
+        subset: indices of the m perturbed and copied items.
+        labels: labels [n] of all training items.
     """
 
     def __init__(
         self,
-        draw: Draw,
+        split: RandomSplit,
         features: Tensor,
         perturbed: Mapping[str, Tensor],
         copies: Sequence[Tensor],
         subset: Sequence[int],
         labels: NDArray[np.int64],
     ) -> None:
-        self.draw, self.features, self.perturbed, self.labels = draw, features, perturbed, labels
+        self.split, self.features, self.perturbed, self.labels = split, features, perturbed, labels
         self.copies = copies
         self.place = {i: n for n, i in enumerate(subset)}
-        self.normal = bank_of(features[draw.normal])
-        few = draw.few_shot[max(draw.few_shot)]
+        self.normal = bank_of(features[split.normal])
+        few = split.few_shot[max(split.few_shot)]
         distance, _ = min_distance(bank_of(features[few]).rows, self.normal.rows)
         self.distance = dict(zip(few, distance.split(features.shape[2] * features.shape[3]), strict=True))
-        self.whitened: dict[tuple, tuple[NormalWhitening, FeatureBank, Tensor, dict[str, Tensor]]] = {}
-        self.trained: dict[str, Discriminator] = {}
+        self._whitened: dict[tuple[Any, ...], Whitened] = {}
+        self._trained: dict[str, Discriminator] = {}
 
     def mined(self, k: int, retention: float, scope: str = "all") -> Tensor:
-        """Rows of the mined bank (Eq. 4 and 5); distances were measured once for all k."""
-        few = self.draw.few_shot[k]
+        """Return the rows of the mined bank (Eq. 4 and 5), from the distances measured once for all k."""
+        few = self.split.few_shot[k]
         distance = torch.stack([self.distance[i] for i in few])
         images = distance if scope == "image" else distance.reshape(1, -1)  # all together are one large image
         return bank_of(self.features[few]).rows[farthest_of_each(images, retention)]
 
     def nuisance(self, options: Mapping[str, Any]) -> Tensor | None:
-        """Weighted covariance of what alterations do to normal images of this draw."""
+        """Return the weighted covariance [C, C] of the changes that alterations make to features of normal training images.
+
+        None if the options turn it off.
+        """
         if not options["copies"] or not options["nuisance"]:
             return None
-        copied = [i for i in self.draw.normal if i in self.place][: options["copied_normals"]]
+        copied = [i for i in self.split.normal if i in self.place][: options["copied_normals"]]
         before = bank_of(self.features[copied]).rows
         where = [self.place[i] for i in copied]
         made = [nuisance_covariance(before, bank_of(maps[where]).rows) for maps in self.copies[: options["copies"]]]
         return options["nuisance"] * torch.stack(made).mean(0)
 
-    def white(self, options: Mapping[str, Any]) -> tuple[NormalWhitening, FeatureBank, Tensor, dict[str, Tensor]]:
-        """Whitening, whitened normal bank, and all images that validate, as they are and perturbed, whitened."""
-        key = tuple(options[o] for o in ("whiten", "shrinkage", "copies", "copied_normals", "nuisance"))
-        if key not in self.whitened:
+    def whitened(self, options: Mapping[str, Any]) -> Whitened:
+        """Fit the whitening and apply it to normal bank and validation images; once for equal options."""
+        key = tuple(options[name] for name in WHITENING_OPTIONS)
+        if key not in self._whitened:
             whitening = NormalWhitening(self.features.shape[1], options["whiten"])
             whitening.fit(self.normal.rows, options["shrinkage"], self.nuisance(options))
             bank = replace(self.normal, rows=whitening(self.normal.rows))
-            judged = self.judged()
-            where = [self.place[i] for i in judged if i in self.place]
+            validation = self.validation_items()
+            where = [self.place[i] for i in validation if i in self.place]
             perturbed = {name: whitening(maps[where]) for name, maps in self.perturbed.items()}
-            self.whitened[key] = whitening, bank, whitening(self.features[judged]), perturbed
-        return self.whitened[key]
+            self._whitened[key] = Whitened(whitening, bank, whitening(self.features[validation]), perturbed)
+        return self._whitened[key]
 
-    def judged(self, k: int | None = None) -> list[int]:
-        """Items that validate with this k, or with any."""
-        unseen = sorted({i for u in self.draw.unseen.values() for i in u}) if k is None else self.draw.unseen[k]
-        return self.draw.held_out + unseen
+    def validation_items(self, k: int | None = None) -> list[int]:
+        """Return the indices of the validation items for this k, or for any k if None."""
+        unseen = sorted({i for u in self.split.unseen.values() for i in u}) if k is None else self.split.unseen[k]
+        return self.split.held_out + unseen
 
-    def figures(self, options: Mapping[str, Any], k: int) -> tuple[list[float], list[float]]:
-        """The `FIGURES`, and per perturbation the mean movement of scores as a share of the class gap."""
-        whitening, normal, images, perturbed = self.white(options)
-        key = json.dumps([k, {o: options[o] for o in TRAINING_OPTIONS}], default=str)
-        if key not in self.trained:
-            self.trained[key] = train(
-                options,
-                normal,
-                whitening(self.mined(k, options["retention"], options["mining_scope"])),
-            )
-        discriminator = self.trained[key]
-        few = len(self.draw.few_shot[k])
+    def metrics(self, options: Mapping[str, Any], k: int) -> tuple[list[float], list[float]]:
+        """Train a variant and compute its metrics on the validation images.
+
+        Args:
+            options: options of `train.yaml`.
+            k: abnormal images per class.
+
+        Returns:
+            The values of `METRICS`; and for each perturbation the mean movement of a score, as a share of the gap between the
+            classes.
+        """
+        whitening, normal, images, perturbed = self.whitened(options)
+        key = json.dumps([k, training_options(options)], default=str)
+        if key not in self._trained:
+            mined = self.mined(k, options["retention"], options["mining_scope"])
+            self._trained[key] = train(options, normal, whitening(mined))
+        discriminator = self._trained[key]
+        few = len(self.split.few_shot[k])
         weight = distance_weight(discriminator, normal, few, options["distance_share"], options["score_share"])
         discriminator.distance_weight.fill_(weight)
-        discriminator.eval()
-        judged = self.judged(k)
-        rows = {i: n for n, i in enumerate(self.judged())}
-        within = {i: n for n, i in enumerate(i for i in self.judged() if i in self.place)}
-        both = [i for i in judged if i in within]
+        validation = self.validation_items(k)
+        row = {i: n for n, i in enumerate(self.validation_items())}
+        perturbed_row = {i: n for n, i in enumerate(i for i in self.validation_items() if i in self.place)}
+        both = [i for i in validation if i in perturbed_row]
 
         def score(maps: Tensor) -> NDArray[np.float64]:
             return image_scores(discriminator, maps, options["score_share"])[:, 0].double().numpy()
 
-        scores = dict(zip(judged, score(images[[rows[i] for i in judged]]), strict=True))
+        scores = dict(zip(validation, score(images[[row[i] for i in validation]]), strict=True))
         own = np.array([scores[i] for i in both])
-        changed = {name: score(maps[[within[i] for i in both]]) for name, maps in perturbed.items()}
-        plain = auroc(self.labels[judged], list(scores.values()))
-        return _perturbed_figures(plain, self.labels[both], own, changed)
+        changed = {name: score(maps[[perturbed_row[i] for i in both]]) for name, maps in perturbed.items()}
+        plain = auroc(self.labels[validation], list(scores.values()))
+        return _perturbed_metrics(plain, self.labels[both], own, changed)
 
 
-def _perturbed_figures(
+def _perturbed_metrics(
     plain: float, labels: NDArray[np.int64], own: NDArray[np.float64], changed: Mapping[str, NDArray[np.float64]]
 ) -> tuple[list[float], list[float]]:
-    """Figures from scores [n], unperturbed and by perturbation or shift."""
+    """Compute the values of `METRICS` and the movement of scores.
+
+    Args:
+        plain: AUROC on all unchanged validation images.
+        labels: labels [n] of the perturbed validation images.
+        own: scores [n] of the same images, unchanged.
+        changed: scores [n] by name of the perturbation or shift.
+    """
     alike, shifted = (
         float(np.mean([auroc(labels, changed[name]) for name in names])) for names in (PERTURBATIONS, SHIFTS)
     )

@@ -1,10 +1,10 @@
-"""The paper's comparison (table 1) and ablation (table 2) as one command on anybody's data.
+"""The paper's comparison (table 1) and ablation (table 2) on your own data.
 
-A cell is one method at one k and seed. Cells run in one process on one feature cache; each leaves one result file, written
-atomically, so a killed run goes on where it stopped. `honest` figures choose nothing on test images; `paper` figures follow
-the publication's rules and are optimistic.
+A cell is one method at one k and seed. All cells run in one process and share the features of all images. Each cell leaves one
+result file, written atomically, so a killed run resumes with the missing cells. `honest` metrics choose nothing on test
+images; `paper` metrics follow the publication's rules and are optimistic.
 """
 
-from monai_wscxr.experiments.protocol.run import METHODS, TABLES, run_protocol
+from monai_wscxr.system.lazy import attach
 
-__all__ = ["METHODS", "TABLES", "run_protocol"]
+__getattr__, __dir__, __all__ = attach(__name__)

@@ -1,4 +1,4 @@
-"""What a protocol leaves: results.csv (cells), summary.csv, results.md, results.svg and protocol.json."""
+"""Files of a finished table: results.csv (cells), summary.csv, results.md, results.svg and protocol.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
-from monai_wscxr.experiments.protocol.figures import HONEST, PAPER, Bootstrap, interval, summarise
+from monai_wscxr.experiments.protocol.metrics import HONEST, PAPER, Bootstrap, interval, summarise
 from monai_wscxr.system.atomic import write_text_atomic
 
 NAMES = {"wscxr": "WSCXR", "patchcore": "PatchCore", "simplenet": "SimpleNet", "cutpaste": "CutPaste"}
@@ -32,14 +32,17 @@ Key = tuple[str, int | None]  # method or variant, k
 def write_tables(
     folder: Path, table: str, results: Sequence[dict[str, Any]], labels: Sequence[int], record: dict[str, Any]
 ) -> Path:
-    """Write all files (each atomically) and return the path of the Markdown one.
+    """Write all files, each atomically.
 
     Args:
-        folder: of the protocol.
-        table: its name.
-        results: of all cells.
-        labels: of the test images, in the order of each cell's scores.
-        record: command, versions, settings.
+        folder: output folder of the protocol.
+        table: "table1" or "table2".
+        results: results of all cells.
+        labels: labels of the test images, in the order of the cells' scores.
+        record: command, versions and settings of the run.
+
+    Returns:
+        Path of the Markdown file.
     """
     bootstrap = Bootstrap(labels)
     grouped: dict[Key, list[dict[str, Any]]] = {}
@@ -56,11 +59,12 @@ def write_tables(
 
 
 def title(name: str) -> str:
-    """Readable name of a method or variant."""
+    """Return the readable name of a method or variant."""
     return NAMES.get(name) or VARIANTS.get(name, name)
 
 
 def _cells_csv(results: Sequence[dict[str, Any]]) -> str:
+    """Return the content of results.csv, one row per cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
@@ -78,15 +82,17 @@ def _cells_csv(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _summary_csv(summary: dict[Key, dict[str, Any]]) -> str:
+    """Return the content of summary.csv, one row per method, k and metric."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["method", "k_per_class", "seeds", "rules", "figure", "mean", "sd_over_seeds", "low_95", "high_95"])
     for (name, k), s in summary.items():
         start = [name, "-" if k is None else k, s["seeds"]]
-        for figure, f in s["honest"].items():
-            writer.writerow([*start, "honest", figure] + [f"{f[v]:.6f}" for v in ("mean", "sd", "low", "high")])
-        for figure, mean in s["paper"].items():
-            writer.writerow([*start, "paper", figure, f"{mean:.6f}", "", "", ""])
+        for metric, spread in s["honest"].items():
+            values = [f"{spread[part]:.6f}" for part in ("mean", "sd", "low", "high")]
+            writer.writerow([*start, "honest", metric, *values])
+        for metric, mean in s["paper"].items():
+            writer.writerow([*start, "paper", metric, f"{mean:.6f}", "", "", ""])
     return text.getvalue()
 
 
@@ -97,15 +103,15 @@ def markdown(
     labels: Sequence[int],
     record: dict[str, Any],
 ) -> str:
-    """The tables, what they compare, and how they were made."""
-    what = "Comparison of methods" if table == "table1" else "Ablation: mining and mixing"
+    """Return the content of results.md: the tables, their differences, and how they were computed."""
+    heading = "Comparison of methods" if table == "table1" else "Ablation: mining and mixing"
     classes = [name for name in record["images"].get("training", {}) if name != "normal"]
     lines = [
-        f"# {what}",
+        f"# {heading}",
         "",
         f"k counts abnormal training images **per class**; there are {len(classes)} classes ({', '.join(classes)}), so k = "
         f"{record['k'][-1]} means up to {record['k'][-1] * len(classes)} abnormal images. Methods with k `-` learn from "
-        f"normal images alone. {labels.count(0)} normal and {labels.count(1)} abnormal test images; "
+        f"normal images only. {labels.count(0)} normal and {labels.count(1)} abnormal test images; "
         f"mean over {record['seeds']} seeds ± standard deviation over seeds; in brackets the 95 % interval over 1,000 "
         "resamples of the test images.",
         "",
@@ -123,7 +129,7 @@ def markdown(
         "",
         "## Paper: epoch and threshold chosen on the test images (optimistic)",
         "",
-        "The published rules, for comparison with published tables only; sensitivities are read off the test ROC.",
+        "By the published rules, only for comparison with published tables; sensitivities are read off the test ROC.",
         "",
         "| method | k | " + " | ".join(_TITLES[n] for n in PAPER) + " |",
         "|" + "---|" * (2 + len(PAPER)),
@@ -136,7 +142,7 @@ def markdown(
     lines += [
         "![AUROC over k](results.svg)",
         "",
-        "## How this was made",
+        "## How this was computed",
         "",
         "```",
         record["command"] or "(library call)",
@@ -148,7 +154,7 @@ def markdown(
         + ", ".join(f"{name} {version}" for name, version in record["packages"].items())
         + f"; {record['machine']}.",
         f"Options: {record['options'] or 'defaults'}. Features {record['features']}, split {record['split']}.",
-        f"Features took {record['seconds']['features']:.0f} s, this run {record['seconds']['this run']:.0f} s; all cells "
+        f"Features took {record['seconds']['features']:.0f} s, this run {record['seconds']['this run']:.0f} s, all cells "
         f"together {sum(r['seconds'] for r in results):.0f} s ("
         + ", ".join(f"{title(n)} {_mean_seconds(results, n):.1f}" for n in dict.fromkeys(r["method"] for r in results))
         + " s each).",
@@ -158,13 +164,13 @@ def markdown(
 
 
 def _false_positives(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Whether the operating point keeps its rate, by method and k."""
+    """Return the section that shows whether the operating point keeps its rate, by method and k."""
     first = results[0]["false_positives"]
     lines = [
         "## False-positive rate",
         "",
-        f"Wanted: {first['wanted']:.1%}. Held-out and normal test images mixed, {first['splits']} random splits into "
-        "calibrating and counted ones; mean over seeds, in brackets the standard deviation of a single split.",
+        f"Target: {first['wanted']:.1%}. Held-out and normal test images are pooled and split at random, {first['splits']} "
+        "times, into calibration and test images. Mean over seeds; in brackets the standard deviation over single splits.",
         "",
         "| method | k | mean rate |",
         "|---|---|---|",
@@ -179,7 +185,7 @@ def _false_positives(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _differences(table: str, summary: dict[Key, dict[str, Any]]) -> list[str]:
-    """Paired differences on the same resamples, each with a sentence that says which way it falls."""
+    """Return the paired differences to the other methods, one sentence each, with intervals from common resamples."""
     lines = []
     for k in sorted({k for _, k in summary if k is not None}):
         ours_name = "wscxr" if table == "table1" else "both"
@@ -189,7 +195,7 @@ def _differences(table: str, summary: dict[Key, dict[str, Any]]) -> list[str]:
         for (name, other_k), other in _ordered(summary):
             if name == ours_name or other_k not in (None, k):
                 continue
-            low, high = interval(ours["draws"]["auroc"] - other["draws"]["auroc"])
+            low, high = interval(ours["resampled"]["auroc"] - other["resampled"]["auroc"])
             a, b = ours["honest"]["auroc"]["mean"], other["honest"]["auroc"]["mean"]
             verdict = "higher" if low > 0 else "lower" if high < 0 else "not distinguishable"
             error = f"; error (1 - AUROC) is {(1 - a) / (1 - b):.2f} of it" if b < 1 else ""
@@ -201,16 +207,19 @@ def _differences(table: str, summary: dict[Key, dict[str, Any]]) -> list[str]:
 
 
 def _ordered(summary: Mapping[Key, T]) -> list[tuple[Key, T]]:
+    """Sort entries by method, in order of first appearance, then by k."""
     order = list(dict.fromkeys(name for name, _ in summary))
     return sorted(summary.items(), key=lambda entry: (order.index(entry[0][0]), entry[0][1] or 0))
 
 
-def _spread(figure: dict[str, float], bracket: bool) -> str:
-    text = f"{figure['mean']:.3f} ± {figure['sd']:.3f}"
-    return f"{text} [{figure['low']:.3f}, {figure['high']:.3f}]" if bracket else text
+def _spread(metric: Mapping[str, float], bracket: bool) -> str:
+    """Format mean and standard deviation, with the interval if `bracket`."""
+    text = f"{metric['mean']:.3f} ± {metric['sd']:.3f}"
+    return f"{text} [{metric['low']:.3f}, {metric['high']:.3f}]" if bracket else text
 
 
 def _mean_seconds(results: Sequence[dict[str, Any]], method: str) -> float:
+    """Return the mean time of a method's cells in seconds."""
     seconds = [r["seconds"] for r in results if r["method"] == method]
     return sum(seconds) / len(seconds)
 
@@ -220,10 +229,13 @@ _DASHES = ("", "6 3", "2 3", "8 3 2 3", "4 4")
 
 
 def chart(summary: dict[Key, dict[str, Any]]) -> str:
-    """SVG: honest AUROC over k, a line per method with its interval; methods without abnormal images are level lines."""
+    """Draw honest AUROC against k, with a line and interval per method; returns SVG.
+
+    Methods that learn from normal images only are horizontal lines.
+    """
     ks = sorted({k for _, k in summary if k is not None}) or [1]
     values = [s["honest"]["auroc"] for s in summary.values()]
-    low = min(0.95, math.floor(20 * min(v["low"] for v in values)) / 20)  # room below 1 even when all is perfect
+    low = min(0.95, math.floor(20 * min(v["low"] for v in values)) / 20)  # room below 1 even if all are perfect
     names = list(dict.fromkeys(name for name, _ in summary))
 
     def x(k: float) -> float:

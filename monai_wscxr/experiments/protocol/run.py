@@ -1,4 +1,4 @@
-"""The grid: which cells, in which order, what is there already, and what comes out."""
+"""Run of a table: its cells in order, without those whose results exist, and the files that summarise them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import monai_wscxr
 from monai_wscxr.errors import InputError
-from monai_wscxr.experiments.protocol.cells import Cell, Laboratory
+from monai_wscxr.experiments.protocol.cells import Cell, Experiment, run_cell
 from monai_wscxr.experiments.protocol.output import write_tables
 from monai_wscxr.system.atomic import write_text_atomic
 from monai_wscxr.training.options import find_configs
@@ -27,7 +27,7 @@ from monai_wscxr.training.start import quiet_training
 
 METHODS = ("wscxr", "patchcore", "simplenet", "cutpaste")
 TABLES = ("table1", "table2")
-# table 2: what is switched off, in the order of the publication
+# table 2: the options that switch parts off, in the order of the publication
 ABLATIONS: dict[str, dict[str, Any]] = {
     "neither": {"retention": 1, "alpha_min": 1, "alpha_max": 1},
     "mining": {"alpha_min": 1, "alpha_max": 1},
@@ -50,26 +50,26 @@ def run_protocol(
     progress: bool = True,
     keep_runs: bool = False,
 ) -> Path:
-    """Run one of the tables; cells whose results are there are not run again.
+    """Run one of the tables; cells that have a result are not run again.
 
     Args:
         table: "table1" (methods at every k) or "table2" (mining and mixing on and off).
-        dataset_dir: folder or datalist with a training and a test part.
-        output_dir: new, or that of the same protocol.
-        methods: of table 1, from `METHODS`.
-        k: abnormal images per class, ascending.
-        seeds: number of seeds, from 0.
-        options: options of `train.yaml` for every cell.
-        bundle: the bundle's folder; None finds the one beside the package.
-        command: as typed, for the record.
-        progress: show a bar over the cells.
+        dataset_dir: folder or data list with a training and a test part.
+        output_dir: a new folder, or that of the same protocol.
+        methods: methods of table 1, from `METHODS`.
+        k: abnormal images per class, each >= 1.
+        seeds: number of seeds, >= 1; they are 0, 1, ...
+        options: options of `train.yaml` for all cells.
+        bundle: folder of the bundle; None means the one beside the package.
+        command: command line, for the record.
+        progress: show a progress bar over the cells.
         keep_runs: keep the output folders of the trainings.
 
     Returns:
         Path of the Markdown table.
 
     Raises:
-        InputError: on unknown methods, numbers out of range, or an output folder of another protocol.
+        InputError: on unknown methods or options, numbers out of range, or an output folder of another protocol.
     """
     began = time.perf_counter()
     cells = grid(table, methods, k, seeds)
@@ -81,21 +81,21 @@ def run_protocol(
     done.mkdir(parents=True, exist_ok=True)
     with quiet_training():
         options.setdefault("progress", progress)
-        laboratory = Laboratory(configs, dataset_dir, folder / "runs", options)
-        laboratory.extract()
+        experiment = Experiment(configs, dataset_dir, folder / "runs", options)
+        experiment.extract()
         extraction = time.perf_counter() - began
-        settings = _settings(configs, laboratory, options)
+        settings = _settings(configs, experiment, options)
         results = []
         bar = tqdm(total=len(cells), desc=table, unit="cell", disable=not progress)
         for cell in cells:
             bar.set_postfix_str(cell.name)
-            results.append(_cell(laboratory, cell, done / f"{cell.name}.json", settings))
+            results.append(_cell(experiment, cell, done / f"{cell.name}.json", settings))
             if not keep_runs:
-                shutil.rmtree(laboratory.runs / cell.name, ignore_errors=True)
+                shutil.rmtree(experiment.runs / cell.name, ignore_errors=True)
             bar.update()
         bar.close()
     if not keep_runs:
-        shutil.rmtree(laboratory.runs, ignore_errors=True)
+        shutil.rmtree(experiment.runs, ignore_errors=True)
     record = {
         "table": table,
         "command": command,
@@ -106,22 +106,22 @@ def run_protocol(
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, "
-        f"{laboratory.extractor.device}",
-        "images": _counts(laboratory),
-        "rejected": [[code, message] for _, code, message in laboratory.extractor.done.rejected],
+        f"{experiment.extractor.device}",
+        "images": _counts(experiment),
+        "rejected": [[code, message] for _, code, message in experiment.extractor.done.rejected],
         "seconds": {"this run": time.perf_counter() - began, "features": extraction},
     }
-    return write_tables(folder, table, results, laboratory.labels, record)
+    return write_tables(folder, table, results, experiment.labels, record)
 
 
 def grid(table: str, methods: Sequence[str], k: Sequence[int], seeds: int) -> list[Cell]:
-    """Cells of a table, cheap and telling ones first: all methods of one seed before the next seed.
+    """List the cells of a table: all methods of one seed before the next seed, so an unfinished table compares methods.
 
     Raises:
         InputError: on an unknown table or method, k or seeds below 1, or nothing to run.
     """
     if table not in TABLES:
-        raise InputError(f"there is no {table!r}; the tables are {', '.join(TABLES)}")
+        raise InputError(f"there is no table {table!r}; the tables are {', '.join(TABLES)}")
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:
         raise InputError(f"unknown methods: {', '.join(unknown) or 'none given'}; they are {', '.join(METHODS)}")
@@ -139,7 +139,11 @@ def grid(table: str, methods: Sequence[str], k: Sequence[int], seeds: int) -> li
 
 
 def _check_options(configs: Path, methods: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Refuse options that no configuration has, and those that the protocol sets itself."""
+    """Check that the configurations have all options and that the protocol does not set them itself.
+
+    Raises:
+        InputError: otherwise.
+    """
     own = {"dataset_dir", "output_dir", "k", "seed"}
     known: set[str] = set()
     for name in ("train", *(m for m in methods if m != "wscxr")):
@@ -153,8 +157,8 @@ def _check_options(configs: Path, methods: Sequence[str], options: Mapping[str, 
             raise InputError(f"unknown option {name}: {hint}")
 
 
-def _cell(laboratory: Laboratory, cell: Cell, path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The cell's result, from its file where there is one."""
+def _cell(experiment: Experiment, cell: Cell, path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the result of a cell: from its file if it exists, otherwise run the cell and write the file."""
     if path.exists():
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
@@ -164,46 +168,47 @@ def _cell(laboratory: Laboratory, cell: Cell, path: Path, settings: dict[str, An
         changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
         if changed:
             raise InputError(
-                f"{path} was measured with another {' and '.join(changed)}; results of both would be mixed. Choose "
+                f"{path} was computed with another {' and '.join(changed)}; the table would mix both. Choose "
                 "another --output_dir, or remove this one"
             )
         return result
-    result = {**laboratory.run(cell), "settings": settings}
+    result = {**run_cell(experiment, cell), "settings": settings}
     write_text_atomic(path, json.dumps(result))
     return result
 
 
-def _settings(configs: Path, laboratory: Laboratory, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same for results to stand in one table."""
+def _settings(configs: Path, experiment: Experiment, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that all results of a table must share."""
     return {
         "options": {key: value for key, value in options.items() if key != "progress"},
-        "features": laboratory.extractor.cache.fingerprint if laboratory.extractor.cache else "not cached",
-        "split": split_digest(laboratory),
+        "features": experiment.extractor.cache.fingerprint if experiment.extractor.cache else "not cached",
+        "split": split_digest(experiment),
         "code": code_digest(configs),
     }
 
 
-def split_digest(laboratory: Laboratory) -> str:
-    """Digest over content, part, label, class and patient of every image: the same data, the same digest."""
+def split_digest(experiment: Experiment) -> str:
+    """Compute a digest of the data set: content, part, label, class and patient of every image."""
     lines = sorted(
-        f"{part} {laboratory.extractor.digests.get(item['image'], '-')} {item['label']} {item['class']} {item['patient']}"
-        for part, items in laboratory.datalist.items()
+        f"{part} {experiment.extractor.digests.get(item['image'], '-')} {item['label']} {item['class']} {item['patient']}"
+        for part, items in experiment.datalist.items()
         for item in items
     )
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=12).hexdigest()
 
 
 def code_digest(configs: Path) -> str:
-    """Digest over the package's sources and the configurations."""
+    """Compute a digest of the package's sources and the configurations."""
     digest = hashlib.blake2b(digest_size=12)
     for path in [*sorted(Path(monai_wscxr.__file__).parent.rglob("*.py")), *sorted(configs.glob("*.yaml"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
-def _counts(laboratory: Laboratory) -> dict[str, dict[str, int]]:
+def _counts(experiment: Experiment) -> dict[str, dict[str, int]]:
+    """Count the images by part and class."""
     found: dict[str, dict[str, int]] = {}
-    for part, items in laboratory.datalist.items():
+    for part, items in experiment.datalist.items():
         for item in items:
             counts = found.setdefault(part, {})
             counts[item["class"]] = counts.get(item["class"], 0) + 1

@@ -1,4 +1,4 @@
-"""The MONAI Label app; `python -m monai_wscxr.label DIR` starts it with its guard, `monailabel start_server` without."""
+"""The MONAI Label app. `monai-wscxr label DIR` starts it behind its guard, `monailabel start_server` without one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,14 +15,14 @@ from monailabel.interfaces.app import MONAILabelApp
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.open import open_studies
 from monai_wscxr.label.archive.studies import Refused, UnknownImage
-from monai_wscxr.label.results import Predicted
+from monai_wscxr.label.results import ImagePrediction
 from monai_wscxr.label.server.datastore import WorkbenchDatastore, private_folder
 from monai_wscxr.label.server.tasks import (
     AnomalyInfer,
     ArchiveScoring,
     NextImage,
     Retraining,
-    stay_in_this_process,
+    keep_tasks_in_this_process,
     uploaded,
 )
 from monai_wscxr.label.workbench import Workbench
@@ -42,15 +41,15 @@ class WSCXRApp(MONAILabelApp):
     """One workbench behind MONAI Label's interface.
 
     Args:
-        app_dir: this folder.
+        app_dir: folder of this file.
         studies: folder of radiographs, or address of a DICOMweb server.
-        conf: `work` (folder for labels, models and results), `normals`, `model`, `read_only`, `seed`, `bundle` and `options`
-            (of `train.yaml`, as YAML), see `Workbench`; `modalities` of a DICOMweb server.
+        conf: `normals`, `model`, `read_only`, `seed`, `bundle` and `options` (of `train.yaml`, as YAML), see `Workbench`;
+            `work` and `modalities`, see `open_studies`.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, Any]) -> None:
         conf = dict(conf or {})
-        stay_in_this_process()
+        keep_tasks_in_this_process()
         opened, work = open_studies(studies, conf.get("work"), conf.get("modalities"))
         self.workbench = Workbench(
             opened,
@@ -62,7 +61,8 @@ class WSCXRApp(MONAILabelApp):
             str(conf.get("read_only")).lower() in ("1", "true", "yes"),
             conf.get("bundle"),
         )
-        # MONAI Label writes uploads to temporary files and names them in the request, as a client might: only here they count
+        # MONAI Label passes an upload as the path of a temporary file, and a client could send any path: only paths in this
+        # folder count as uploads
         self.uploads = private_folder(work).resolve()
         tempfile.tempdir = str(self.uploads)
         super().__init__(
@@ -75,52 +75,53 @@ class WSCXRApp(MONAILabelApp):
         )
 
     def init_datastore(self) -> WorkbenchDatastore:
-        """Of the workbench, wherever its images are."""
+        """Return the workbench as a datastore."""
         return WorkbenchDatastore(self.workbench)
 
     def init_infers(self) -> dict[str, Any]:
-        """One model."""
+        """Return the only model."""
         return {"wscxr": AnomalyInfer(self.workbench)}
 
     def init_trainers(self) -> dict[str, Any]:
-        """One way to train."""
+        """Return the only trainer."""
         return {"wscxr": Retraining(self.workbench)}
 
     def init_scoring_methods(self) -> dict[str, Any]:
-        """One score."""
+        """Return the only scoring method."""
         return {"anomaly_score": ArchiveScoring(self.workbench)}
 
     def init_strategies(self) -> dict[str, Any]:
-        """Those of the workbench."""
-        return {name: NextImage(self.workbench, name, words) for name, words in _STRATEGIES.items()}
+        """Return the strategies of the workbench."""
+        return {name: NextImage(self.workbench, name, text) for name, text in _STRATEGIES.items()}
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """Predict one image, by its id or as an upload; nothing else that a request may name is opened.
+        """Predict one image, given by its id or as an upload. No other path in a request is opened.
 
         Raises:
-            UnknownImage, Refused: see `Workbench.predict`.
+            UnknownImage: on an unknown id.
+            Refused: on an unknown model, or as `Workbench.predict`.
         """
         task = self._task(self._infers, request.get("model"), "model")
         image = request.get("image")
         upload = uploaded(image, self.uploads)
-        found: Predicted
+        found: ImagePrediction
         if upload is not None:
             found = self.workbench.predict_file(upload, keep=False)
         elif isinstance(image, str):
             found = self.workbench.predict(image)
         else:
             raise UnknownImage("")
-        file, result = task({"result_extension": request.get("result_extension"), "found": found})
+        file, result = task({"result_extension": request.get("result_extension"), "prediction": found})
         if upload is None and str(request.get("save_label", False)).lower() == "true":
             result["kept"] = self.workbench.keep_results(str(image))
         return {"label": file, "tag": request.get("label_tag", "original"), "file": file, "params": result}
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The next image of a strategy; its path stays here."""
+        """Return the entry of the next image of a strategy, without its path."""
         return self._task(self._strategies, request.get("strategy"), "strategy")(request, self.datastore())
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Train; the archive is scored again as part of it."""
+        """Train, which scores the archive again."""
         return self._task(self._trainers, request.get("model"), "model")(request, self.datastore())
 
     def scoring(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
@@ -128,21 +129,22 @@ class WSCXRApp(MONAILabelApp):
         return self._task(self._scoring_methods, request.get("method"), "scoring method")(request, self.datastore())
 
     def batch_infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """Refused: scoring does that."""
+        """Refuse, because scoring predicts the whole archive."""
         raise Refused("unsupported", "POST /scoring/anomaly_score scores the whole archive")
 
     def infer_wsi(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """Refused."""
+        """Refuse, because there are no whole-slide images."""
         raise Refused("unsupported", "this server has no whole-slide images")
 
     @staticmethod
     def _task(tasks: dict[str, Any], name: Any, what: str) -> Any:
+        """Return a task by name, or refuse an unknown one."""
         if name not in tasks:
-            raise Refused("unknown", f"there is no {what} of that name; there is {', '.join(tasks)}")
+            raise Refused("unknown", f"there is no {what} of that name; choose from {', '.join(tasks)}")
         return tasks[name]
 
     def on_init_complete(self) -> None:
-        """Score the archive now and look for new images every minute, beside the server's work."""
+        """Score the archive and look for new images every minute, in a thread of its own."""
         if settings.MONAI_LABEL_AUTO_UPDATE_SCORING:
             threading.Thread(target=self._keep_up, name="archive", daemon=True).start()
 
@@ -155,6 +157,3 @@ class WSCXRApp(MONAILabelApp):
             except Exception:
                 logger.exception("scoring the archive failed")
             time.sleep(RESCAN_SECONDS)
-
-
-APP_FOLDER = Path(__file__).parent

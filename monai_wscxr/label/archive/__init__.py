@@ -1,1 +1,1 @@
-"""Where the studies to be labelled lie: a folder of files or a DICOMweb archive."""
+"""The studies to label, in a folder or on a DICOMweb server, with their labels and results."""

@@ -1,4 +1,4 @@
-"""Image-level labels as DICOM Structured Reports (Comprehensive SR, TID 1500): how an archive keeps what a person said."""
+"""Image-level labels as DICOM Structured Reports (Comprehensive SR, TID 1500), the form in which an archive keeps them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _VALUES = {"normal": "Normal", "abnormal": "Abnormal", "skipped": "Undecided", "
 
 
 def label_report(path: str, label: Label | None, when: datetime.datetime) -> bytes:
-    """What a person said of a DICOM image, or that they took it back, as a report that refers to it.
+    """Encode the label of a DICOM image, or its withdrawal, as a report that refers to the image.
 
-    Every report is an object of its own; of several about one image the latest content date and time counts.
+    Every decision is a new object. Of several on one image, the one with the latest content date and time counts.
 
     Args:
-        path: of the image; only its header is read.
-        label: None: taken back.
-        when: of the decision.
+        path: file of the image; only its header is read.
+        label: the label; None withdraws it.
+        when: time of the decision.
 
     Raises:
-        HeaderError: when the source has no valid study, series and instance UID.
+        HeaderError: when the image has no valid study, series and instance UID.
     """
     source = read_source(path)
     value = "withdrawn" if label is None else "skipped" if label.skipped else ("normal", "abnormal")[label.label or 0]
@@ -88,10 +88,13 @@ def label_report(path: str, label: Label | None, when: datetime.datetime) -> byt
 
 
 def read_label(report: pydicom.Dataset) -> tuple[str, str, Label | None]:
-    """SOP instance UID of the image, date and time of the decision (to be sorted as text), and the label.
+    """Read a report that `label_report` wrote.
+
+    Returns:
+        SOP instance UID of the image; date and time of the decision, which sort as text; the label, None if withdrawn.
 
     Raises:
-        ValueError: when the data set is no report of this kind, whatever else it is.
+        ValueError: when the data set is not such a report.
     """
     try:
         found: dict[str, Any] = {}
@@ -112,4 +115,4 @@ def read_label(report: pydicom.Dataset) -> tuple[str, str, Label | None]:
         number = {"normal": 0, "abnormal": 1, "skipped": None}[value]
         return str(found["image"]), when, Label.checked(number, name, value == "skipped")
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"no image label ({type(error).__name__})") from error
+        raise ValueError(f"not an image label ({type(error).__name__})") from error

@@ -1,7 +1,7 @@
 """Studies on a DICOMweb server: radiographs found by QIDO-RS and read by WADO-RS, labels and results stored by STOW-RS.
 
-Labels are Structured Reports of `dicom_label`, results those of `report.dicom`, all filed in the study of their image. So a
-new server finds them again, and so do viewers. Objects that cannot be read are skipped.
+Labels are the Structured Reports of `dicom_label`, results the objects of `report.dicom`, all filed in the study of their
+image. So a label server finds them again after a restart, and viewers find them too. Unreadable objects are skipped.
 """
 
 from __future__ import annotations
@@ -14,43 +14,41 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pydicom
 import requests
 from dicomweb_client import DICOMwebClient
 from dicomweb_client.session_utils import create_session_from_user_pass
 
+from monai_wscxr.data.radiograph.base import quiet
 from monai_wscxr.data.radiograph.pydicom_versions import encoded
-from monai_wscxr.data.radiograph.read import quiet
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.dicom_label import DESCRIPTION, label_report, read_label
-from monai_wscxr.label.archive.studies import Label, Refused, UnknownImage, hashed_patient
+from monai_wscxr.label.archive.patients import hashed_patient
+from monai_wscxr.label.archive.studies import Label, Refused, UnknownImage
 from monai_wscxr.report.dicom import HeaderError
 from monai_wscxr.system.atomic import replacing
 
 logger = logging.getLogger("monai_wscxr")
 
-PAGE = 500  # objects asked for at a time
-_KINDS = {
-    "overlay": "overlay",
-    "fraction": "map",
-    "regions": "regions",
-    "report": "report",
-}  # as in series descriptions
+PAGE = 500  # objects per request
+# kinds of results, with the word for each in series descriptions
+_KINDS = {"overlay": "overlay", "fraction": "map", "regions": "regions", "report": "report"}
 
 
 class DicomWebStudies:
-    """CR and DX images of a DICOMweb server.
+    """Radiographs on a DICOMweb server.
 
     Args:
-        url: of the service, for instance http://127.0.0.1:8042/dicom-web. Name and password, if it wants any, come from the
-            environment: MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD, as for MONAI Label.
-        folder: for copies of images, which hold what the images hold of patients; made so that nobody else can look into it.
-        modalities: whose images are listed.
+        url: address of the service, for instance http://127.0.0.1:8042/dicom-web. User name and password, if it asks for
+            them, come from the environment variables MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD, as in
+            MONAI Label.
+        folder: work folder; its subfolder `copies` takes copies of images. They contain patient data, so only the owner can
+            open it.
+        modalities: modalities of the images to list.
 
     Raises:
-        InputError: when the server cannot be asked.
+        InputError: when the server does not answer.
     """
 
     def __init__(self, url: str, folder: str | Path, modalities: Sequence[str] = ("DX", "CR")) -> None:
@@ -66,10 +64,10 @@ class DicomWebStudies:
         self._read: dict[str, tuple[str, str, Label | None] | None] = {}  # label reports by SOP instance UID
         self.refresh()
 
-    # ---- asking
+    # ---- queries
 
     def _find(self, **filters: str) -> Iterator[dict[str, str]]:
-        """What the server lists at the level of instances, as text by keyword."""
+        """List instances, page by page; yield the attributes of each as text by keyword."""
         fields = ["SeriesDescription", "StudyDate", "PatientID", "Modality", "SOPClassUID"]
         offset = 0
         while True:
@@ -89,7 +87,7 @@ class DicomWebStudies:
             offset += PAGE
 
     def refresh(self) -> None:
-        """List images and read label reports that are new."""
+        """List the images, and read the label reports that have not been read yet."""
         images: dict[str, dict[str, str]] = {}
         for modality in self.modalities:
             for entry in self._find(Modality=modality):
@@ -97,9 +95,9 @@ class DicomWebStudies:
                     images[_id(entry["SOPInstanceUID"])] = entry
         latest: dict[str, tuple[str, Label | None]] = {}
         for entry in self._find(Modality="SR"):
-            if entry.get("SeriesDescription") != DESCRIPTION:  # asked here: Orthanc finds no description with brackets
+            if entry.get("SeriesDescription") != DESCRIPTION:  # not part of the query: Orthanc does not match brackets
                 continue
-            found = self._label_of(entry)
+            found = self._read_report(entry)
             if found is not None and found[1] >= latest.get(found[0], ("", None))[0]:
                 latest[found[0]] = found[1], found[2]
         ordered = sorted(latest.items(), key=lambda entry: entry[1][0])
@@ -107,7 +105,8 @@ class DicomWebStudies:
             self._images = dict(sorted(images.items(), key=lambda e: (e[1].get("StudyDate", ""), e[0])))
             self._labels = {_id(uid): label for uid, (_, label) in ordered if label is not None}
 
-    def _label_of(self, entry: Mapping[str, str]) -> tuple[str, str, Label | None] | None:
+    def _read_report(self, entry: Mapping[str, str]) -> tuple[str, str, Label | None] | None:
+        """Return the content of a label report, see `read_label`, or None when it cannot be read; each is read once."""
         uid = entry["SOPInstanceUID"]
         if uid not in self._read:
             try:
@@ -118,11 +117,16 @@ class DicomWebStudies:
         return self._read[uid]
 
     def _retrieve(self, entry: Mapping[str, str]) -> pydicom.Dataset:
-        places = (entry[f"{level}InstanceUID"] for level in ("Study", "Series", "SOP"))
+        """Fetch an object.
+
+        Raises:
+            InputError: when the server does not deliver it, or not as DICOM.
+        """
+        uids = (entry[f"{level}InstanceUID"] for level in ("Study", "Series", "SOP"))
         try:
             with quiet:
-                return self.client.retrieve_instance(*places)
-        except Exception as error:  # requests' errors, and whatever pydicom makes of what came
+                return self.client.retrieve_instance(*uids)
+        except Exception as error:  # from requests, or from pydicom when the answer is damaged
             raise InputError(
                 f"the DICOMweb server does not deliver an object that it lists ({type(error).__name__})"
             ) from error
@@ -130,11 +134,12 @@ class DicomWebStudies:
     # ---- Studies
 
     def ids(self) -> list[str]:
-        """By study date."""
+        """Return the ids of all images, by study date."""
         with self._lock:
             return list(self._images)
 
     def _entry(self, image_id: str) -> dict[str, str]:
+        """Return the server's attributes of an image."""
         with self._lock:
             entry = self._images.get(image_id)
         if entry is None:
@@ -142,12 +147,12 @@ class DicomWebStudies:
         return entry
 
     def name(self, image_id: str) -> str:
-        """Modality, study date and the end of the image's UID: nothing of the patient."""
+        """Return modality, study date and the end of the image's UID, nothing about the patient."""
         entry = self._entry(image_id)
         return f"{entry.get('Modality', '')} {entry.get('StudyDate', '')} ...{entry['SOPInstanceUID'][-12:]}"
 
     def file(self, image_id: str) -> Path:
-        """A copy of the image, fetched when first asked for."""
+        """Return a local copy of the image, fetched on first use."""
         entry = self._entry(image_id)
         path = self.copies / f"{image_id}.dcm"
         if not path.is_file():
@@ -160,19 +165,19 @@ class DicomWebStudies:
             encoded(ds, str(temporary))
 
     def patient(self, image_id: str) -> str:
-        """A hash of PatientID; an image without one is its own patient."""
+        """Return a pseudonym made from PatientID; an image without one is its own patient."""
         return hashed_patient(self._entry(image_id).get("PatientID", "")) or image_id
 
     def labels(self) -> dict[str, Label]:
-        """Labels of the images that are listed."""
+        """Return the labels of the listed images."""
         with self._lock:
             return {image_id: label for image_id, label in self._labels.items() if image_id in self._images}
 
     def put(self, image_id: str, label: Label | None) -> None:
-        """Store a label report.
+        """Store a label report on the server.
 
         Raises:
-            Refused: when the image's header does not allow one, or the server does not take it.
+            Refused: when the image's header does not allow a report that refers to it, or the server does not accept it.
         """
         self._entry(image_id)
         try:
@@ -186,10 +191,10 @@ class DicomWebStudies:
                 self._labels[image_id] = label
 
     def keep_results(self, image_id: str, results: Mapping[str, bytes]) -> list[str]:
-        """Store the DICOM results; the same model and image replace their own earlier ones.
+        """Store the DICOM results on the server; they replace earlier ones of the same model and image.
 
         Raises:
-            Refused: when the server does not take them.
+            Refused: when the server does not accept them.
         """
         kinds = [kind for kind in results if kind in _KINDS]
         self._store([results[kind] for kind in kinds])
@@ -199,14 +204,16 @@ class DicomWebStudies:
         try:
             with quiet:
                 answer = self.client.store_instances([pydicom.dcmread(io.BytesIO(data)) for data in objects])
-        except Exception as error:  # requests' errors, and a status that it makes one of
-            raise Refused("archive", f"the DICOMweb server did not take it ({type(error).__name__})") from error
+        except Exception as error:  # the connection failed, or the server answered with an error status
+            raise Refused(
+                "archive", f"the DICOMweb server did not accept the objects ({type(error).__name__})"
+            ) from error
         failed = len(answer.get("FailedSOPSequence") or [])
         if failed:
-            raise Refused("archive", f"the DICOMweb server did not take {failed} of {len(objects)} objects")
+            raise Refused("archive", f"the DICOMweb server did not accept {failed} of {len(objects)} objects")
 
     def results(self, image_id: str) -> dict[str, Path]:
-        """Results of the image on the server, copied here; the newest of each kind, and those that can be read."""
+        """Return local copies of the image's results on the server: the newest readable one of each kind."""
         image = self._entry(image_id)
         found: dict[str, tuple[str, Path]] = {}
         descriptions = {f"WSCXR anomaly {word} (research)": kind for kind, word in _KINDS.items()}
@@ -222,7 +229,7 @@ class DicomWebStudies:
                     ds = pydicom.dcmread(path, stop_before_pixels=True)
                 when = f"{ds.ContentDate}{ds.ContentTime}"
                 refers = image["SOPInstanceUID"] in _referred(ds)
-            except Exception as error:  # of another program, or damaged, in whatever way
+            except Exception as error:  # damaged, or written by another program
                 logger.warning(
                     "a result on the DICOMweb server cannot be read and is skipped (%s)", type(error).__name__
                 )
@@ -233,12 +240,12 @@ class DicomWebStudies:
 
 
 def _id(sop_instance_uid: str) -> str:
-    """An image's id; a hash, because UIDs have dots and belong to patients."""
+    """Return the id of an object: a hash, because UIDs contain dots and identify patients."""
     return hashlib.blake2b(sop_instance_uid.encode(), digest_size=8).hexdigest()
 
 
-def _referred(ds: Any) -> set[str]:
-    """SOP instance UIDs that a data set refers to, anywhere in it."""
+def _referred(ds: pydicom.Dataset) -> set[str]:
+    """Return the SOP instance UIDs that a data set refers to at any depth."""
     found: set[str] = set()
     for element in ds.iterall():
         if element.keyword == "ReferencedSOPInstanceUID":

@@ -1,4 +1,4 @@
-"""The web page that annotators work in, and the JSON interface behind it. Needs FastAPI, which MONAI Label brings."""
+"""The labelling page and its JSON interface. It needs FastAPI, which MONAI Label installs."""
 
 from monai_wscxr.label.page.router import router
 

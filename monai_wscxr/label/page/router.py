@@ -1,8 +1,8 @@
 """The labelling page and its JSON interface as one FastAPI router.
 
-Answers are JSON, errors `{"reason": code, "message": sentence}`: 404 for an unknown image or address, 409 for what the
-workbench refuses, 422 for a malformed request, 413 for a body too long, 403 and 421 for requests from elsewhere. No answer
-holds a stack trace or a path.
+Answers are JSON, errors `{"reason": code, "message": sentence}`: 404 for an unknown image or address, 409 for a request that
+the workbench refuses, 422 for a malformed request, 413 for a body that is too long, 403 and 421 for requests from other sites.
+No answer holds a stack trace or a path.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
 
 from monai_wscxr.data.encoding import encode_png
-from monai_wscxr.label.page.guard import THIS_MACHINE, RefusedError, guarded
+from monai_wscxr.label.page.route import RefusedError, page_route
+from monai_wscxr.label.server.guard import LOOPBACK, Refusal
 from monai_wscxr.report.overlay import ColourScale, overlay
 
 Strategy = Literal["most_suspicious", "most_uncertain", "random", "labelled"]
@@ -33,7 +34,7 @@ _TYPES = {
 
 
 class WorkbenchLike(Protocol):
-    """What the page needs of a workbench; `monai_wscxr.label.workbench.Workbench` has it."""
+    """The methods of `monai_wscxr.label.workbench.Workbench` that the page calls."""
 
     def status(self) -> dict[str, Any]: ...
     def queue(self, strategy: str, n: int = 50, offset: int = 0) -> list[dict[str, Any]]: ...
@@ -48,8 +49,8 @@ class WorkbenchLike(Protocol):
     def changes(self) -> dict[str, Any] | None: ...
 
 
-class Label(BaseModel):
-    """An image-level label as it is sent: 0 normal, 1 abnormal with an optional class, null none, or skipped."""
+class LabelBody(BaseModel):
+    """Body of a request that labels an image: 0 normal, 1 abnormal with an optional class, null for none, or skipped."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,7 +67,7 @@ class Label(BaseModel):
         return value or None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Label:
+    def _consistent(self) -> LabelBody:
         if self.image_class is not None and self.label != 1:
             raise ValueError("only an abnormal image (label 1) has a class")
         if self.skipped and self.label is not None:
@@ -74,15 +75,14 @@ class Label(BaseModel):
         return self
 
 
-def router(workbench: WorkbenchLike, hosts: Collection[str] | None = THIS_MACHINE) -> APIRouter:
-    """Routes of the page; include them with a prefix: `app.include_router(router(workbench), prefix="/wscxr")`.
+def router(workbench: WorkbenchLike, hosts: Collection[str] | None = LOOPBACK) -> APIRouter:
+    """Create the page's routes, to be included with a prefix: `app.include_router(router(workbench), prefix="/wscxr")`.
 
     Args:
         workbench: studies, labels and model; its methods are called in worker threads.
-        hosts: host names under which the server may be addressed. None takes any name: only for a server that asks
-            for a password.
+        hosts: names of the server, without port. None accepts any, for a server that checks them itself (`Guard`).
     """
-    routes = APIRouter(route_class=guarded(hosts), tags=["WSCXR labelling page"])
+    routes = APIRouter(route_class=page_route(hosts), tags=["WSCXR labelling page"])
     _add_api(routes, workbench)
     _add_pictures(routes, workbench)
     _add_files(routes)
@@ -103,7 +103,7 @@ def _add_api(routes: APIRouter, workbench: WorkbenchLike) -> None:
         return JSONResponse(workbench.queue(strategy, n, offset))
 
     @routes.put("/api/items/{image_id:path}/label")
-    def set_label(image_id: str, label: Label) -> JSONResponse:
+    def set_label(image_id: str, label: LabelBody) -> JSONResponse:
         return JSONResponse(workbench.set_label(image_id, label.label, label.image_class, label.skipped))
 
     @routes.post("/api/train", status_code=HTTPStatus.ACCEPTED)
@@ -132,7 +132,7 @@ def _add_pictures(routes: APIRouter, workbench: WorkbenchLike) -> None:
     def anomaly_map(image_id: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
         return picture(image_id, workbench.map_png, if_none_match)
 
-    @routes.get("/api/items/{image_id:path}")  # after the longer addresses, which it would swallow
+    @routes.get("/api/items/{image_id:path}")  # after the longer addresses, which it would match too
     def item(image_id: str) -> JSONResponse:
         return JSONResponse(workbench.item(image_id))
 
@@ -145,7 +145,7 @@ def _add_pictures(routes: APIRouter, workbench: WorkbenchLike) -> None:
 
 
 def _add_files(routes: APIRouter) -> None:
-    """The page's own files, read once: a name that is not among them is unknown, so none leads out of the folder."""
+    """Add the page's own files, read once; any other name is unknown, so no address leads out of their folder."""
     files = {
         file.name: (file.read_bytes(), _TYPES["." + file.name.rsplit(".", 1)[1]])
         for file in resources.files(__package__).joinpath("static").iterdir()
@@ -158,21 +158,23 @@ def _add_files(routes: APIRouter) -> None:
     @routes.api_route("/{address:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     def file(address: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
         if address not in files:
-            raise RefusedError(HTTPStatus.NOT_FOUND, "unknown_address", "there is nothing under this address")
+            raise RefusedError(Refusal(HTTPStatus.NOT_FOUND, "unknown_address", "there is nothing at this address"))
         return _tagged(*files[address], if_none_match, "page")
 
 
 def _tagged(content: bytes, kind: str, known: str | None, key: str) -> Response:
-    """`content`, or 304 where the browser has it. The tag covers the bytes, so a replaced file never looks unchanged.
+    """Answer with `content`, or with 304 if the browser already has it.
+
+    The tag includes a hash of the content, so a replaced file never looks unchanged.
 
     Args:
         content: the body.
         kind: media type.
-        known: the request's If-None-Match.
-        key: what the content depends on, a model's hash for pictures.
+        known: the request's If-None-Match header.
+        key: first part of the tag; for pictures the model's hash.
     """
     tag = f'"{key[:16]}-{hashlib.sha256(content).hexdigest()[:16]}"'
-    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}  # kept, but asked for again each time
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}  # browsers keep it but ask again each time
     if known is not None and tag in (part.strip().removeprefix("W/") for part in known.split(",")):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     return Response(content, media_type=kind, headers=headers)

@@ -1,1 +1,1 @@
-"""MONAI Label around the workbench: tasks, datastore, and the guard in front of both."""
+"""The workbench as a MONAI Label server: datastore, tasks, and the guard in front of both."""

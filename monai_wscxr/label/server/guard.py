@@ -1,4 +1,4 @@
-"""What stands between the network and MONAI Label: who may ask, for what, how much; and answers that give nothing away."""
+"""Which requests reach the server: the host names, origins, passwords, addresses and sizes that it accepts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import binascii
 import hmac
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
-from typing import Any
+from http import HTTPStatus
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
-
-from monai_wscxr.data.radiograph.read import RadiographError
-from monai_wscxr.errors import InputError
-from monai_wscxr.label.archive.studies import Refused, UnknownImage
 
 logger = logging.getLogger("monai_wscxr")
 
@@ -22,29 +20,107 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# what this server offers of MONAI Label; the rest (logs, uploads of weights, sessions, slides, reload) is not there
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# the parts of MONAI Label that this server offers; its logs, model uploads, sessions, slides and reload are closed
 PREFIXES = ("/info", "/infer", "/train", "/activelearning", "/scoring", "/datastore", "/wscxr", "/ohif", "/static")
 PAGES = ("/", "/openapi.json", "/docs", "/favicon.ico")
 DICOM_PREFIX = "/proxy/dicom"
 _CLOSED = ("/infer/wsi", "/datastore/dataset")
 _SAFE = ("GET", "HEAD", "OPTIONS")
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s@/?#\\:\[\]]+))(?::\d*)?")
+
+
+class Refusal(NamedTuple):
+    """Why a request is refused.
+
+    Attributes:
+        status: HTTP status, 400 or above.
+        reason: short code for programs.
+        message: one sentence for people.
+    """
+
+    status: HTTPStatus
+    reason: str
+    message: str
+
+
+class SameSite:
+    """Decides by Host, Origin and fetch metadata whether a request may come from a web page of another site.
+
+    The server listens on the annotator's machine, where every web site that the annotator has open can reach it. The Host
+    header must be a name of the server, so no foreign name that resolves to this machine gets through (DNS rebinding). A
+    browser also names the site of the page that sends a request; that must be the server's own. Programs other than browsers
+    send neither Origin nor fetch metadata and pass.
+
+    Args:
+        hosts: names and addresses of the server, without port; None accepts any, for a server behind another check.
+        protect_reads: whether pages of other sites may not read either. Following a link to the server is always allowed.
+    """
+
+    def __init__(self, hosts: Collection[str] | None, protect_reads: bool) -> None:
+        self.hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
+        self.protect_reads = protect_reads
+
+    def refusal(self, method: str, headers: Mapping[str, str]) -> Refusal | None:
+        """Return why a request is refused, or None if it may pass.
+
+        Args:
+            method: HTTP method, in capitals.
+            headers: request headers, by lower-case name.
+        """
+        host = headers.get("host", "").strip().lower()
+        if self.hosts is not None and host_name(host) not in self.hosts:
+            names = ", ".join(sorted(self.hosts))
+            return Refusal(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                "foreign_host",
+                f"this server answers only to {names}; use one of these names, or start it with --allow_host NAME",
+            )
+        if (self.protect_reads or method not in _SAFE) and _from_other_site(method, headers, host):
+            return Refusal(
+                HTTPStatus.FORBIDDEN,
+                "foreign_origin",
+                "the request comes from a page of another site, which may not use this server",
+            )
+        return None
+
+
+def host_name(header: str) -> str | None:
+    """Return the name or address in a lower-case Host header, without port; None when it is malformed."""
+    match = _HOST.fullmatch(header)
+    return None if match is None else match[1] or match[2]
+
+
+def _from_other_site(method: str, headers: Mapping[str, str], host: str) -> bool:
+    """Tell whether a browser sent a request for a page of another site."""
+    follows_link = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
+    if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not follows_link:
+        return True
+    origin = headers.get("origin")
+    if origin is None:
+        return False
+    try:
+        return (
+            urlsplit(origin).netloc.lower() != host
+        )  # without the scheme, which a TLS proxy in front of the server changes
+    except ValueError:
+        return True
 
 
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware that passes on the requests that the server accepts and answers the others.
 
-    Refuses another Host than the server's own (so no web page can reach a local server under a name of its making), state
-    changes that another site's page asks for, paths that this server does not offer, unknown names of models and
-    strategies, and bodies above the limit. With a password every request needs it (HTTP Basic).
+    It refuses pages of other sites (see `SameSite`; they may read what CORS lets them), addresses that this server does not
+    offer, unknown names of models and strategies, and bodies that are too large. With a password every request needs it
+    (HTTP Basic).
 
     Args:
-        app: what is guarded.
-        hosts: names and addresses under which this server is called, without port.
-        largest_body: bytes.
-        password: of every user, or None; the user's name does not matter.
-        names: known last parts of paths, by the part before, for instance {"/infer": {"wscxr"}}.
-        dicom_proxy: whether the studies are a DICOMweb server, so that OHIF may read from it.
-        read_only: no change passes to a DICOMweb server either.
+        app: the application behind the guard.
+        hosts: names and addresses of this server, without port.
+        largest_body: largest body in bytes.
+        password: one password for all users, or None; user names do not matter.
+        names: known last parts of addresses by the part before, for instance {"/infer": {"wscxr"}}.
+        dicom_proxy: whether the studies are on a DICOMweb server, from which OHIF may read through this one.
     """
 
     def __init__(
@@ -56,33 +132,31 @@ class Guard:
         names: Mapping[str, Collection[str]] | None = None,
         dicom_proxy: bool = False,
     ) -> None:
-        self.app, self.hosts, self.largest_body = app, {h.lower() for h in hosts}, largest_body
+        self.app, self.same_site, self.largest_body = app, SameSite(hosts, protect_reads=False), largest_body
         self.password, self.names, self.dicom_proxy = password, dict(names or {}), dicom_proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it."""
+        """Pass a request on, or refuse it."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # nothing here speaks WebSocket; the server closes the connection
+            return  # the server has no WebSockets; returning closes the connection
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        refusal = self._refusal(scope, headers)
+        refusal = self._refusal(scope["method"], scope["path"], headers)
         if refusal is not None:
             await _answer(send, *refusal)
             return
-        await self._limited(scope, receive, send)
+        await self._pass_on(scope, receive, send)
 
-    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
-        host = _host(headers.get("host", ""))
-        if host not in self.hosts:
-            return 421, "this server is not called by that name; start it with --host, or name it with --allow_host"
+    def _refusal(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+        """Return status and message of a refusal, or None."""
+        foreign = self.same_site.refusal(method, headers)
+        if foreign is not None:
+            return foreign.status, foreign.message
         if self.password is not None and not _has_password(headers.get("authorization", ""), self.password):
             return 401, "a password is needed"
-        origin = headers.get("origin")
-        if scope["method"] not in _SAFE and origin is not None and urlsplit(origin).netloc != headers.get("host"):
-            return 403, "another site's page may not change anything here"
-        if not self._offered(scope["path"], scope["method"]):
+        if not self._offers(path, method):
             return 404, "not found"
         try:
             length = int(headers.get("content-length") or 0)
@@ -95,7 +169,8 @@ class Guard:
     def _too_large(self) -> str:
         return f"the request is larger than {self.largest_body} bytes"
 
-    def _offered(self, path: str, method: str) -> bool:
+    def _offers(self, path: str, method: str) -> bool:
+        """Tell whether the server offers an address."""
         parts = path.split("/")
         if ".." in parts or "\\" in path or "\0" in path:
             return False
@@ -110,8 +185,8 @@ class Guard:
         before, _, last = path.rpartition("/")
         return not (before in self.names and last and last not in self.names[before])
 
-    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, and stop reading a body that turns out too large."""
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application; stop when the body becomes too large, regardless of its Content-Length header."""
         read, started, exceeded = 0, False, False
 
         async def counted() -> Message:
@@ -135,23 +210,16 @@ class Guard:
         try:
             await self.app(scope, counted, watched)
         except Exception:
-            # what the handlers of `explain` left over; they answer, this only keeps the trace out of the connection
+            # errors without a handler of their own: the stack trace goes to the log, never to the client
             if not exceeded and not started:
                 logger.exception("%s %s failed", scope["method"], scope["path"])
-                await _answer(send, 500, "internal error; the server's log has it")
+                await _answer(send, 500, "internal error; see the server's log")
         if exceeded and not started:
             await _answer(send, 413, self._too_large())
 
 
-def _host(header: str) -> str:
-    """Name or address of a Host header, without port, in lower case."""
-    name = header.strip().lower()
-    if name.startswith("["):
-        return name[1:].partition("]")[0]
-    return name.rpartition(":")[0] if ":" in name else name
-
-
 def _has_password(header: str, password: str) -> bool:
+    """Check the password in an Authorization header, in constant time."""
     kind, _, value = header.partition(" ")
     if kind.lower() != "basic":
         return False
@@ -163,40 +231,10 @@ def _has_password(header: str, password: str) -> bool:
 
 
 async def _answer(send: Send, status: int, message: str) -> None:
+    """Send a JSON answer {"detail": message}."""
     body = json.dumps({"detail": message}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
         headers.append((b"www-authenticate", b'Basic realm="monai_wscxr", charset="UTF-8"'))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.start", "status": int(status), "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-STATUS = {"read_only": 403, "unsupported": 405, "unknown": 404}
-
-
-def explain(app: Any) -> None:
-    """Let a FastAPI application answer this package's errors with a status and a sentence, and all others without a trace."""
-    from fastapi import Request
-    from fastapi.responses import JSONResponse
-
-    def refused(request: Request, error: Exception) -> JSONResponse:
-        reason = getattr(error, "reason", getattr(error, "code", "bad_input"))
-        status = STATUS.get(reason, 409 if isinstance(error, Refused) else 422)
-        return JSONResponse({"detail": str(error), "reason": reason, "message": str(error)}, status)
-
-    def unreadable(request: Request, error: Exception) -> JSONResponse:
-        code = getattr(error, "code", "unreadable")  # the sentence of a RadiographError begins with a path
-        message = f"this file cannot be used as a radiograph ({code})"
-        return JSONResponse({"detail": message, "reason": code, "message": message}, 422)
-
-    def unknown(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": str(error), "reason": "unknown_image", "message": str(error)}, 404)
-
-    def malformed(request: Request, error: Exception) -> JSONResponse:
-        message = "params is no valid JSON"
-        return JSONResponse({"detail": message, "reason": "bad_json", "message": message}, 422)
-
-    app.add_exception_handler(UnknownImage, unknown)
-    app.add_exception_handler(RadiographError, unreadable)
-    app.add_exception_handler(InputError, refused)
-    app.add_exception_handler(json.JSONDecodeError, malformed)

@@ -1,4 +1,4 @@
-"""MONAI Label's tasks, each a few lines around the workbench: inference, scoring, strategies, training."""
+"""MONAI Label's tasks on top of the workbench: inference, scoring, strategies, training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.studies import Refused
 from monai_wscxr.label.pictures import overlay_png
-from monai_wscxr.label.results import Predicted, map_nifti
+from monai_wscxr.label.results import ImagePrediction, map_nifti
 from monai_wscxr.label.server.datastore import temporary_file
 from monai_wscxr.label.workbench import Workbench
 
@@ -29,9 +29,9 @@ EXTENSIONS = (".nii.gz", ".png")
 
 
 class AnomalyInfer(InferTask):
-    """Score, p-value, decision and peak as JSON; the map as NIfTI, or laid over the radiograph as PNG.
+    """Inference: score, p-value, decision and peak as JSON, with the map as NIfTI or as an overlay in PNG.
 
-    The parameter `result_extension` chooses the picture: ".nii.gz" (default) or ".png".
+    The request parameter `result_extension` chooses the format of the map: ".nii.gz" (default) or ".png".
     """
 
     def __init__(self, workbench: Workbench) -> None:
@@ -39,16 +39,20 @@ class AnomalyInfer(InferTask):
         self.workbench = workbench
 
     def is_valid(self) -> bool:
-        """Whether there is a model."""
+        """Tell MONAI Label that the task can be offered."""
         return True
 
     def config(self) -> dict[str, Any]:
-        """What a client may choose."""
+        """Return the parameters that a client may set."""
         return {"result_extension": list(EXTENSIONS), "save_label": False}
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """File to send (MONAI Label removes it) and JSON result of `request["found"]`, a `Predicted`."""
-        found: Predicted = request["found"]
+        """Encode `request["prediction"]`; return the file to send, which MONAI Label removes, and the JSON result.
+
+        Raises:
+            Refused: on an unknown `result_extension`.
+        """
+        found: ImagePrediction = request["prediction"]
         extension = request.get("result_extension") or EXTENSIONS[0]
         if isinstance(extension, list):  # a client that sends the configuration back
             extension = extension[0]
@@ -57,7 +61,7 @@ class AnomalyInfer(InferTask):
         allow = self.workbench.trainer.extractor.allow
         radiograph = read_radiograph(found.file, allow=allow)
         height, width = radiograph.image.shape
-        x, y = found.scored.peak
+        x, y = found.score.peak
         result = {**found.to_dict(), "size": [width, height], "peak_pixel": [int(x * width), int(y * height)]}
         if extension == ".png":
             return temporary_file(overlay_png(found.file, found.anomaly_map, found.model, allow), ".png"), result
@@ -65,51 +69,57 @@ class AnomalyInfer(InferTask):
 
 
 class ArchiveScoring(ScoringMethod):
-    """Scores of all images of the archive that have none yet."""
+    """Scoring of the images of the archive that have no score yet."""
 
     def __init__(self, workbench: Workbench) -> None:
         super().__init__("Anomaly scores of the archive")
         self.workbench = workbench
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Score and count."""
+        """Score, and return the numbers of images, of scores and of files that cannot be used."""
         self.workbench.refresh()
         status = self.workbench.status()
         return {name: status[name] for name in ("images", "scored", "rejected")}
 
 
 class NextImage(Strategy):
-    """The next image that a strategy would have labelled."""
+    """A strategy: it picks the next image to label."""
 
     def __init__(self, workbench: Workbench, strategy: str, description: str) -> None:
         super().__init__(description)
         self.workbench, self.strategy = workbench, strategy
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """The head of the queue; empty when all has been looked at."""
+        """Return the first entry of the queue; empty when all images are labelled or skipped."""
         queue = self.workbench.queue(self.strategy, 1)
         return queue[0] if queue else {}
 
 
 class Retraining(TrainTask):
-    """Training on all labels and the known normals; the new model is in use when it ends."""
+    """Training on all labels and the known normal images; at its end the new model is in use."""
 
     def __init__(self, workbench: Workbench) -> None:
         super().__init__("WSCXR from image-level labels")
         self.workbench = workbench
 
     def stats(self) -> dict[str, Any]:
-        """The model in use."""
+        """Return the model in use and the state of the latest training."""
         return {"model": self.workbench.status()["model"], "training": self.workbench.training()}
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Train; what changed, with the ten largest moves."""
+        """Train; return what changed, with the ten largest changes of rank."""
         changes = self.workbench.train()
         return {**changes, "moved": changes["moved"][:10]}
 
 
 def run_in_this_process(task: dict[str, Any], method: str, callback: Any = None) -> None:
-    """A background task of MONAI Label, which would start another interpreter for it: here its features are at hand."""
+    """Run a background task of MONAI Label here instead of in a new interpreter, which would lack the extracted features.
+
+    Args:
+        task: MONAI Label's record of the task, updated here.
+        method: method of the app to call.
+        callback: called with the record at the end.
+    """
     task.update(status="RUNNING", details=[])
     try:
         task["result"] = getattr(app_instance(), method)(task["request"])
@@ -118,19 +128,19 @@ def run_in_this_process(task: dict[str, Any], method: str, callback: Any = None)
         task.update(status="ERROR", details=[str(error)])
     except Exception:
         logger.exception("%s failed", method)
-        task.update(status="ERROR", details=["internal error; the server's log has it"])
+        task.update(status="ERROR", details=["internal error; see the server's log"])
     task["end_ts"] = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
     if callback:
         callback(task)
 
 
-def stay_in_this_process() -> None:
-    """Let MONAI Label run its background tasks by `run_in_this_process`."""
+def keep_tasks_in_this_process() -> None:
+    """Make MONAI Label run its background tasks by `run_in_this_process`."""
     async_tasks._task_func = run_in_this_process
 
 
 def uploaded(image: Any, folder: Path) -> Path | None:
-    """The uploaded file that a request names, or None; nothing outside the folder of uploads counts."""
+    """Return the uploaded file that a request names; None when it names none in the folder of uploads."""
     if not isinstance(image, str):
         return None
     path = Path(image)

@@ -1,4 +1,4 @@
-"""One picture, many files: whatever a header says it in, the same grey values; and what must not change them."""
+"""One image in many encodings gives the same grey values, and entries that must not change them do not."""
 
 import io
 
@@ -16,7 +16,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from monai_wscxr.data.radiograph.read import GATES, read_radiograph
+from monai_wscxr.data.radiograph.base import GATES
+from monai_wscxr.data.radiograph.read import read_radiograph
 from tests.helpers.radiograph_files import GREY, WINDOW, dicom, rejected, sample, table
 
 GDCM = "python-gdcm writes JPEG lossless here; it is not installed"
@@ -24,7 +25,7 @@ WORDS = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 
 
 def rewritten(path, syntax, folder):
-    """The file in another transfer syntax, without loss."""
+    """Return a lossless copy of the file in another transfer syntax."""
     target = folder / f"{syntax.keyword}.dcm"
     if syntax == JPEGLosslessSV1:
         gdcm = pytest.importorskip("gdcm", reason=GDCM)
@@ -77,7 +78,7 @@ def test_rg1_is_bit_for_bit_the_same_in_every_lossless_syntax(tmp_path, syntax):
 
 
 def test_rg1_as_its_monochrome2_twin_and_with_a_sign(tmp_path):
-    """The same exposure stored the other way round, as signed numbers, or in 16 bits, is the same picture."""
+    """The same exposure gives the same image when stored inverted, as signed numbers or in 16 bits."""
     ds = pydicom.dcmread(sample("RG1_UNCR.dcm"))
     plain, stored = read_radiograph(sample("RG1_UNCR.dcm")).image, ds.pixel_array.astype(np.int64)
 
@@ -164,7 +165,7 @@ def test_modality_table_goes_before_rescale(tmp_path):
 
 
 def test_first_value_of_a_table_below_zero_in_implicit_vr(tmp_path):
-    """Implicit VR cannot say that -2 is meant; pydicom then reads 65534 for unsigned pixels."""
+    """Implicit VR stores no sign, so pydicom reads 65534 for -2 when the pixels are unsigned."""
     pixels = np.array([[0, 1, 2, 3, 4]], dtype=np.uint8)
     tables = table([0, 10, 20, 30, 40], first=65534)
     path = dicom(
@@ -183,7 +184,7 @@ def test_window_function_in_any_case(tmp_path):
 
 
 def test_window_of_another_image_is_refused_not_believed(tmp_path):
-    """A window for 8 bits left over on 12-bit values makes almost every pixel white."""
+    """An 8-bit window left on 12-bit values makes almost every pixel white."""
     path = dicom(tmp_path / "stale", WORDS, **WINDOW)
     error = rejected(path, allow=GATES)
     assert error.code == "no_contrast"
@@ -194,7 +195,7 @@ def test_window_of_another_image_is_refused_not_believed(tmp_path):
 
 
 def test_written_again_by_pydicom_it_is_the_same(tmp_path):
-    """Files pass through archives that write them anew."""
+    """Archives write the files they pass on again."""
     buffer = io.BytesIO()
     pydicom.dcmread(sample("RG1_J2KR.dcm")).save_as(buffer)
     (tmp_path / "a").write_bytes(buffer.getvalue())

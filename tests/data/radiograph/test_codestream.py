@@ -1,4 +1,4 @@
-"""Sizes that compressed pictures claim, read without decoding."""
+"""Sizes that compressed images claim, read without decoding."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""DICOM files: every syntax and chain with pinned values, refusals that name no patient."""
+"""DICOM files: transfer syntaxes, windows and tables with pinned values, and refusals that name no patient."""
 
 import io
 import os
@@ -25,9 +25,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from monai_wscxr.data.radiograph.base import GATES
 from monai_wscxr.data.radiograph.dicom import PROJECTION_MODALITIES
+from monai_wscxr.data.radiograph.formats import sniff_format
 from monai_wscxr.data.radiograph.grey import _as_stored, _used_bits
-from monai_wscxr.data.radiograph.read import GATES, read_radiograph, sniff_format
+from monai_wscxr.data.radiograph.read import read_radiograph
 from tests.helpers.radiograph_files import GREY, SECRET, WINDOW, dicom, rejected, sample, table
 
 PINNED = {  # values at a few places, computed once by hand-checked code and kept
@@ -237,7 +239,6 @@ def test_dicom_refusals_name_no_patient(tmp_path, elements, code):
     error = rejected(dicom(tmp_path / "a.dcm", GREY, **elements))
     assert error.code == code
     assert SECRET not in str(error)
-    assert str(tmp_path / "a.dcm") in str(error)
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR CS")  # pydicom on "dx"
@@ -329,7 +330,7 @@ def test_missing_decoders_name_what_to_install(tmp_path, monkeypatch, syntax, de
     ],
 )
 def test_syntaxes_decode_as_pydicom_decodes_them(tmp_path, name):
-    """Files of other modalities are relabelled: here only the pixels count."""
+    """Files of other modalities are relabelled, because this test is about pixels only."""
     ds = pydicom.dcmread(sample(name))
     if "NumberOfFrames" in ds or ds.SamplesPerPixel != 1:
         pytest.skip("not one grey frame")
@@ -375,7 +376,7 @@ def test_header_and_codestream_must_agree(tmp_path, syntax, rows, code):
 
 
 def test_entry_that_comes_twice_cannot_pass_the_limit(tmp_path):
-    """A second Rows behind the pixels wins in pydicom's full reading, after the header has passed."""
+    """In pydicom's full reading a second Rows after the pixels replaces the one that passed the header check."""
     path = dicom(tmp_path / "a", GREY, RLELossless, PixelData=b"\xfe\xff\x00\xe0" + b"\0" * 4)
     again = struct.pack("<HH2sHH", 0x28, 0x10, b"US", 2, 65535) + struct.pack("<HH2sHH", 0x28, 0x11, b"US", 2, 65535)
     path.write_bytes(path.read_bytes() + again)
@@ -383,7 +384,7 @@ def test_entry_that_comes_twice_cannot_pass_the_limit(tmp_path):
 
 
 def test_element_of_four_gigabytes_is_not_believed(tmp_path):
-    """An element behind the pixels claims 4 GiB; pydicom would ask the file for them, and the memory is not there."""
+    """An element after the pixels claims 4 GiB, which pydicom would allocate when it reads from a file."""
     path = dicom(tmp_path / "a", GREY, **WINDOW)
     path.write_bytes(path.read_bytes() + b"\xfc\xff\xfc\xffOB\0\0\xf0\xff\xff\xff" + b"end")
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -411,7 +412,7 @@ def test_padding_of_693_is_pinned(tmp_path):
 
 @pytest.mark.parametrize("itk", [None, types.ModuleType("itk")], ids=["itk missing", "itk there"])
 def test_the_same_tensor_whether_itk_is_installed_or_not(monkeypatch, itk):
-    """MONAI's own readers give opposite polarity for this file; a child process would only repeat what is pinned here."""
+    """With and without itk MONAI's own readers give opposite polarities for this file."""
     monkeypatch.setitem(sys.modules, "itk", itk)
     result = read_radiograph(sample("RG1_J2KR.dcm"))
     assert result.polarity == "inverted"

@@ -1,4 +1,4 @@
-"""Readable pictures that are no frontal chest radiograph."""
+"""Gates against readable images that are not frontal chest radiographs."""
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +10,9 @@ import pytest
 from pydicom.uid import DigitalXRayImageStorageForProcessing
 
 from monai_wscxr.data.phantom import make_phantom
+from monai_wscxr.data.radiograph.base import GATES
 from monai_wscxr.data.radiograph.gates import POLARITY_LIMIT, chest_likeness
-from monai_wscxr.data.radiograph.read import GATES, read_radiograph
+from monai_wscxr.data.radiograph.read import read_radiograph
 from tests.helpers.radiograph_files import GREY, SECRET, WINDOW, codes, dicom, png, rejected, sample
 
 

@@ -1,4 +1,4 @@
-"""The loader: PNG, JPEG, NIfTI and what all formats share; nothing allocated for a false header."""
+"""The loader: PNG, JPEG, NIfTI, errors common to all formats, and false headers that must not allocate memory."""
 
 import gzip
 import os
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from monai_wscxr.data.radiograph.read import GATES, REASON_CODES, RadiographError, file_digest, read_radiograph
+from monai_wscxr.data.radiograph.base import GATES, REASON_CODES, RadiographError
+from monai_wscxr.data.radiograph.read import file_digest, read_radiograph
 from tests.helpers.radiograph_files import GREY, png, rejected
 
 # ---- PNG and JPEG
@@ -254,11 +255,11 @@ def test_errors_of_libraries_are_turned_and_interrupts_are_not(tmp_path, monkeyp
 
 
 def test_error_is_a_value_error_with_known_codes_and_can_be_pickled():
-    error = pickle.loads(pickle.dumps(RadiographError("empty", "a.png", "nothing in it.")))
+    error = pickle.loads(pickle.dumps(RadiographError("empty", "nothing in it.")))
     assert isinstance(error, ValueError)
-    assert (error.code, error.path, str(error)) == ("empty", "a.png", "a.png: nothing in it.")
+    assert (error.code, error.message, str(error)) == ("empty", "nothing in it.", "nothing in it.")
     with pytest.raises(ValueError, match="unknown reason code 'bad'"):
-        RadiographError("bad", "a.png", "")
+        RadiographError("bad", "")
     assert len(set(REASON_CODES)) == len(REASON_CODES) == 18
     assert set(GATES) < set(REASON_CODES)
 

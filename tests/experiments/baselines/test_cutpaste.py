@@ -1,4 +1,4 @@
-"""CutPaste: what its augmentations do to an image, and that its density separates what was never seen."""
+"""CutPaste: effects of its augmentations, and that its density separates unseen images."""
 
 import numpy as np
 import pytest
@@ -51,11 +51,11 @@ def test_what_is_pasted_comes_from_the_image():
     for seed in range(10):
         out = cutpaste(image, torch.Generator().manual_seed(seed))
         assert out.max() <= 0.5 * 1.1 * 1.1 + 0.06  # brightness, then contrast about the mean
-        assert torch.equal(image[:, :, 32:], torch.full((1, 64, 32), 0.5))  # the input is left alone
+        assert torch.equal(image[:, :, 32:], torch.full((1, 64, 32), 0.5))  # the input is unchanged
 
 
 def test_untouched_and_pasted_images_are_prepared_alike(make_features, normal_items):
-    """Nothing but the paste tells them apart: intensities are standardised after pasting."""
+    """Pasted images differ from normal ones by the paste alone: intensities are standardised after pasting."""
     features = make_features()
     preprocessing = Preprocessing(64, features.backbone.mean, features.backbone.std, intensity="standardised")
     extractor = PatchExtractor(features, preprocessing, cache=False, progress=False)

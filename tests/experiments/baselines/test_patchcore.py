@@ -1,4 +1,4 @@
-"""PatchCore against the formulas of its publication, written out image by image."""
+"""PatchCore against the formulas of its publication, evaluated image by image."""
 
 import math
 

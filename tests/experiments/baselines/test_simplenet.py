@@ -1,4 +1,4 @@
-"""SimpleNet: its loss by hand, its parts, and that it learns to tell what lies off the normal features."""
+"""SimpleNet: its loss computed by hand, its parts, and that it learns to detect features off the normal ones."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from monai_wscxr.experiments.baselines.simplenet import SimpleNet, build, trunca
 
 
 def plane(n, seed, off=0.0):
-    """Images whose patches lie on a plane in eight dimensions, or off it by `off`."""
+    """Make images whose patches lie on a plane in eight dimensions, or at the distance `off` from it."""
     g = torch.Generator().manual_seed(seed)
     features = torch.zeros(n, 6, 8)
     features[..., :2] = torch.randn(n, 6, 2, generator=g)

@@ -1,4 +1,4 @@
-"""The protocol on a few phantoms: its cells, its files, going on after a stop, and what it refuses."""
+"""The protocol on a few phantoms: cells, files, resuming after a stop, and errors."""
 
 import csv
 import json
@@ -10,13 +10,14 @@ import torchvision
 from monai.bundle import create_workflow
 
 from monai_wscxr.commands.main import main
+from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.errors import InputError
-from monai_wscxr.experiments.protocol import cells as cells_module
-from monai_wscxr.experiments.protocol import run_protocol
-from monai_wscxr.experiments.protocol.cells import Laboratory
+from monai_wscxr.experiments.protocol import run as run_module
+from monai_wscxr.experiments.protocol.cells import run_cell
 from monai_wscxr.experiments.protocol.output import chart
-from monai_wscxr.experiments.protocol.run import grid
-from monai_wscxr.model import predictor
+from monai_wscxr.experiments.protocol.run import grid, run_protocol
+from monai_wscxr.model.artefact import load_model
+from monai_wscxr.model.predictor import predict_files
 
 OPTIONS = {
     "image_size": 64,
@@ -29,7 +30,7 @@ OPTIONS = {
 }
 TABLE2 = {key: OPTIONS[key] for key in ("image_size", "epochs", "min_batches", "false_positive_rate", "device")}
 
-# by default the four patches of such small images have equal features, and a quarter of them is the maximum
+# with the defaults the four patches of such small images have equal features, and the highest quarter is the maximum
 HALF = {"score_share": 0.5, "neighbourhood": 1}
 
 
@@ -88,7 +89,7 @@ def test_figures_follow_from_the_cells_scores(table1, phantoms):
 
     labels = [0] * 4 + [1] * 4
     cell = json.loads((table1 / "cells" / "patchcore_s0.json").read_text())
-    datalist = cells_module.load_datalist(str(phantoms))
+    datalist = load_datalist(str(phantoms))
     assert sorted(item["label"] for item in datalist["test"]) == labels
     y = [item["label"] for item in datalist["test"]]
     assert cell["honest"]["auroc"] == pytest.approx(roc_auc_score(y, cell["scores"]))
@@ -96,25 +97,24 @@ def test_figures_follow_from_the_cells_scores(table1, phantoms):
 
 def test_a_stopped_run_goes_on(phantoms, tmp_path, monkeypatch):
     ran = []
-    real = Laboratory.run
 
-    def stop_at_the_third(self, cell):
+    def stop_at_the_third(experiment, cell):
         if len(ran) == 2:
             raise KeyboardInterrupt
         ran.append(cell.name)
-        return real(self, cell)
+        return run_cell(experiment, cell)
 
-    monkeypatch.setattr(Laboratory, "run", stop_at_the_third)
+    monkeypatch.setattr(run_module, "run_cell", stop_at_the_third)
     methods = ["patchcore", "simplenet", "cutpaste"]
     with pytest.raises(KeyboardInterrupt):
         protocol(phantoms, tmp_path / "out", methods=methods)
     assert {path.stem for path in (tmp_path / "out" / "cells").iterdir()} == set(ran)
 
-    def count(self, cell):
+    def count(experiment, cell):
         ran.append(cell.name)
-        return real(self, cell)
+        return run_cell(experiment, cell)
 
-    monkeypatch.setattr(Laboratory, "run", count)
+    monkeypatch.setattr(run_module, "run_cell", count)
     protocol(phantoms, tmp_path / "out", methods=methods)
     assert ran == ["patchcore_s0", "simplenet_s0", "cutpaste_s0"]
 
@@ -135,15 +135,15 @@ def test_a_damaged_cell_is_named(phantoms, tmp_path):
 def test_wscxr_scores_are_those_of_the_trained_model(phantoms, tmp_path):
     protocol(phantoms, tmp_path / "out", methods=["wscxr"], options={**TABLE2, **HALF}, keep_runs=True)
     cell = json.loads((tmp_path / "out" / "cells" / "wscxr_k1_s0.json").read_text())
-    model = cells_module.load_model(tmp_path / "out" / "runs" / "wscxr_k1_s0")
-    files = [item["image"] for item in cells_module.load_datalist(str(phantoms))["test"]]
-    direct = [p.anomaly_score for p in predictor.predict_files(model, files)]
+    model = load_model(tmp_path / "out" / "runs" / "wscxr_k1_s0")
+    files = [item["image"] for item in load_datalist(str(phantoms))["test"]]
+    direct = [p.anomaly_score for p in predict_files(model, files)]
     assert cell["scores"] == pytest.approx(direct, abs=1e-4)
     assert cell["honest"]["threshold"] == model.calibration.threshold
 
 
 def test_both_columns_are_those_of_the_bundles_own_evaluation(phantoms, tmp_path):
-    """From cached features as from files, every epoch included; with features whitened and not."""
+    """Scores from shared features give the metrics of the bundle's evaluation from files, all epochs included."""
     published = {"whiten": False, "distance_share": 0, "score_share": 0}
     for name, changes in {"new": HALF, "published": published}.items():
         options = {**TABLE2, **changes}

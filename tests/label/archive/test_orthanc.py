@@ -1,7 +1,9 @@
-"""A real Orthanc: DX images are found, scored and labelled; labels and results are stored there and found again."""
+"""A real Orthanc: DX images are found, scored and labelled; labels and results are stored in it and found again."""
 
 import io
 import json
+import os
+import subprocess
 import urllib.request
 import uuid
 from pathlib import Path
@@ -14,9 +16,9 @@ from pydicom.uid import generate_uid
 
 from monai_wscxr.data.phantom import write_phantoms
 from monai_wscxr.data.radiograph.pydicom_versions import encoded
-from tests.helpers.serving import Client, label_server, needs_label_environment, needs_orthanc, orthanc
+from tests.helpers.serving import PYTHON, ROOT, Client, label_server, needs_label_environment, needs_orthanc, orthanc
 
-pytestmark = [needs_label_environment, needs_orthanc]
+pytestmark = needs_label_environment
 
 SMALL = ["--set", "image_size=96", "--set", "neighbourhood=3", "--set", "epochs=3", "--set", "device=cpu"]
 ALLOW = ["--set", "allow=[burned_in_annotation,other_body_part,suspicious_polarity]"]
@@ -24,7 +26,7 @@ DX = "1.2.840.10008.5.1.4.1.1.1.1"
 
 
 def dx_files():
-    """Three DX images of three patients, made of the CR chest image RG1 of pydicom-data."""
+    """Make three DX images of three patients from the CR chest image RG1 of pydicom-data."""
     files = []
     for number in range(3):
         ds = pydicom.dcmread(get_testdata_file("RG1_UNCR.dcm"))
@@ -33,7 +35,7 @@ def dx_files():
         ds.StudyInstanceUID, ds.SeriesInstanceUID = generate_uid(), generate_uid()
         ds.Modality, ds.PatientID, ds.PatientName = "DX", f"P{number}", f"Test^{number}"
         ds.PresentationIntentType = "FOR PRESENTATION"
-        pixels = ds.pixel_array.copy()  # another picture each: a part is shifted
+        pixels = ds.pixel_array.copy()  # shift a part, so that the pictures differ
         pixels[: 200 * (number + 1)] = np.roll(pixels[: 200 * (number + 1)], 50 * number, axis=1)
         ds.PixelData = pixels.tobytes()
         buffer = io.BytesIO()
@@ -54,7 +56,7 @@ def stow(port, files):
 
 
 def listed(port):
-    """Modality and SOP class of all that Orthanc has, by QIDO."""
+    """List the modalities of all objects in Orthanc, by QIDO."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/dicom-web/instances?includefield=SOPClassUID&includefield=Modality",
         headers={"Accept": "application/dicom+json"},
@@ -64,6 +66,7 @@ def listed(port):
     return sorted(entry["00080060"]["Value"][0] for entry in found)
 
 
+@needs_orthanc
 def test_labels_and_results_live_in_the_archive(tmp_path):
     write_phantoms(tmp_path / "phantoms", 24, 1, 1, 1, size=96, progress=False)
     with orthanc(tmp_path) as port:
@@ -94,7 +97,7 @@ def test_labels_and_results_live_in_the_archive(tmp_path):
         assert kinds.count("SEG") == 2
         assert kinds.count("SR") >= 2  # result and label
 
-        # a damaged label report and a foreign segmentation must not be in the way of a server that starts anew
+        # a damaged label report and a foreign segmentation must not stop a server from starting
         stow(port, [foreign("SR", "WSCXR image label (research)"), foreign("SEG", "something else")])
         with label_server(address, tmp_path / "log", "--work", tmp_path / "two", *options) as client:
             objects = client.json("GET", "/datastore/?output=all")["objects"]
@@ -115,7 +118,7 @@ def test_labels_and_results_live_in_the_archive(tmp_path):
 
 
 def foreign(modality, description):
-    """An object of another program: as much as an archive wants, and nothing that could be read."""
+    """Make an object of another program, with the attributes that an archive requires and no readable content."""
     ds = pydicom.Dataset()
     ds.SOPClassUID = {"SR": "1.2.840.10008.5.1.4.1.1.88.33", "SEG": "1.2.840.10008.5.1.4.1.1.66.4"}[modality]
     ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID = generate_uid(), generate_uid(), generate_uid()
@@ -131,15 +134,9 @@ def foreign(modality, description):
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://127.0.0.1:9/dicom-web/"])
-def test_a_server_that_does_not_answer_is_said_in_one_sentence(address, tmp_path):
-    import subprocess
-
-    from tests.helpers.serving import PYTHON, ROOT
-
-    command = [str(PYTHON), "-m", "monai_wscxr.label", address, "--work", str(tmp_path / "work")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": str(ROOT)}
-    )
+def test_a_server_that_does_not_answer_ends_with_one_sentence(address, tmp_path):
+    command = [str(PYTHON), "-m", "monai_wscxr", "label", address, "--work", str(tmp_path / "work")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 2
     assert "does not answer" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""The labelling page's JSON interface: what it answers, what it refuses, and what it lets through to the workbench."""
+"""The labelling page's JSON interface: its answers, its refusals, and the calls that reach the workbench."""
 
 import io
 import json
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from monai_wscxr.data.radiograph.base import RadiographError
+from monai_wscxr.data.radiograph.read import read_radiograph
 from tests.helpers.fake_workbench import FakeWorkbench, application, phantom_files, served
 from tests.helpers.webdriver import until
 
@@ -36,7 +36,7 @@ def client_of(workbench, address="http://127.0.0.1:8000", **options):
 
 
 def refusal(response, status):
-    """The reason of a refused request, after a look at the form that all refusals have."""
+    """Return the reason of a refused request, after checking the form that all refusals share."""
     assert response.status_code == status, response.text
     body = response.json()
     assert set(body) == {"reason", "message"}
@@ -145,7 +145,7 @@ def test_an_unknown_image_takes_no_label(client, workbench):
 
 
 def ask(port, method, address, body=None):
-    """One request over the wire with the address exactly as given; the test client would decode it twice."""
+    """Send one request with the address exactly as given; the test client would decode it twice."""
     connection = HTTPConnection("127.0.0.1", port, timeout=20)
     connection.request(method, address, body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
@@ -153,7 +153,7 @@ def ask(port, method, address, body=None):
 
 
 def test_ids_are_opaque(workbench):
-    """Ids of archives hold dots, slashes and whatever else: each reaches the workbench as it was given out."""
+    """Ids may contain dots, slashes and other characters; each reaches the workbench unchanged."""
     file = next(iter(workbench.files.values()))
     ids = ["1.2.840.113619.2/5", "a b/ü?x=1#2%2F.dcm", "label", "map.png", "radiograph.png/label"]
     workbench.files = dict.fromkeys(ids, file)
@@ -177,14 +177,14 @@ def test_what_the_workbench_refuses_is_a_conflict(client, workbench):
     assert workbench.labels == {}
 
 
-def test_the_path_of_an_unreadable_file_stays_on_the_server(client, workbench, monkeypatch):
-    def unreadable(image_id):
-        raise RadiographError("unreadable", "/secret/file.png", "it is damaged")
-
-    monkeypatch.setattr(workbench, "radiograph_png", unreadable)
+def test_an_unreadable_file_is_explained_without_its_path(client, workbench, monkeypatch, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n and nothing")
+    monkeypatch.setattr(workbench, "radiograph_png", lambda image_id: read_radiograph(broken))
     answer = client.get(f"{API}/items/{first(client)['id']}/radiograph.png")
     assert refusal(answer, 409) == "unreadable"
-    assert "secret" not in answer.text
+    assert "damaged" in answer.json()["message"]
+    assert "broken.png" not in answer.text
 
 
 def test_training_runs_once_and_changes_the_order(client, workbench):
@@ -251,7 +251,7 @@ def test_pages_of_other_sites_change_nothing(client, workbench, headers):
 
 @pytest.mark.parametrize("address", ["/status", "/queue?strategy=random", "/items/ID/radiograph.png", "/changes"])
 def test_pages_of_other_sites_read_nothing(client, address):
-    """MONAI Label answers CORS requests of every origin by default, so a browser would hand the answer over."""
+    """By default MONAI Label allows CORS requests from every origin, so a browser would pass the answers on."""
     address = API + address.replace("ID", first(client)["id"])
     for headers in ({"Origin": "https://example.org"}, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}):
         assert refusal(client.get(address, headers=headers), 403) == "foreign_origin"
@@ -412,7 +412,7 @@ def test_the_files_are_installed_with_the_package():
 
 
 def _colours():
-    """Colour variables of the style sheet per surroundings: light, dark, viewer."""
+    """Read the colour variables of the style sheet for each of its surroundings: light, dark, viewer."""
     text = STATIC.joinpath("page.css").read_text()
     light, dark = re.findall(r":root \{(.*?)\}", text, re.S)
     (viewer,) = re.findall(r"^\.viewer \{\n(.*?)\}", text, re.S | re.M)
@@ -430,14 +430,14 @@ def _luminance(colour):
 
 
 def contrast(one, other):
-    """WCAG 2.2 contrast ratio."""
+    """Return the contrast ratio of two colours by WCAG 2.2."""
     high, low = sorted((_luminance(one), _luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("surroundings", ["light", "dark", "viewer"])
 def test_page_contrast(surroundings):
-    """WCAG AA: text 4.5 to 1 on all it stands on, borders of controls and marks of the score bar 3 to 1."""
+    """WCAG AA: text has a contrast of 4.5 to 1 on every background, control borders and score bar marks of 3 to 1."""
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     colours = _colours()[surroundings]
     for text in ("ink", "muted", "normal", "abnormal", "skipped", "bad"):

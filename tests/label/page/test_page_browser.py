@@ -14,7 +14,7 @@ SEEN = """
   return !document.getElementById("normal").disabled && name !== arguments[0] && name;
 """
 ORDER = 'return [...document.querySelectorAll("#list .name")].map((name) => name.textContent)'
-EXPECTED_MESSAGES = ("409 (Conflict)", "ERR_CONNECTION_REFUSED")  # what the browser itself logs of a refusal
+EXPECTED_MESSAGES = ("409 (Conflict)", "ERR_CONNECTION_REFUSED")  # logged by the browser for refused requests
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def workbench(phantoms):
 
 @pytest.fixture
 def page(browser, workbench):
-    """The page, opened, with its first image on the screen; at the end its console must hold no error."""
+    """The opened page with its first image on the screen; at the end its console must contain no error."""
     browser.messages()
     with served(workbench) as (address, port):
         browser.port = port
@@ -43,7 +43,7 @@ def page(browser, workbench):
 
 
 def label(page, *keys):
-    """Presses keys that label the image on the screen, and waits for the next one."""
+    """Press keys that label the image on the screen, and wait for the next one."""
     name = page.text("#name")
     page.press(*keys)
     return page.until(SEEN, name)
@@ -78,13 +78,13 @@ def test_label_five_by_keyboard_retrain_and_see_the_order_change(page, workbench
     assert text(page, "#moved .ranks") == f"{first['rank_before']} → {first['rank_after']}"
     assert "Retrained with 4 new labels." in page.text("#announcer")
     assert text(page, "#train-note") == "up to date"
-    assert page.until(SEEN, "") == after[0]  # nobody did anything meanwhile, so the new top is on the screen
+    assert page.until(SEEN, "") == after[0]  # no key was pressed, so the new first image is on the screen
     page.click("#moved button")
     page.until('return document.getElementById("name").textContent === arguments[0]', first["name"])
 
 
 def test_a_training_that_ends_leaves_the_image_on_the_screen_alone(page, workbench):
-    """Who goes on labelling during a training must not find another image under the finger."""
+    """When a training ends, an annotator who is labelling must not get another image under the next key press."""
     workbench.seconds = 1.5
     label(page, "a", "Enter")
     page.press("r")

@@ -1,4 +1,4 @@
-"""The page on the workbench that serves it: the tests' stand-in says no more than the real one does."""
+"""The page on a real workbench, and the tests' stand-in compared with it."""
 
 import io
 
@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from monai_wscxr.label.archive.studies import FolderStudies
+from monai_wscxr.label.archive.folder import FolderStudies
 from monai_wscxr.label.workbench import Workbench
 from tests.helpers.fake_workbench import FakeWorkbench, application, phantom_files
 from tests.helpers.webdriver import until
@@ -29,7 +29,7 @@ def workbench(phantoms, tmp_path_factory):
 
 
 def test_the_stand_in_is_like_the_workbench(workbench, phantoms):
-    """Labels, training and changes through the interface; every value that the page reads is there, of the same kind."""
+    """Every value that the stand-in gives the page also comes from the workbench, with the same type."""
     client = TestClient(application(workbench), base_url="http://127.0.0.1")
     fake = FakeWorkbench(phantom_files(phantoms / "test"), seconds=0.05)
     first = client.get(f"{API}/queue", params={"strategy": "most_suspicious"}).json()[0]

@@ -1,4 +1,4 @@
-"""Who may ask what of the server, without MONAI Label."""
+"""Which requests the guard passes on and which it refuses, without MONAI Label."""
 
 import asyncio
 import base64
@@ -7,12 +7,12 @@ import json
 import pytest
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.label.__main__ import check_host, read_password
-from monai_wscxr.label.server.guard import Guard
+from monai_wscxr.label.server.guard import Guard, SameSite, host_name
+from monai_wscxr.label.server.start import check_host, read_password
 
 
 async def echo(scope, receive, send):
-    """Reads the whole body and says how long it is."""
+    """Read the whole body and answer with its length."""
     length, more = 0, True
     while more:
         message = await receive()
@@ -26,7 +26,7 @@ async def echo(scope, receive, send):
 
 
 def ask(guard, method="GET", path="/info/", headers=None, body=b"", part=1000):
-    """Status and body of one request, which comes in parts and without a Content-Length unless it is given."""
+    """Return status and body of one request, whose body comes in parts, without a Content-Length unless given."""
     headers = {"host": "127.0.0.1:8000", **(headers or {})}
     parts = [body[i : i + part] for i in range(0, max(len(body), 1), part)]
     messages = [{"type": "http.request", "body": p, "more_body": n + 1 < len(parts)} for n, p in enumerate(parts)]
@@ -75,6 +75,57 @@ def guard(**options):
 )
 def test_requests_are_passed_or_refused(method, path, headers, status):
     assert ask(guard(), method, path, headers)[0] == status
+
+
+SITE = {"host": "127.0.0.1:8000"}
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "reads", "changes"),
+    [
+        ("GET", {}, None, None),
+        ("POST", {}, None, None),  # a program, not a browser
+        ("POST", {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}, None, None),
+        ("POST", {"origin": "HTTPS://127.0.0.1:8000"}, None, None),  # behind a TLS proxy
+        ("GET", {"origin": "http://evil.example"}, "foreign_origin", None),
+        ("GET", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, "foreign_origin", None),
+        ("GET", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, None, None),  # a link
+        ("POST", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, "foreign_origin", "foreign_origin"),
+        ("PUT", {"sec-fetch-site": "same-site"}, "foreign_origin", "foreign_origin"),
+        ("DELETE", {"origin": "null"}, "foreign_origin", "foreign_origin"),
+        ("POST", {"origin": "http://127.0.0.1:9000"}, "foreign_origin", "foreign_origin"),
+        ("POST", {"origin": "http://[::1"}, "foreign_origin", "foreign_origin"),
+        ("GET", {"host": "evil.example"}, "foreign_host", "foreign_host"),
+        ("POST", {"host": "evil.example", "origin": "http://evil.example"}, "foreign_host", "foreign_host"),
+    ],
+)
+def test_one_rule_decides_on_host_and_origin(method, headers, reads, changes):
+    """The expected refusals of a policy that protects reads too, and of one that protects changes only."""
+    for protect_reads, reason in ((True, reads), (False, changes)):
+        refusal = SameSite(["127.0.0.1"], protect_reads).refusal(method, SITE | headers)
+        assert (refusal and refusal.reason) == reason
+    assert SameSite(None, True).refusal("GET", {"host": "evil.example"}) is None
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ("localhost", "localhost"),
+        ("localhost:8000", "localhost"),
+        ("[::1]:8000", "::1"),
+        ("[::1]", "::1"),
+        ("", None),
+        ("[::1", None),
+        ("::1", None),
+        ("[evil]", None),
+        ("me@localhost", None),
+        ("localhost/evil", None),
+        ("localhost:80:90", None),
+        ("local host", None),
+    ],
+)
+def test_a_malformed_host_is_no_name(header, name):
+    assert host_name(header) == name
 
 
 def test_a_body_that_grows_too_large_is_stopped_whatever_its_header_says():

@@ -1,4 +1,4 @@
-"""One client run against a real server in its own environment: everything that MONAI Label's interface offers here."""
+"""A client and a real server in its own environment: all of MONAI Label's interface that the server offers."""
 
 import contextlib
 import gzip
@@ -22,7 +22,7 @@ STRATEGIES = ("most_suspicious", "most_uncertain", "random")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Studies of 12 normal and 12 abnormal phantoms under names that tell nothing of order, 40 known normals beside them."""
+    """Folder of 12 normal and 12 abnormal phantoms as studies, and 40 known normal images."""
     root = tmp_path_factory.mktemp("label")
     write_phantoms(root / "phantoms", 40, 1, 12, 3, size=96, progress=False)
     (root / "studies").mkdir()
@@ -33,7 +33,7 @@ def data(tmp_path_factory):
 
 
 class Server:
-    """A server that can be started anew on the same studies; calls pass through to its client."""
+    """A server that can be restarted on the same studies; calls pass through to its client."""
 
     def __init__(self, data):
         self.data, self.stack, self.client = data, contextlib.ExitStack(), None
@@ -59,7 +59,7 @@ def server(data):
 
 
 def auc(client):
-    """AUROC of the archive's order, from the interface alone."""
+    """Compute the AUROC of the archive's ranking from the interface alone."""
     objects = client.json("GET", "/datastore/?output=all")["objects"].values()
     scores = [(e["anomaly_score"], not e["name"].startswith("normal")) for e in objects]
     pairs = [(a > n) + (a == n) / 2 for a, abnormal in scores if abnormal for n, other in scores if not other]
@@ -74,7 +74,7 @@ def test_a_whole_session(data, server):
     objects = server.json("GET", "/datastore/?output=all")["objects"]
     by_name = {entry["name"]: image_id for image_id, entry in objects.items()}
 
-    # inference in each form of output
+    # inference with each kind of output
     image_id = by_name["effusion-" + next(n for n in by_name if n.startswith("effusion")).partition("-")[2]]
     status, headers, body = server.form("POST", f"/infer/wscxr?image={image_id}&output=json")
     assert status == 200
@@ -105,7 +105,7 @@ def test_a_whole_session(data, server):
     nearest = min(objects.values(), key=lambda e: abs(e["anomaly_score"] - result["threshold"]))
     assert first["most_uncertain"]["id"] == nearest["id"]
 
-    # labels, and those that are refused
+    # labels, accepted and refused
     assert server.label(image_id, {"image_label": 1, "class": "effusion"})[0] == 200
     assert server.json("GET", f"/datastore/label/info?label={image_id}&tag=final")["class"] == "effusion"
     normal_id = by_name[next(n for n in by_name if n.startswith("normal"))]
@@ -130,7 +130,7 @@ def test_a_whole_session(data, server):
     (data / "studies" / "copy.png").unlink()
     server.json("POST", "/scoring/anomaly_score?run_sync=true")
 
-    # training changes the model and improves the order
+    # training changes the model and improves the ranking
     before, quality = server.json("GET", "/info/")["train_stats"]["wscxr"]["model"], auc(server)
     for kind in ("nodule", "consolidation", "pneumothorax"):
         name = next(n for n in by_name if n.startswith(kind))
@@ -226,6 +226,8 @@ def test_answers_carry_no_trace_and_no_path(data, server):
     assert removal[0] == 405
     upload = server.form("POST", "/infer/wscxr?output=json", files={"file": ("x.png", b"no picture")})
     assert upload[0] == 409
+    assert json.loads(upload[2])["reason"] == "unknown_format"
+    assert "none of the known formats" in json.loads(upload[2])["detail"]
     for _, _, body in (bad, removal, upload):
         assert b"Traceback" not in body
         assert str(data).encode() not in body

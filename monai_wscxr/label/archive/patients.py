@@ -1,0 +1,29 @@
+"""Pseudonyms that tell whether images are of the same patient, without showing a patient's name or number."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pydicom
+
+from monai_wscxr.data.radiograph.base import quiet
+from monai_wscxr.data.radiograph.formats import sniff_format
+
+
+def hashed_patient(number: str) -> str | None:
+    """Return a pseudonym for a PatientID, or None for an empty one."""
+    number = number.strip()
+    return f"patient-{hashlib.blake2b(number.encode(), digest_size=8).hexdigest()}" if number else None
+
+
+def dicom_patient(path: Path) -> str | None:
+    """Return the pseudonym of a DICOM file's patient; None for other formats and without a PatientID."""
+    try:
+        if sniff_format(path) != "dicom":
+            return None
+        with quiet:
+            header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=["PatientID"])
+        return hashed_patient(str(header.get("PatientID") or ""))
+    except Exception:  # a damaged header fails in many ways, and none of them names the patient
+        return None

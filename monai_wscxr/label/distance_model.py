@@ -1,0 +1,80 @@
+"""The model for the time before the first abnormal label: the score of a patch is its distance to the normal images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_wscxr.data.datalist import Item
+from monai_wscxr.data.selection import check_overlap, hold_out
+from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.model.artefact import save_model
+from monai_wscxr.model.calibration import calibrate
+from monai_wscxr.model.networks import Discriminator, WSCXRNet, image_scores
+from monai_wscxr.model.whitening import NormalWhitening
+
+OPTIONS = ("settings", "holdout", "shrinkage", "score_share", "false_positive_rate", "map_sigma")
+
+
+def train_distance_model(
+    folder: Path, normal: Sequence[Item], extractor: PatchExtractor, options: Mapping[str, Any], seed: int
+) -> None:
+    """Fit, calibrate and write a model that needs normal images only.
+
+    A patch's score is the squared length of its feature after whitening with the statistics of the normal images, divided by
+    the number of channels. The whitening is always on here. In all else it is a model as any other, with held-out normals.
+
+    Args:
+        folder: receives the model; must not exist yet.
+        normal: datalist items of normal images.
+        extractor: patch features of files.
+        options: evaluated options of `train.yaml`, by the names in `OPTIONS`.
+        seed: seed of the choice of held-out images.
+
+    Raises:
+        InputError: when there are fewer than two usable normal images of different patients.
+    """
+    began = time.perf_counter()
+    rest, held_out = hold_out(normal, options["holdout"], seed)
+    check_overlap(rest + held_out, [], digests=extractor.digests)
+    network = _distance_network(extractor)
+    bank = extractor.bank(rest, "normal images")
+    network.whitening.fit(bank.rows.to(extractor.device), options["shrinkage"])
+    apart = extractor.bank(held_out, "held-out normal images").to(extractor.device)
+    apart.rows.copy_(network.whitening(apart.rows))
+    share = options["score_share"]
+    calibration = calibrate(
+        image_scores(network.discriminator, apart.images, share)[:, 0].tolist(),
+        (),
+        options["false_positive_rate"],
+        normal_peaks=image_scores(network.discriminator, apart.images)[:, 0].tolist(),
+    )
+    record = {
+        "normal_images": len(bank.files),
+        "held_out_images": len(apart.files),
+        "abnormal_images": {},
+        "digests": sorted(extractor.digests[file] for file in (*bank.files, *apart.files)),
+        "seconds": {"training": time.perf_counter() - began},
+    }
+    folder.mkdir()
+    save_model(
+        folder,
+        network,
+        extractor.preprocessing,
+        calibration,
+        options["map_sigma"],
+        options["settings"],
+        record,
+        share,
+    )
+
+
+def _distance_network(extractor: PatchExtractor) -> WSCXRNet:
+    """Build a network whose discriminator adds nothing to the distance."""
+    features = extractor.features
+    discriminator = Discriminator(features.channels, bias=False, zero_start=True)
+    discriminator.distance_weight.fill_(1.0)
+    network = WSCXRNet(features, discriminator, NormalWhitening(features.channels))
+    return network.to(extractor.device).eval()

@@ -1,0 +1,157 @@
+"""Scores of all images of an archive under the model in use, kept up to date as images and models change."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.label.archive.studies import Studies, label_fields
+from monai_wscxr.label.ranking import ImageScore, ordered, ranks, score_fields, score_images
+from monai_wscxr.model.artefact import TrainedModel
+
+CHUNK = 128  # images whose features are in memory at a time
+
+
+class ArchiveScores:
+    """The model in use and its scores of an archive's images.
+
+    Reading is safe from several threads. `update`, `score_all` and `replace` need a caller that runs one at a time.
+
+    Args:
+        studies: the archive and its labels.
+        extractor: patch features of files.
+        model: the model in use; None before the first one.
+    """
+
+    def __init__(self, studies: Studies, extractor: PatchExtractor, model: TrainedModel | None = None) -> None:
+        self.studies, self.extractor = studies, extractor
+        self._lock = threading.Lock()  # guards what follows
+        self._model = model
+        self._scores: dict[str, ImageScore] = {}
+        self._before: dict[str, ImageScore] = {}  # under the previous model
+        self._rejected: dict[str, tuple[str, str]] = {}  # reason code and message
+        self._digests: dict[str, str] = {}  # of the files that were scored
+
+    @property
+    def model(self) -> TrainedModel | None:
+        """The model in use; None before the first one."""
+        with self._lock:
+            return self._model
+
+    def rejection(self, image_id: str) -> tuple[str, str] | None:
+        """Return reason code and message of an image that cannot be used, else None."""
+        with self._lock:
+            return self._rejected.get(image_id)
+
+    def counts(self) -> tuple[int, int]:
+        """Return the number of images scored and of images that cannot be used."""
+        with self._lock:
+            return len(self._scores), len(self._rejected)
+
+    # ---- scoring
+
+    def update(self) -> None:
+        """Drop images that were removed; score images that are new or whose file has changed.
+
+        Without a model, their features go to the feature cache, where the first model finds them.
+        """
+        ids = set(self.studies.ids())
+        with self._lock:
+            self._scores = {i: s for i, s in self._scores.items() if i in ids}
+            self._rejected = {i: r for i, r in self._rejected.items() if i in ids}
+        self._score(self.model, [i for i in self.studies.ids() if self._is_due(i)], self._scores)
+
+    def score_all(self, model: TrainedModel, progress: Callable[[float], None]) -> dict[str, ImageScore]:
+        """Score all usable images with another model, without putting it in use.
+
+        Args:
+            model: the model.
+            progress: called with the share done, in (0, 1].
+        """
+        with self._lock:
+            ids = [i for i in self.studies.ids() if i not in self._rejected]
+        scores: dict[str, ImageScore] = {}
+        self._score(model, ids, scores, progress)
+        return scores
+
+    def replace(
+        self, model: TrainedModel, scores: dict[str, ImageScore]
+    ) -> tuple[TrainedModel | None, dict[str, ImageScore]]:
+        """Put a model and its scores in use; return the model and the scores they replace."""
+        with self._lock:
+            replaced = self._model, self._scores
+            self._model, self._scores, self._before = model, scores, self._scores
+        return replaced
+
+    def _is_due(self, image_id: str) -> bool:
+        """Tell whether an image has not been looked at, or its file has changed since."""
+        with self._lock:
+            if image_id not in self._scores:
+                return image_id not in self._rejected
+            digest = self._digests.get(image_id)
+        return self.extractor.digest(str(self.studies.file(image_id))) != digest
+
+    def _score(
+        self,
+        model: TrainedModel | None,
+        ids: Sequence[str],
+        scores: dict[str, ImageScore],
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Add the scores of images to `scores`, chunk by chunk, and record the files that cannot be used."""
+        for begin in range(0, len(ids), CHUNK):
+            files = {str(self.studies.file(i)): i for i in ids[begin : begin + CHUNK]}
+            used, features, rejected = self.extractor.usable(list(files), "archive")
+            found = [] if model is None else score_images(model, features, self.extractor.grid)
+            with self._lock:
+                scores.update(zip((files[f] for f in used), found, strict=False))
+                self._digests.update((files[f], self.extractor.digests[f]) for f in used)
+                self._rejected.update((files[file], (code, message)) for file, code, message in rejected)
+            if progress is not None:
+                progress(min(1.0, (begin + CHUNK) / len(ids)))
+
+    # ---- the ranking
+
+    def order(self, strategy: str, seed: int) -> list[str]:
+        """Return the unlabelled, usable images in the order of a strategy; "labelled" lists the labelled ones, newest first.
+
+        Args:
+            strategy: one of `ranking.STRATEGIES`, or "labelled".
+            seed: seed of the random order.
+
+        Raises:
+            InputError: on an unknown strategy.
+        """
+        labels = self.studies.labels()
+        if strategy == "labelled":
+            return list(labels)[::-1]
+        with self._lock:
+            scores, model, rejected = dict(self._scores), self._model, set(self._rejected)
+        waiting = [i for i in self.studies.ids() if i not in labels and i not in rejected]
+        threshold = None if model is None else model.calibration.threshold
+        return ordered(strategy, waiting, scores, threshold, seed)
+
+    def entries(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Describe images as JSON values: name, score, label, rank now and before, and why a file cannot be used.
+
+        Raises:
+            UnknownImage: on an id that the archive does not have.
+        """
+        labels = self.studies.labels()
+        with self._lock:
+            scores, before, rejected = dict(self._scores), dict(self._before), dict(self._rejected)
+        rank, rank_before = ranks(scores), ranks(before)
+        return [
+            {
+                "id": i,
+                "name": self.studies.name(i),
+                **score_fields(scores.get(i)),
+                **label_fields(labels.get(i)),
+                "rank": rank.get(i),
+                "rank_before": rank_before.get(i),
+                **dict(zip(("reason", "message"), rejected.get(i, (None, None)), strict=True)),
+            }
+            for i in ids
+        ]

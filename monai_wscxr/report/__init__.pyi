@@ -1,0 +1,9 @@
+from monai_wscxr.report.case import Case as Case
+from monai_wscxr.report.html import choose_cases as choose_cases
+from monai_wscxr.report.html import write_report as write_report
+from monai_wscxr.report.maps import encode_map as encode_map
+from monai_wscxr.report.overlay import heatmap as heatmap
+from monai_wscxr.report.overlay import outline as outline
+from monai_wscxr.report.predictions import write_predictions as write_predictions
+from monai_wscxr.report.run import Entry as Entry
+from monai_wscxr.report.run import write_run_report as write_run_report

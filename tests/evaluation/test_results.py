@@ -1,0 +1,110 @@
+"""Results of an evaluation without an engine: metrics, lesions, epochs and overlap with the training."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from monai_wscxr.data.datalist import load_datalist
+from monai_wscxr.data.radiograph.read import file_digest
+from monai_wscxr.errors import InputError
+from monai_wscxr.evaluation.epochs import candidate_epochs
+from monai_wscxr.evaluation.items import evaluation_items
+from monai_wscxr.evaluation.results import evaluation_metrics, lesion_metrics, write_evaluation_report, write_pictures
+from monai_wscxr.model.artefact import ARTEFACT, load_model
+from monai_wscxr.model.predictor import predict_files, to_map, to_prediction
+
+
+@pytest.fixture
+def model(make_model, tmp_path):
+    make_model(tmp_path / "model")
+    return load_model(tmp_path / "model")
+
+
+@pytest.fixture
+def scored(model, phantoms):
+    """Test items and the predictions of the model for them."""
+    items = [{**item, "file": item["image"]} for item in load_datalist(phantoms)["test"]]
+    return items, list(predict_files(model, [item["file"] for item in items]))
+
+
+def record(model, digests):
+    """Write the digests of the training images into the artefact."""
+    path = model.folder / ARTEFACT
+    description = json.loads(path.read_text())
+    description["training"]["digests"] = digests
+    path.write_text(json.dumps(description))
+
+
+def test_candidates_are_all_epochs_but_the_trained_model():
+    assert candidate_epochs(["first", "second", "trained"]) == ["first", "second"]
+    assert candidate_epochs(["trained"]) == ["trained"]
+
+
+def test_metrics_without_an_engine(model, scored):
+    items, predictions = scored
+    labels, scores = [item["label"] for item in items], [p.anomaly_score for p in predictions]
+    perfect = [[float(y), s] for y, s in zip(labels, scores, strict=True)]
+    found = evaluation_metrics(model, items, predictions, perfect, 2)
+    assert found["honest"]["auroc"] == pytest.approx(roc_auc_score(labels, scores))
+    assert found["paper"]["auroc"] == 1.0  # of the only epoch; the last column is the trained model
+    assert found["paper"]["epoch"] == 1
+    assert (found["n_normal"], found["n_abnormal"], found["n_rejected"]) == (4, 4, 2)
+    assert found["calibration"]["false_positive_rate"] == pytest.approx(1 - found["honest"]["specificity"])
+    assert set(found["pixel"]) == {"auroc", "aupro", "pointing_game"}
+    assert found["model_sha256"] == model.sha256
+    json.dumps(found)
+
+
+def test_an_abnormal_image_without_a_mask_is_left_out(model, scored):
+    items, predictions = scored
+    assert lesion_metrics(model, [{**item, "mask": None} for item in items], predictions) is None
+    first = next(n for n, item in enumerate(items) if item["label"] == 1)
+    without = [{**item, "mask": None} if n == first else item for n, item in enumerate(items)]
+    rest = [n for n in range(len(items)) if n != first]
+    expected = lesion_metrics(model, [items[n] for n in rest], [predictions[n] for n in rest])
+    assert lesion_metrics(model, without, predictions) == expected
+
+
+def test_report_of_an_evaluation(model, scored, tmp_path):
+    items, predictions = scored
+    found = evaluation_metrics(model, items, predictions, [[p.anomaly_score] for p in predictions], 3)
+    text = write_evaluation_report(tmp_path / "report.html", model, items, predictions, found, 1).read_text()
+    assert "3 test images could not be used." in text
+    assert text.count("data:image/jpeg") == 2 * 4  # highest and lowest of each label
+
+
+def test_map_and_overlay_of_an_image(model, tmp_path):
+    for name in ("maps", "overlays"):
+        (tmp_path / name).mkdir()
+    prediction = to_prediction(model, "a.png", torch.randn(4, 4))
+    write_pictures(tmp_path, 7, model, prediction, np.full((64, 64), 0.5, np.float32))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "maps" / "000007.tiff")), to_map(model, prediction))
+    assert Image.open(tmp_path / "overlays" / "000007.png").size == (64, 64)
+
+
+def test_images_that_were_trained_on_are_refused(model, phantoms):
+    test = load_datalist(phantoms)["test"]
+    record(model, [])
+    assert evaluation_items(model, phantoms) == test
+    record(model, [file_digest(test[2]["image"])])
+    with pytest.raises(InputError, match="1 of 8 test images took part in training"):
+        evaluation_items(model, phantoms)
+    assert evaluation_items(model, phantoms, allow_overlap=True) == test
+
+
+def test_evaluation_needs_both_labels(model, phantoms, tmp_path):
+    normal = [{"image": str(p), "label": 0} for p in sorted(phantoms.glob("test/normal/*.png"))]
+    training = [{"image": str(p), "label": 0} for p in sorted(phantoms.glob("train/normal/*.png"))]
+    (tmp_path / "list.json").write_text(json.dumps({"training": training, "test": normal}))
+    record(model, [])
+    with pytest.raises(InputError, match="4 normal and 0 abnormal test images"):
+        evaluation_items(model, tmp_path / "list.json")
+
+
+def test_metrics_of_no_image_are_an_error(model):
+    with pytest.raises(InputError, match="0 and 0"):
+        evaluation_metrics(model, [], [], [], 8)

@@ -1,0 +1,31 @@
+"""Ranks, the order of each strategy, and the largest changes of rank."""
+
+import pytest
+
+from monai_wscxr.errors import InputError
+from monai_wscxr.label.ranking import ImageScore, ordered, rank_changes, ranks
+
+
+def scored(value):
+    return ImageScore(value, 0.5, value > 1, (0.5, 0.5))
+
+
+def test_strategies_order_by_score_by_distance_to_the_threshold_and_at_random():
+    scores = {"a": scored(3.0), "b": scored(1.2), "c": scored(0.1), "d": scored(3.0)}
+    ids = ["c", "z", "d", "a", "b"]
+    assert ordered("most_suspicious", ids, scores, 1.0) == ["a", "d", "b", "c", "z"]
+    assert ordered("most_uncertain", ids, scores, 1.0) == ["b", "c", "a", "d", "z"]
+    drawn = [ordered("random", ids, scores, 1.0, seed) for seed in range(20)]
+    assert all(sorted(order) == sorted(ids) for order in drawn)
+    assert len({tuple(order) for order in drawn}) > 10
+    assert ordered("random", ids[::-1], scores, 1.0, 3) == drawn[3]
+    with pytest.raises(InputError, match="unknown strategy"):
+        ordered("best", ids, scores, 1.0)
+    assert ranks(scores) == {"a": 1, "d": 2, "b": 3, "c": 4}
+
+
+def test_rank_changes_lists_the_largest_first():
+    before = {"a": scored(3.0), "b": scored(2.0), "c": scored(1.0)}
+    after = {"a": scored(1.0), "b": scored(2.0), "c": scored(3.0), "new": scored(0.0)}
+    found = rank_changes(before, after, [("a", "A"), ("b", "B"), ("c", "C"), ("new", "N")])
+    assert [(m["id"], m["rank_before"], m["rank_after"]) for m in found] == [("c", 3, 1), ("a", 1, 3), ("b", 2, 2)]

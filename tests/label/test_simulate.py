@@ -1,0 +1,55 @@
+"""A small simulation through the command, and one that is continued."""
+
+import json
+
+import pytest
+
+from monai_wscxr.commands.main import main
+from monai_wscxr.data.datalist import load_datalist
+from monai_wscxr.errors import InputError
+from monai_wscxr.label.simulate import split_archive
+
+SMALL = ["--set", "image_size=64", "--set", "neighbourhood=3", "--set", "epochs=1", "--set", "min_batches=3"]
+SMALL += ["--set", "backbone=timm/test_resnet", "--set", "device=cpu", "--set", "copies=0"]
+
+
+def test_the_archive_holds_whole_patients_and_the_first_image_to_label(phantoms):
+    training = load_datalist(phantoms)["training"]
+    known, archive, first = split_archive(training, 8, 0)
+    assert len(known) + len(archive) == len(training)
+    assert {item["label"] for item in known} == {0}
+    assert sum(item["label"] == 0 for item in archive) == 8
+    assert not {item["patient"] for item in known} & {item["patient"] for item in archive if item["label"] == 0}
+    assert first in archive
+    assert first["label"] == 1
+    assert split_archive(training[::-1], 8, 0) == (known, archive, first)
+    assert split_archive(training, 8, 1) != (known, archive, first)
+    with pytest.raises(InputError, match="archive_normal"):
+        split_archive(training, 20, 0)
+
+
+def test_a_simulation_runs_once_and_its_results_are_written(phantoms, weights, tmp_path, capsys):
+    rounds = ["--rounds", "1", "--per_round", "2", "--draws", "1"]
+    arguments = ["simulate", str(phantoms), str(tmp_path), *rounds, *SMALL, "--set", f"weights={weights}"]
+    main(arguments)
+    shown = capsys.readouterr().out
+    assert shown.startswith("| round | labelled | most_suspicious")
+    assert "`monai-wscxr simulate" in shown
+    assert shown.rstrip("\n") == (tmp_path / "results.md").read_text().rstrip("\n")
+    record = json.loads((tmp_path / "simulation.json").read_text())
+    assert set(record["rounds"]) == {"most_suspicious-0", "random-0"}
+    for rounds in record["rounds"].values():
+        assert [row["labelled"] for row in rounds] == [1, 3]
+        assert all(0 <= row["auroc"] <= 1 for row in rounds)
+    # both strategies start from the same split and the same first label
+    assert len({rounds[0]["auroc"] for rounds in record["rounds"].values()}) == 1
+    assert "<svg" in (tmp_path / "results.svg").read_text()
+
+    record["rounds"]["random-0"][1]["auroc"] = 0.125  # a finished run is not simulated again
+    (tmp_path / "simulation.json").write_text(json.dumps(record))
+    main(arguments)
+    assert "0.125" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--set", "epochs=2"])
+    assert stopped.value.code == 2
+    assert "other settings" in capsys.readouterr().err
