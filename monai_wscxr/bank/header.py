@@ -92,8 +92,8 @@ def read_header(path: Path) -> Header:
     return Header(tensors, metadata, zlib.crc32(prefix + text))
 
 
-def _natural_numbers(values: object) -> tuple[int, ...]:
+def _natural_numbers(values: list[int]) -> tuple[int, ...]:
     """Return a list of a header as a tuple, if all its values are integers >= 0."""
-    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
+    if not all(type(value) is int and value >= 0 for value in values):
         raise ValueError(f"expected a list of integers >= 0, got {values!r:.60}")
     return tuple(values)

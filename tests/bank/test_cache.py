@@ -1,4 +1,4 @@
-"""The feature cache: what is written comes back, damage and killed runs cost no more than they must, nothing leaks."""
+"""The feature cache: features come back as they were written; damage and killed runs cost their own images alone."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from monai_wscxr.bank.cache import FeatureCache, cache_root, fingerprint
+from monai_wscxr.bank.shard import Shard
 from monai_wscxr.errors import InputError
 from monai_wscxr.system.atomic import save_sealed, write_text_atomic
 
@@ -23,16 +24,21 @@ def features(n, seed=0):
     return torch.randn(n, 6, 5, generator=torch.Generator().manual_seed(seed))
 
 
-def shards(store):
-    return sorted(store.folder.glob("*.safetensors"))
+def shards(cache):
+    return sorted(cache.folder.glob("*.safetensors"))
+
+
+def shard_of(cache, digest):
+    """Path of the shard that holds an image."""
+    return next(path for path in shards(cache) if digest in Shard.open(path).digests)
 
 
 def filled(root):
-    """A store with two shards: a b c, and d e."""
-    store = FeatureCache(SETTINGS, root)
-    store.write(["a", "b", "c"], features(3))
-    store.write(["d", "e"], features(2, seed=1))
-    return store
+    """A cache with two shards: a b c, and d e."""
+    cache = FeatureCache(SETTINGS, root)
+    cache.write(["a", "b", "c"], features(3))
+    cache.write(["d", "e"], features(2, seed=1))
+    return cache
 
 
 EVERYTHING = torch.cat([features(3), features(2, seed=1)])
@@ -41,37 +47,37 @@ EVERYTHING = torch.cat([features(3), features(2, seed=1)])
 def test_cache_folder_is_chosen_by_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("MONAI_WSCXR_CACHE", str(tmp_path / "here"))
     assert cache_root() == tmp_path / "here"
-    store = FeatureCache(SETTINGS)
-    assert store.folder == tmp_path / "here" / "features" / store.fingerprint
+    cache = FeatureCache(SETTINGS)
+    assert cache.folder == tmp_path / "here" / "features" / cache.fingerprint
     monkeypatch.delenv("MONAI_WSCXR_CACHE")
     assert "monai_wscxr" in str(cache_root())
     assert tmp_path not in cache_root().parents
 
 
 def test_features_come_back_in_the_order_asked_for(tmp_path):
-    store = filled(tmp_path)
-    assert len(store) == 5
-    assert "d" in store
-    assert "f" not in store
-    for reader in (store, FeatureCache(SETTINGS, tmp_path)):
+    cache = filled(tmp_path)
+    assert len(cache) == 5
+    assert "d" in cache
+    assert "f" not in cache
+    for reader in (cache, FeatureCache(SETTINGS, tmp_path)):
         assert torch.equal(reader.read("abcde"), EVERYTHING)
         assert torch.equal(reader.read(["e", "a", "d", "a"]), EVERYTHING[[4, 0, 3, 0]])
         assert reader.read(["b"]).dtype == torch.float32
     with pytest.raises(KeyError):
-        store.read(["a", "f"])
+        cache.read(["a", "f"])
     with pytest.raises(KeyError):
-        store.read([])
+        cache.read([])
 
 
 def test_first_copy_counts_when_an_image_is_written_twice(tmp_path):
-    store = filled(tmp_path)
-    store.write(["a", "f"], features(2, seed=9))
-    assert torch.equal(store.read(["a"]), EVERYTHING[:1])
-    assert torch.equal(store.read(["f"]), features(2, seed=9)[1:])
-    assert len(store) == 6
+    cache = filled(tmp_path)
+    cache.write(["a", "f"], features(2, seed=9))
+    assert torch.equal(cache.read(["a"]), EVERYTHING[:1])
+    assert torch.equal(cache.read(["f"]), features(2, seed=9)[1:])
+    assert len(cache) == 6
 
 
-def test_two_stores_on_one_folder_see_each_other_after_refresh(tmp_path):
+def test_two_caches_on_one_folder_see_each_other_after_refresh(tmp_path):
     first, second = FeatureCache(SETTINGS, tmp_path), FeatureCache(SETTINGS, tmp_path)
     first.write(["a", "b", "c"], features(3))
     second.write(["d", "e"], features(2, seed=1))
@@ -79,9 +85,9 @@ def test_two_stores_on_one_folder_see_each_other_after_refresh(tmp_path):
     assert "a" not in second
     first.refresh()
     second.refresh()
-    for store in (first, second):
-        assert len(store) == 5
-        assert torch.equal(store.read("abcde"), EVERYTHING)
+    for cache in (first, second):
+        assert len(cache) == 5
+        assert torch.equal(cache.read("abcde"), EVERYTHING)
 
 
 def test_fingerprint_depends_on_every_value_and_not_on_the_order_of_keys():
@@ -110,9 +116,9 @@ def test_other_settings_use_another_folder(tmp_path):
 
 
 def test_missing_shard_costs_its_own_images_only(tmp_path):
-    store = filled(tmp_path)
-    keep = store._where["d"][0].path
-    for path in shards(store):
+    cache = filled(tmp_path)
+    keep = shard_of(cache, "d")
+    for path in shards(cache):
         if path != keep:
             path.unlink()
     again = FeatureCache(SETTINGS, tmp_path)
@@ -171,8 +177,8 @@ def longer(path):
     ],
 )
 def test_damaged_shard_is_put_aside_and_its_images_are_written_again(tmp_path, caplog, damage):
-    store = filled(tmp_path)
-    bad = store._where["a"][0].path
+    cache = filled(tmp_path)
+    bad = shard_of(cache, "a")
     damage(bad)
     again = FeatureCache(SETTINGS, tmp_path)
     assert [d for d in "abcde" if d in again] == ["d", "e"]
@@ -187,8 +193,8 @@ def test_damaged_shard_is_put_aside_and_its_images_are_written_again(tmp_path, c
 def test_every_flipped_bit_is_found_and_costs_that_shard_alone(tmp_path, rows):
     for place in (0, 1, 119, 120, 359):  # bytes of the first, second and third image
         root = tmp_path / str(place)
-        store = filled(root)
-        path = store._where["a"][0].path
+        cache = filled(root)
+        path = shard_of(cache, "a")
         content = bytearray(path.read_bytes())
         content[8 + int.from_bytes(content[:8], "little") + place] ^= 16
         path.write_bytes(content)
@@ -204,12 +210,12 @@ def test_every_flipped_bit_is_found_and_costs_that_shard_alone(tmp_path, rows):
 
 def test_images_are_checked_once(tmp_path, monkeypatch):
     filled(tmp_path)
-    store, sums = FeatureCache(SETTINGS, tmp_path), []
+    cache, sums = FeatureCache(SETTINGS, tmp_path), []
     crc32 = zlib.crc32
     monkeypatch.setattr(zlib, "crc32", lambda data: sums.append(len(data)) or crc32(data))
-    store.read("ab")
-    store.rows("abd")
-    store.read("abcde")
+    cache.read("ab")
+    cache.rows("abd")
+    cache.read("abcde")
     assert sums == [120] * 5
 
 
@@ -222,18 +228,18 @@ def test_rows_in_files_are_the_images_in_the_order_asked_for(tmp_path):
 
 
 def test_old_leftovers_of_killed_runs_are_removed(tmp_path):
-    store = filled(tmp_path)
+    cache = filled(tmp_path)
     for name, days in (("old", 2), ("new", 0)):
-        path = store.folder / f".{name}.partial"
+        path = cache.folder / f".{name}.partial"
         path.write_text("half a shard")
         os.utime(path, (time.time() - days * 86400,) * 2)
     FeatureCache(SETTINGS, tmp_path)
-    assert [path.name for path in store.folder.glob(".*.partial")] == [".new.partial"]
+    assert [path.name for path in cache.folder.glob(".*.partial")] == [".new.partial"]
 
 
 def test_damaged_shard_that_another_run_has_put_aside(tmp_path, monkeypatch):
-    store = filled(tmp_path)
-    truncate(store._where["a"][0].path)
+    cache = filled(tmp_path)
+    truncate(shard_of(cache, "a"))
     rename = Path.rename
 
     def beaten(self, target):
@@ -242,6 +248,53 @@ def test_damaged_shard_that_another_run_has_put_aside(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "rename", beaten)
     assert len(FeatureCache(SETTINGS, tmp_path)) == 2
+
+
+# --- shards that fill as images arrive -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "shard_images", "sizes"), [(7, 3, [3, 3, 1]), (6, 3, [3, 3]), (2, 5, [2]), (0, 5, [])]
+)
+def test_images_are_written_in_full_shards_and_a_rest(tmp_path, images, shard_images, sizes):
+    cache = FeatureCache(SETTINGS, tmp_path)
+    digests, expected = [str(n) for n in range(images)], features(images)
+    cache.write_all(zip(digests, expected, strict=True), images, shard_images)
+    found = [Shard.open(path).digests for path in shards(cache)]
+    assert sorted(map(len, found), reverse=True) == sizes
+    assert sorted(digest for shard in found for digest in shard) == digests
+    if images:
+        assert torch.equal(FeatureCache(SETTINGS, tmp_path).read(digests), expected)
+
+
+def test_full_shards_are_kept_when_the_features_end_in_an_error(tmp_path):
+    def stream():
+        for number, image in enumerate(features(8)):
+            if number == 7:
+                raise KeyboardInterrupt
+            yield str(number), image
+
+    cache = FeatureCache(SETTINGS, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        cache.write_all(stream(), 8, 3)
+    again = FeatureCache(SETTINGS, tmp_path)
+    assert [str(n) in again for n in range(8)] == [True] * 6 + [False] * 2
+    assert torch.equal(again.read("012345"), features(8)[:6])
+
+
+def test_a_shard_that_cannot_be_written_ends_the_stream(tmp_path, monkeypatch):
+    given = []
+
+    def stream():
+        for number, image in enumerate(features(100)):
+            given.append(number)
+            yield str(number), image
+
+    cache = FeatureCache(SETTINGS, tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(5, "I/O error")))
+    with pytest.raises(InputError, match="could not be written"):
+        cache.write_all(stream(), 100, 2)
+    assert len(given) <= 6  # one shard waits and one is filled while the first one fails
 
 
 # --- writing that fails --------------------------------------------------------------------------------------------
@@ -255,16 +308,16 @@ def names(folder):
     "error", [OSError(28, "No space left on device"), OSError(5, "I/O error"), KeyboardInterrupt()]
 )
 def test_failed_shard_leaves_no_partial_file(tmp_path, monkeypatch, error):
-    store = filled(tmp_path)
+    cache = filled(tmp_path)
     before = names(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(error))
     expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError
     with pytest.raises(expected) as caught:
-        store.write(["f"], features(1))
+        cache.write(["f"], features(1))
     assert names(tmp_path) == before
-    assert "f" not in store
-    assert torch.equal(store.read("abcde"), EVERYTHING)
+    assert "f" not in cache
+    assert torch.equal(cache.read("abcde"), EVERYTHING)
     if expected is InputError:
         assert "could not be written" in str(caught.value)
         assert "MONAI_WSCXR_CACHE" in str(caught.value)
@@ -289,20 +342,20 @@ def test_atomic_files_are_old_or_new_and_leave_nothing_else(tmp_path, monkeypatc
 
 
 def test_partial_files_of_a_killed_run_are_not_read(tmp_path):
-    store = filled(tmp_path)
-    save_file({"features": features(1)}, store.folder / "0123.partial", {"digests": '["z"]'})
+    cache = filled(tmp_path)
+    save_file({"features": features(1)}, cache.folder / "0123.partial", {"digests": '["z"]'})
     assert "z" not in FeatureCache(SETTINGS, tmp_path)
-    assert (store.folder / "0123.partial").exists()
+    assert (cache.folder / "0123.partial").exists()
 
 
 def test_disk_without_space_is_refused_with_numbers(tmp_path, monkeypatch):
-    store = FeatureCache(SETTINGS, tmp_path)
+    cache = FeatureCache(SETTINGS, tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3_000_000_000))
-    store.check_space(100, 1_000_000)
+    cache.check_space(100, 1_000_000)
     with pytest.raises(InputError, match=r"features of 5000 images need 5.00 GB .* only 3.00 GB are free"):
-        store.check_space(5000, 1_000_000)
-    with pytest.raises(InputError):  # some room must stay
-        store.check_space(2999, 1_000_000)
+        cache.check_space(5000, 1_000_000)
+    with pytest.raises(InputError):  # a reserve stays free
+        cache.check_space(2999, 1_000_000)
 
 
 def test_unwritable_cache_folder_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""A bank's rows know where they came from, whatever is selected from it."""
+"""Rows of a bank keep their origins, also in a selection."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Banks in folders: what was added and not removed is there, whatever was merged, killed, damaged or compacted."""
+"""Banks in folders hold what was added and not removed, also after merging, compacting, damage and killed commands."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SETTINGS = {"backbone": "x", "neighbourhood": 5}
 
 
 def features(names, seed=0):
-    """[n, 6, 4] that follow from the name of an image alone."""
+    """Return features [n, 6, 4] that depend on the names of the images alone."""
     return torch.stack(
         [torch.randn(6, 4, generator=torch.Generator().manual_seed(seed + 1000 * ord(name))) for name in names]
     )
@@ -71,9 +71,7 @@ def test_removed_images_are_gone_and_come_back_when_added_again(tmp_path):
     again = BankFolder(bank.path)
     assert again.digests() == list("acd")
     assert torch.equal(everything(again), rows_of("acd"))
-    assert {
-        path.name: path.read_bytes() for path in bank.path.glob("*.safetensors")
-    } == files  # the index alone changed
+    assert {path.name: path.read_bytes() for path in bank.path.glob("*.safetensors")} == files  # only the index changed
     again.add("be", features("be"))
     assert torch.equal(everything(again), rows_of("acdbe"))
 

@@ -68,7 +68,7 @@ def test_every_truncation_is_refused(tmp_path):
     whole = path.read_bytes()
     for length in [*range(20), *range(20, len(whole) - 20, 37), *range(len(whole) - 20, len(whole))]:
         path.write_bytes(whole[:length])
-        with refused("does not start with the length|is malformed|shorter or longer"):
+        with refused("does not start with the length" if length < 8 else "is malformed|shorter or longer"):
             read_header(path)
 
 

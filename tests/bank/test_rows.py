@@ -1,4 +1,4 @@
-"""Rows in files: any pieces, any order, the same numbers as in memory, and little resident memory."""
+"""Rows in files: any pieces in any order give the same numbers as in memory, with little resident memory."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def on_disk(folder, matrices, before=24):
-    """Each matrix in a file of its own, behind some bytes of something else."""
+    """Write each matrix to a file of its own, after some other bytes."""
     files = []
     for number, matrix in enumerate(matrices):
         path = folder / f"{number}.bin"
@@ -24,7 +24,7 @@ def on_disk(folder, matrices, before=24):
 
 
 def pieces_of(generator, rows, count=40):
-    """Random pieces of files with these numbers of rows; some are empty, some follow each other."""
+    """Choose random pieces of files with these numbers of rows; some are empty, some follow each other."""
     pieces = [[0, 0, rows[0]], [0, 2, 3], [0, 5, 4], [1, 0, 0]]
     for _ in range(count):
         file = int(torch.randint(len(rows), (), generator=generator))
@@ -53,8 +53,12 @@ def test_pieces_read_and_gathered_are_those_of_the_matrices(tmp_path, dtype):
 
 def test_neighbouring_pieces_become_one(tmp_path):
     matrix = torch.arange(60.0).reshape(20, 3)
-    source = FileRows(on_disk(tmp_path, [matrix]), torch.tensor([[0, i, 1] for i in range(20)]), 3, torch.float32)
-    assert source._ends.tolist() == [20]
+    files = on_disk(tmp_path, [matrix])
+    source = FileRows(files, torch.tensor([[0, i, 1] for i in range(20)]), 3, torch.float32)
+    read_into, reads = files[0].read_into, []
+    files[0].read_into = lambda place, into: reads.append((place, len(into))) or read_into(place, into)
+    assert torch.equal(source.read(0, torch.empty(20, 3)), matrix)
+    assert reads == [(0, 20 * 3 * 4)]
     assert torch.equal(source.gather(torch.arange(20)), matrix)
 
 
@@ -124,7 +128,7 @@ except InputError as error:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file size limits are POSIX")
-def test_full_disk_is_told_with_the_bytes_that_are_missing(tmp_path):
+def test_a_full_disk_names_the_missing_bytes(tmp_path):
     path = tmp_path / "rows.bin"
     path.write_bytes(bytes(800_000))
     run = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True)
@@ -185,7 +189,7 @@ def test_gathering_a_large_file_leaves_it_out_of_memory(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bytes read are taken from /proc")
 def test_rows_from_all_over_an_archive_larger_than_memory_are_read_alone(tmp_path, monkeypatch):
-    """Read-ahead would bring in the whole file for a few hundred rows, over and over where it cannot be kept."""
+    """With read-ahead, a few hundred scattered rows would read the whole file, each time if it does not fit into memory."""
     rows, channels = 64_000, 256
     path = tmp_path / "rows.bin"
     path.write_bytes(os.urandom(1 << 20) * 64)

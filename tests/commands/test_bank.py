@@ -1,4 +1,4 @@
-"""`bank` and `check-precision` as a person types them."""
+"""The commands `bank` and `check-precision`, run as from a shell."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_a_bank_grows_shrinks_and_merges(tmp_path, normal_items, capsys):
     assert sorted(listed.split()[-7:]) == sorted(digests[1:8])
     run("bank", "verify", tmp_path / "all")
     assert "shards are undamaged" in capsys.readouterr().out
-    # the rows are those that are computed at once
+    # the rows equal those of a bank to which the same images were added at once
     run("bank", "add", tmp_path / "once", *files[1:8], *NETWORK)
     merged, once = BankFolder(tmp_path / "all").bank(), BankFolder(tmp_path / "once").bank()
     order = torch.tensor([merged.files.index(name) for name in once.files])

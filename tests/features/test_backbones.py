@@ -1,4 +1,4 @@
-"""Frozen backbones: the right features, local weights files, and a plain sentence for whatever cannot be used."""
+"""Frozen backbones: the right features, local weights files, and one sentence for each thing that cannot be used."""
 
 import math
 from urllib.error import URLError
@@ -17,7 +17,7 @@ from monai_wscxr.features.backbones import IMAGENET_MEAN, Backbone, create_backb
 
 
 def refusal(*arguments, **options):
-    """The sentence with which `create_backbone` refuses."""
+    """Return the message of the error that `create_backbone` raises."""
     with pytest.raises(InputError) as caught:
         create_backbone(*arguments, **options)
     assert "\n" not in str(caught.value)
@@ -32,7 +32,7 @@ def densenet():
 
 @pytest.fixture
 def saved(tmp_path):
-    """A small timm model and the file of its weights, pth or safetensors."""
+    """Return a function that saves a small timm model and returns it with its file, .pth or .safetensors."""
 
     def save(model="test_resnet", suffix=".pth", wrap=lambda state: state, seed=1):
         torch.manual_seed(seed)
@@ -266,7 +266,7 @@ def test_local_file_of_densenet121_in_both_spellings(densenet, tmp_path, suffix,
 def test_file_of_another_model_is_refused_with_counts(saved):
     _, path = saved("test_vit")
     message = refusal("timm/test_resnet", weights=path)
-    # 90 tensors, 15 of them counters of batches that may be missing
+    # of the 90 tensors 15 are counters of batches, which may be missing
     assert "does not fit timm/test_resnet: 75 of 90 tensors are missing and 0 have another shape" in message
     message = refusal("densenet121", weights=path)
     assert "tensors are missing and 0 have another shape" in message
@@ -303,7 +303,7 @@ def test_what_is_no_weights_file(tmp_path, suffix, content):
 
 
 class Model:
-    """Something that is pickled whole, as `torch.save(model)` does."""
+    """An object that is pickled as a whole, as `torch.save(model)` does."""
 
 
 @pytest.mark.parametrize(
@@ -341,5 +341,5 @@ def test_weights_that_cannot_be_downloaded_name_three_ways_out(monkeypatch, name
     assert f"the ImageNet weights of {name} are not on this machine" in message
     for way_out in ("connect to the internet", "--weights FILE", "--backbone efficientnet_lite0"):
         assert way_out in message
-    assert create_backbone(name, weights="none").channels  # architecture alone needs no network
+    assert create_backbone(name, weights="none").channels  # the architecture alone needs no download
     assert isinstance(create_backbone("efficientnet_lite0"), Backbone)  # nor do packaged weights

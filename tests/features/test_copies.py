@@ -1,4 +1,4 @@
-"""Altered copies: what they depend on, their cache, and the covariance that training computes from them."""
+"""Altered copies: what they depend on, which images are copied, and their cache."""
 
 import shutil
 
@@ -8,9 +8,8 @@ import torch
 from monai_wscxr.bank.shard import Shard
 from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.errors import InputError
-from monai_wscxr.features.copies import ALTERED, Alteration, copy_features
+from monai_wscxr.features.copies import ALTERED, Alteration, copied_images, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
-from monai_wscxr.model.nuisance import nuisance_of
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def test_a_copy_depends_on_the_image_and_its_number_alone(extractor, normal_item
     assert both.shape == (8, patches, extractor.features.channels)
     assert torch.equal(both.unflatten(0, (4, 2)), again.unflatten(0, (4, 2)).flip(0))
     assert not torch.equal(both[0], both[1])
-    extractor.cache = None  # without a cache the same, computed anew
+    extractor.cache = None  # computed anew, the copies are the same
     torch.testing.assert_close(copy_features(extractor, files_of(bank), ALTERED, 2, pooled), both, rtol=0, atol=1e-5)
 
 
@@ -58,15 +57,15 @@ def test_cached_copies_are_not_made_again(extractor, normal_items, monkeypatch):
     assert len(passed) == 12
 
 
-def test_the_nuisance_covariance_is_that_of_the_chosen_images(extractor, normal_items):
-    bank = extractor.bank(normal_items[:5])
-    chosen = sorted(range(5), key=lambda n: extractor.digests[bank.files[n]])[:3]
-    made = copy_features(extractor, files_of(bank), ALTERED, 2).double()
-    own = bank.images.flatten(2).transpose(1, 2).double()
-    moved = torch.cat([made[2 * n + c] - own[n] for n in chosen for c in range(2)])
-    torch.testing.assert_close(nuisance_of(extractor, bank, 3, 2), moved.T @ moved / len(moved), rtol=1e-4, atol=1e-9)
-    fewer = extractor.bank([item for n, item in enumerate(normal_items[:5]) if n != chosen[-1]])
-    assert not torch.equal(nuisance_of(extractor, fewer, 2, 2), torch.zeros(()))
+def test_the_copied_images_hardly_depend_on_the_others(extractor, normal_items):
+    bank = extractor.bank(normal_items[:8])
+    chosen = copied_images(extractor, bank.files, 3)
+    digests = [extractor.digests[file] for file in bank.files]
+    assert [digests[n] for n in chosen] == sorted(digests)[:3]
+    rest = [file for n, file in enumerate(bank.files) if n != chosen[1]]
+    again = [rest[n] for n in copied_images(extractor, rest, 3)]
+    assert set(again) > {bank.files[chosen[0]], bank.files[chosen[2]]}
+    assert len(copied_images(extractor, rest, 100)) == 7
 
 
 def test_a_file_that_vanished_is_named(extractor, normal_items, tmp_path):

@@ -23,7 +23,7 @@ from monai_wscxr.features.patches import to_rows
 
 @pytest.fixture
 def make(make_features, tmp_path):
-    """Builds an extractor on a cache of this test, and counts what its network sees."""
+    """Return a function that builds an extractor with the cache of this test; `seen` lists what passes its network."""
 
     def build(cache=tmp_path / "cache", size=64, **options):
         features = options.pop("features", None) or make_features()
@@ -44,7 +44,7 @@ def make(make_features, tmp_path):
 
 @pytest.fixture
 def bad(tmp_path, normal_items):
-    """Items that cannot be used: truncated, no picture at all, and missing."""
+    """Items that cannot be used: a truncated file, a text file, and a missing one."""
     whole = Path(normal_items[0]["image"]).read_bytes()
     (tmp_path / "truncated.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("not a picture")
@@ -52,7 +52,7 @@ def bad(tmp_path, normal_items):
 
 
 def by_hand(extractor, items):
-    """Rows of the items, one image at a time, without extractor or cache."""
+    """Compute the rows of items one image at a time, without extractor or cache."""
     transform = radiograph_transforms(extractor.preprocessing)
     with torch.no_grad():
         return torch.cat([to_rows(extractor.features(transform(dict(item))["image"][None])) for item in items])

@@ -1,4 +1,4 @@
-"""A network made ready for inference gives the network's results, and says no where it cannot."""
+"""A network prepared for inference gives the results of the original one, and refuses what it does not support."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from monai_wscxr.features.inference import Inference, fold_normalisations
 
 
 def trained_norms(network, seed=0):
-    """Statistics and weights of normalisations as after a training; with fresh ones folding would change nothing."""
+    """Fill normalisations with values as after a training; folding fresh ones would change nothing."""
     g = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -23,7 +23,7 @@ def trained_norms(network, seed=0):
 
 
 class Twice(nn.Module):
-    """A convolution's result that the normalisation and something else use."""
+    """The output of a convolution has two uses, one of them a normalisation."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ class Twice(nn.Module):
 
 
 class Shared(nn.Module):
-    """One convolution before two normalisations."""
+    """One convolution is followed by two normalisations."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Parts of a batch in threads give what the network gives for the whole batch."""
+"""A batch processed in parts by threads gives the result of the network for the whole batch."""
 
 import pytest
 import torch

@@ -11,7 +11,7 @@ from monai_wscxr.features.patches import PatchFeatures, to_rows
 
 
 class Maps(nn.Module):
-    """Stands in for a backbone: gives the maps it was made with."""
+    """Stands in for a backbone and returns given maps."""
 
     def __init__(self, *maps):
         super().__init__()

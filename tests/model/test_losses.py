@@ -9,7 +9,7 @@ from monai_wscxr.model.losses import HingeLoss
 
 
 def naive_loss(normal, abnormal, margin=1.0):
-    """Eq. 7 as it is written."""
+    """Compute Eq. 7 as published."""
     total = [max(0.0, n) + max(0.0, margin - a) for n in normal for a in abnormal]
     return math.fsum(total) / (len(normal) * len(abnormal))
 

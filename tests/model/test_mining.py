@@ -11,14 +11,14 @@ from monai_wscxr.model.mining import mine
 
 
 def bank_of(rows, grid):
-    """A bank of whole images from rows [n*h*w, C]."""
+    """Create a bank of whole images from rows [n*h*w, C]."""
     h, w = grid
     images = rows.reshape(-1, h * w, rows.shape[1])
     return FeatureBank.from_images(images, [f"image_{i}.png" for i in range(len(images))], grid)
 
 
 def naive_mining(normal, abnormal, k):
-    """Eq. 4 and 5 in float64 loops: (distance, index) of the k farthest, largest first, ties to the lowest index."""
+    """Compute Eq. 4 and 5 in float64 loops: distance and index of the k farthest, ties to the lowest index."""
     normal, abnormal = normal.double().tolist(), abnormal.double().tolist()
     nearest = [min(math.dist(a, n) for n in normal) for a in abnormal]
     order = sorted(range(len(nearest)), key=lambda i: (-nearest[i], i))[:k]

@@ -1,4 +1,4 @@
-"""Eq. 6 in training: what an epoch covers, what its order depends on, ranks, remainders and resuming."""
+"""Mixing (Eq. 6) in training: rows and order of an epoch, ranks, remainders, resuming, mixtures."""
 
 import copy
 from pathlib import Path
@@ -25,7 +25,7 @@ MINED = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
 
 
 class Catch(nn.Module):
-    """Stands in for the discriminator: remembers its rows."""
+    """Stands in for the discriminator and keeps the rows of its last call."""
 
     def forward(self, rows):
         self.rows = rows
@@ -40,12 +40,12 @@ def batches(batch_size=10, seed=0, rank=0, world_size=1, rows=ROWS, epoch=0):
 
 
 def ids(epoch):
-    """Row numbers of one pass, batch by batch."""
+    """Return the row numbers of one pass, batch by batch."""
     return [batch["normal"][:, 0].int().tolist() for batch in epoch]
 
 
 def mixtures(inferer, epoch):
-    """Mixed rows of one pass, batch by batch."""
+    """Return the mixed rows of one pass, batch by batch."""
     catch = Catch()
     found = []
     for batch in epoch:
@@ -239,7 +239,7 @@ def test_mixing_factor_outside_its_range_is_refused(low, high):
 
 
 def train(epochs, state=None, min_batches=1):
-    """Weights after training from `state`, (epoch, weights), to `epochs`; in float64 so that sums repeat exactly."""
+    """Train from `state`, (epoch, weights), to `epochs`, in float64 so that sums repeat exactly; return the weights."""
     data, inferer = PatchBatches(8, min_batches=min_batches), filled(mined=MINED.double())
     data.fill(ROWS.double())
     torch.manual_seed(5)
@@ -284,7 +284,7 @@ def test_resumed_run_ends_at_the_weights_of_an_uninterrupted_one(min_batches, pe
 @pytest.mark.parametrize("m", [5, 64, 400])
 @pytest.mark.parametrize(("depth", "bias"), [(1, True), (1, False), (2, True), (3, False)])
 def test_mixing_behind_the_first_layer_gives_the_same_loss_and_gradients(depth, bias, m):
-    # float32 beside the plain path in float64: no more than rounding apart, for scores, loss and every gradient
+    # in float32, against mixing before the first layer in float64: scores, loss and all gradients differ by rounding only
     g = torch.Generator().manual_seed(m)
     normal, mined = torch.randn(64, 40, generator=g), torch.randn(m, 40, generator=g) + 0.5
     torch.manual_seed(depth)
@@ -315,7 +315,7 @@ def test_mix_hidden_is_an_option_of_the_bundle(tmp_path):
 @pytest.mark.parametrize("lot_rows", [1, 10, 23, 1000])
 @pytest.mark.parametrize(("batch_size", "world_size", "min_batches"), [(10, 1, 1), (12, 2, 9), (16, 3, 1)])
 def test_batches_from_disk_are_those_from_memory(tmp_path, monkeypatch, lot_rows, batch_size, world_size, min_batches):
-    monkeypatch.setattr(mixing, "LOT_BYTES", lot_rows * 12)  # the memory for a lot does not decide the order
+    monkeypatch.setattr(mixing, "LOT_BYTES", lot_rows * 12)  # the size of a lot must not change the order
     save_rows(tmp_path / "bank", ROWS)
     for rank in range(world_size):
         inside, outside = (PatchBatches(batch_size, 3, rank, world_size, min_batches) for _ in range(2))

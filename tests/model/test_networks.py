@@ -16,7 +16,7 @@ from monai_wscxr.model.whitening import NormalWhitening
 
 
 def naive_map(scores, size, sigma):
-    """Bilinear upsampling and a Gaussian with mirrored borders, one [h, w] list of lists at a time, in float64."""
+    """Upsample and smooth one [h, w] list of lists in float64 loops: bilinear, then a Gaussian with mirrored borders."""
     h, w = len(scores), len(scores[0])
     height, width = size
 
@@ -84,7 +84,7 @@ def test_map_is_bilinear_then_gaussian_with_mirrored_borders(name, size, sigma):
 
 
 def test_map_is_that_of_filtering_the_whole_picture():
-    """The steps as the publication describes them, by scipy in float64, at the size and patches of the default model."""
+    """The published steps, computed by scipy in float64, at the sizes of the default model."""
     scores = torch.randn(3, 1, 10, 10, generator=torch.Generator().manual_seed(1))
     result = anomaly_map(scores, (320, 320), 4.0)
     for given, found in zip(scores[:, 0].double().numpy(), result[:, 0].numpy(), strict=True):
@@ -95,7 +95,7 @@ def test_map_is_that_of_filtering_the_whole_picture():
 
 
 def test_map_takes_gradients_after_inference_mode():
-    """The matrices are kept between calls; tensors of inference mode could not be differentiated through."""
+    """The matrices are cached between calls, and autograd refuses tensors made in inference mode."""
     with torch.inference_mode():
         anomaly_map(torch.ones(1, 1, 5, 7), (33, 35), 1.5)
     scores = torch.randn(1, 1, 5, 7, requires_grad=True)
@@ -221,7 +221,7 @@ def test_scripted_network_gives_equal_scores(name, layers, aligned, align_to):
     net = WSCXRNet(features, Discriminator(features.channels, 2), whitening).eval()
     net.discriminator.distance_weight.fill_(0.1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces the end of TorchScript; MONAI's exporter still needs it
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but MONAI's exporter still needs it
         scripted = torch.jit.script(net)
     for size in (64, 96):
         image = torch.randn(2, 3, size, size)

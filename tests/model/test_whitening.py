@@ -1,4 +1,4 @@
-"""Whitening with the normals' covariance: against plain formulas in float64, and what it is there for."""
+"""Whitening by the covariance of the normal bank, against plain formulas in float64, and its purpose."""
 
 import math
 
@@ -10,7 +10,6 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.model.losses import HingeLoss
 from monai_wscxr.model.mixing import MixingInferer, PatchBatches, prepare_patch_batch
 from monai_wscxr.model.networks import Discriminator
-from monai_wscxr.model.nuisance import nuisance_covariance
 from monai_wscxr.model.whitening import NormalWhitening
 
 
@@ -68,7 +67,7 @@ def test_whitening_in_place_and_into_other_memory_is_the_formula(monkeypatch):
 
 @pytest.mark.parametrize("first", [1e4, -3e5])
 def test_a_first_part_far_from_the_rest_does_not_spoil_the_covariance(first):
-    """The pass is centred on the first part's mean; where that is an outlier its own rows dominate the covariance."""
+    """The pass is centred on the mean of the first part; if that is an outlier, its rows dominate the covariance."""
     x = rows(4000)
     x[:10] += first
     y = x.double()
@@ -121,27 +120,3 @@ def test_first_steps_from_zero_follow_fishers_direction():
     fisher = np.linalg.solve(covariance + 0.3 * np.trace(covariance) / 6 * np.eye(6), y.mean(0) - x.mean(0))
     cosine = learned.numpy() @ fisher / np.linalg.norm(learned) / np.linalg.norm(fisher)
     assert cosine > 0.98
-
-
-def test_nuisance_directions_count_less():
-    x = rows()
-    moved = torch.tensor([0.0, 0, 5, 0, 0, 0]) * torch.randn(500, 1, generator=torch.Generator().manual_seed(1))
-    nuisance = nuisance_covariance(x, x + moved, part=7)
-    y = moved.double().numpy()
-    np.testing.assert_allclose(nuisance.numpy(), y.T @ y / len(y), atol=1e-4)
-    whitening = NormalWhitening(6)
-    whitening.fit(x, 0.1, 4 * nuisance)
-    z = x.double().numpy()
-    total = np.cov(z.T, bias=True) + 4 * nuisance.numpy()
-    total += 0.1 * np.trace(total) / 6 * np.eye(6)
-    w = whitening.matrix.double().numpy()
-    np.testing.assert_allclose(w @ total @ w, np.eye(6), atol=2e-4)
-    plain = NormalWhitening(6)
-    plain.fit(x, 0.1)
-    movement, before = ((f(x + moved) - f(x)).square().sum(1).mean() for f in (whitening, plain))
-    assert movement < 0.3 * before
-    for copies in (x[:-1], x[:, :-1]):
-        with pytest.raises(ValueError, match="must have one shape"):
-            nuisance_covariance(x, copies)
-    with pytest.raises(ValueError, match="not be empty"):
-        nuisance_covariance(x[:0], x[:0])

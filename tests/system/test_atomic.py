@@ -1,4 +1,4 @@
-"""Files are there whole or not at all; a full disk and damage are told in numbers and sentences."""
+"""Files are replaced as a whole or not at all; messages about a full disk name the missing bytes."""
 
 import errno
 import os
@@ -68,7 +68,7 @@ def test_full_disk_says_what_is_missing_and_keeps_the_old_file(tmp_path, monkeyp
     message = str(caught.value)
     assert isinstance(caught.value, InputError)
     assert caught.value.errno == number
-    # the temporary file's own bytes come free: 5 needed, 1 + 5 there; with a real full disk the kernel wrote less
+    # the bytes of the temporary file become free again and count as free: 5 MB are needed, 1 + 5 MB are available
     assert "it needs 5.0 MB" in message
     assert "intact" in message
     assert path.read_bytes() == b"old"
@@ -76,7 +76,7 @@ def test_full_disk_says_what_is_missing_and_keeps_the_old_file(tmp_path, monkeyp
 
 
 def test_missing_bytes_on_a_real_small_disk(tmp_path):
-    """A file size limit of the process stands for the disk: the kernel refuses the write itself."""
+    """A limit of the file size takes the place of a small disk: the kernel itself refuses the write."""
     script = f"""
 import resource, signal, pathlib
 from monai_wscxr.system.atomic import write_bytes_atomic, DiskFullError

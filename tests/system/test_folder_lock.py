@@ -1,4 +1,4 @@
-"""One process at a time in an output folder; a dead one blocks nobody."""
+"""One process at a time writes to an output folder; a process that has ended blocks no other one."""
 
 import errno
 import fcntl
@@ -39,7 +39,7 @@ def test_another_process_is_refused_by_name(tmp_path, holder):
         lock_folder(tmp_path)
     assert f"process {holder.pid} on {socket.gethostname()}, since 2" in str(caught.value)
     assert "another --output_dir" in str(caught.value)
-    assert json.loads((tmp_path / NAME).read_text())["pid"] == holder.pid  # looking changed nothing
+    assert json.loads((tmp_path / NAME).read_text())["pid"] == holder.pid  # the refused attempt changed nothing
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
@@ -82,13 +82,13 @@ def test_a_forked_child_neither_keeps_nor_drops_the_lock(tmp_path):
         assert not free(tmp_path)
         del lock
         gc.collect()
-        assert free(tmp_path)  # although the child, which came from the holder, is still there
+        assert free(tmp_path)  # although the child of the holder is still running
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
-def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_causes_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
     lock_folder(tmp_path)
     assert "has no locks (No locks available)" in caplog.text

@@ -1,4 +1,4 @@
-"""Freed memory leaves the process."""
+"""Freed memory returns to the system, and is reused while that is wanted."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) >> 10
 if heap._library is None:
     print("no glibc"); sys.exit()
-# every hundredth piece stays, so that the heap cannot shrink from its end
+# every hundredth block is kept, so that the heap cannot shrink from its end
 kept = [bytearray(b"x" * 50_000) for _ in range(4000)][::100]
 before = resident(); heap.give_back(); print(before - resident())
 """
@@ -33,7 +33,7 @@ from monai_wscxr.system import heap
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        torch.empty(6 << 20).fill_(1)  # 24 MiB: larger than any hole that an import leaves in the heap
+        torch.empty(6 << 20).fill_(1)  # 24 MiB: larger than any gap that imports leave in the heap
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) >> 10
@@ -56,6 +56,6 @@ print(outside, inside, before - resident())
 def test_blocks_are_reused_while_it_lasts_and_go_back_afterwards():
     done = subprocess.run([sys.executable, "-c", REUSED], capture_output=True, text=True, check=True)
     outside, inside, returned = map(int, done.stdout.split())
-    assert outside > 20 * 6000  # 6,144 pages of 4 KiB a time
+    assert outside > 20 * 6000  # 6,144 pages of 4 KiB per tensor
     assert inside < outside / 10
     assert returned > 50  # MB of 80

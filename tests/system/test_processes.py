@@ -1,4 +1,4 @@
-"""Two and four processes do what one does: the same bank, the same mined set, the same model; one that dies takes all down."""
+"""Two and four processes give the bank, the mined bank and the model of one; when a process dies, the others end."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import torch
 
 from monai_wscxr.errors import InputError, find_input_error
 from monai_wscxr.ops import min_distance
-from monai_wscxr.system import processes as distributed
+from monai_wscxr.system import processes
 from monai_wscxr.training.start import show_input_errors_plainly
 from tests.helpers.ranks import KINDS, banks
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def ranks(case, world, folder, timeout=300, gpu=False):
-    """Run a case, over gloo or over NCCL with a GPU for each rank; statuses of its ranks."""
+    """Run a case, over gloo or over NCCL with a GPU for each rank; return exit statuses and output of its ranks."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tests.helpers.ranks", case, str(world), str(folder)]
     environment = {**os.environ, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
@@ -56,8 +56,8 @@ def check_search(tmp_path, world, gpu=False):
                 assert torch.equal(result[name][1], index), name
 
 
-def test_near_ties_in_the_test_data_are_there():
-    """Otherwise the test above would also pass with distances reduced after rounding."""
+def test_the_test_data_have_near_ties():
+    """Without them, the test above would also pass if distances were reduced after rounding."""
     query, bank = banks("float64")
     distance, index = min_distance(query, bank)
     assert bool((index >= 37).all())
@@ -67,7 +67,7 @@ def test_near_ties_in_the_test_data_are_there():
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, phantoms):
-    """What a training with one process gives."""
+    """Results of a training with one process."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "data").symlink_to(phantoms)
     statuses, output = ranks("training", 1, folder / "1")
@@ -81,9 +81,9 @@ def test_several_processes_train_what_one_does(one, world):
     statuses, output = ranks("training", world, folder / str(world))
     assert statuses == [0] * world, output
     results = found(folder / str(world), world)
-    assert alone["forwarded"] == 24 + 2 * 17  # the images, and two copies of each normal one in the bank
+    assert alone["forwarded"] == 24 + 2 * 17  # the images, and two copies of each normal image in the bank
     passed = [r["forwarded"] for r in results]
-    assert sum(passed) == alone["forwarded"]  # everything passed a network once
+    assert sum(passed) == alone["forwarded"]  # no image passed a network twice
     assert max(passed) - min(passed) <= 2  # the copies of one image
     for result in results:
         assert torch.equal(result["rows"], alone["rows"])
@@ -109,13 +109,13 @@ def test_a_rank_that_dies_ends_the_others_with_a_sentence(one):
 
 
 def test_one_process_waits_for_nobody():
-    assert distributed.process_count() == 1
-    assert distributed.first_process()
-    assert distributed.row_share(7) == (0, 7)
-    assert distributed.share([1, 2, 3]) == [1, 2, 3]
-    assert distributed.from_first("value") == "value"
-    distributed.wait_for_all()
-    assert distributed.lost_process(RuntimeError("Connection closed by peer")) is None
+    assert processes.process_count() == 1
+    assert processes.first_process()
+    assert processes.row_share(7) == (0, 7)
+    assert processes.share([1, 2, 3]) == [1, 2, 3]
+    assert processes.from_first("value") == "value"
+    processes.wait_for_all()
+    assert processes.lost_process(RuntimeError("Connection closed by peer")) is None
 
 
 def test_other_errors_of_a_step_stay_what_they_are():
@@ -123,17 +123,17 @@ def test_other_errors_of_a_step_stay_what_they_are():
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes do not fit") as caught:
-        distributed.together(step)
+        processes.together(step)
     assert find_input_error(caught.value) is None
 
 
 def test_joining_without_torchrun_is_refused(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     with pytest.raises(InputError, match="start it with torchrun"):
-        distributed.join_processes()
+        processes.join_processes()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     with pytest.raises(InputError, match="more than 0 minutes"):
-        distributed.join_processes(0)
+        processes.join_processes(0)
 
 
 def test_an_explanation_replaces_the_stack_trace(monkeypatch, capsys):

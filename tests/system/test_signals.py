@@ -1,4 +1,4 @@
-"""What a stopped run prints, and who listens; tests/bundle/test_survival.py stops real ones."""
+"""What a stopped run prints, and which processes handle signals; tests/bundle/test_survival.py stops real trainings."""
 
 import os
 import shlex
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_wscxr.system import signals as interruption
+from monai_wscxr.system import signals
 
 
 @pytest.fixture(autouse=True)
@@ -25,15 +25,15 @@ def test_the_command_survives_a_shell(monkeypatch, tmp_path):
     words = ["python", "-m", "monai.bundle", "--config_file", "['a.yaml','b c.yaml']", "--weights", "$HOME/x"]
     monkeypatch.setattr(sys, "orig_argv", words)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert shlex.split(interruption.resume_command()) == ["cd", str(tmp_path), "&&", *words]
+    assert shlex.split(signals.resume_command()) == ["cd", str(tmp_path), "&&", *words]
 
 
 def test_a_worker_names_torchruns_command(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     parent = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")[:-1]
-    assert shlex.split(interruption.resume_command())[3:] == parent
-    monkeypatch.setattr(os, "getppid", lambda: 2**22 + 1)  # gone: its own command is better than none
-    assert shlex.split(interruption.resume_command())[3:] == sys.orig_argv
+    assert shlex.split(signals.resume_command())[3:] == parent
+    monkeypatch.setattr(os, "getppid", lambda: 2**22 + 1)  # without a parent, its own command is better than none
+    assert shlex.split(signals.resume_command())[3:] == sys.orig_argv
 
 
 @pytest.mark.parametrize(("rank", "listens"), [(None, True), ("0", True), ("3", False)])
@@ -43,7 +43,7 @@ def test_only_the_first_rank_listens(monkeypatch, rank, listens):
         monkeypatch.setenv("RANK", rank)
     before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        interruption.stop_cleanly()
+        signals.stop_cleanly()
         found = {number: signal.getsignal(number) for number in before}
     finally:
         for number, handler in before.items():

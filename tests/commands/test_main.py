@@ -1,0 +1,76 @@
+"""The command line as a whole: every command parses, explains itself, and ends errors with one sentence."""
+
+import argparse
+import re
+import subprocess
+import sys
+
+import pytest
+
+import monai_wscxr
+from monai_wscxr.commands import phantom
+from monai_wscxr.commands.exit_status import UNUSABLE
+from monai_wscxr.commands.main import create_parser, main
+from monai_wscxr.errors import InputError
+
+
+def parsers(parser=None):
+    """Yield the parsers of all commands and actions with their names."""
+    for action in (parser or create_parser())._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for found in action.choices.values():
+                yield found
+                yield from parsers(found)
+
+
+@pytest.mark.parametrize("parser", list(parsers()), ids=lambda parser: parser.prog)
+def test_every_command_explains_itself_and_its_options(parser):
+    assert parser.prog.startswith("monai-wscxr ")
+    help_text = parser.format_help()
+    assert "python -m" not in help_text
+    for action in parser._actions:
+        for option in action.option_strings:
+            assert re.fullmatch(r"-h|--[a-z0-9_]+|--no-[a-z0-9_]+", option), option
+        if not isinstance(action, argparse._SubParsersAction):
+            assert action.help, f"{parser.prog}: {action.dest} has no help"
+
+
+def test_every_command_can_be_run():
+    commands = next(a for a in create_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for name, parser in commands.choices.items():
+        assert callable(parser.get_default("run")), name
+    assert {a.dest for a in commands._choices_actions} == set(commands.choices)
+    assert all(a.help for a in commands._choices_actions)
+
+
+def test_an_input_error_is_one_sentence_and_status_2(monkeypatch, capsys):
+    def fail(options):
+        raise InputError("the folder is full")
+
+    monkeypatch.setattr(phantom, "run", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["phantom", "somewhere"])
+    assert ended.value.code == UNUSABLE
+    assert capsys.readouterr().err == "error: the folder is full\n"
+
+
+@pytest.mark.parametrize(("status", "code"), [(None, None), (0, None), (1, 1), (3, 3)])
+def test_the_status_of_a_command_is_that_of_the_program(monkeypatch, status, code):
+    given = []
+    monkeypatch.setattr(phantom, "run", lambda options: given.append(options.arguments) or status)
+    if code is None:
+        main(["phantom", "somewhere", "--seed", "3"])
+    else:
+        with pytest.raises(SystemExit) as ended:
+            main(["phantom", "somewhere", "--seed", "3"])
+        assert ended.value.code == code
+    assert given == [["phantom", "somewhere", "--seed", "3"]]
+
+
+def test_version_without_importing_torch():
+    code = (
+        "import sys; from monai_wscxr.commands.main import main\n"
+        "try: main(['--version'])\nfinally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{monai_wscxr.__version__}\nFalse\n"
