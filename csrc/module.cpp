@@ -1,4 +1,5 @@
-// monai_wscxr._C: what the extension was built with and what this CPU can do.
+// monai_wscxr._C: build information, CPU features, and the choice of kernels. The operators register themselves with
+// torch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -56,12 +57,15 @@ py::dict search_counts() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU part of the monai_wscxr extension";
-  m.def("build_info", &build_info, "Compiler and standard that this module was built with.");
-  m.def("cpu_capabilities", &cpu_capabilities, "Instruction sets of the running CPU that kernels choose between.");
-  m.def("search_kernels", [] { return wscxr::search::kernels().name; }, "Instruction set that searches use.");
+  m.def("build_info", &build_info, "Return the compiler and the C++ standard that this module was built with.");
+  m.def("cpu_capabilities", &cpu_capabilities,
+        "Return which of the instruction sets that the kernels use the running CPU supports.");
+  m.def(
+      "search_kernels", [] { return wscxr::search::kernels().name; }, "Return the instruction set that searches use.");
   m.def("available_search_kernels", &available_search_kernels,
-        "Instruction sets that searches can use here, best first.");
+        "Return the instruction sets that searches can use on this CPU, fastest first.");
   m.def("use_search_kernels", &use_search_kernels,
-        "Choose the instruction set of searches, for tests and comparisons.");
-  m.def("search_counts", &search_counts, "Queries searched and pairs evaluated exactly since the process started.");
+        "Choose the instruction set of searches and of mixing, for tests and comparisons.");
+  m.def("search_counts", &search_counts,
+        "Return the number of queries searched and of pairs evaluated exactly since the process started.");
 }

@@ -1,4 +1,4 @@
-// Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011), the stream of `mixup`.
+// Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011), the random stream of `mixup`.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ WSCXR_HOST_DEVICE inline PhiloxWords philox(std::uint64_t counter, std::uint64_t
   return {{c0, c1, c2, c3}};
 }
 
-// floor(u * n / 2^64): an index below n from a 64-bit random number, by 32-bit limbs.
+// floor(u * n / 2^64): an index below n from a 64-bit random number, by multiplication of 32-bit limbs.
 WSCXR_HOST_DEVICE inline std::uint64_t index_below(std::uint64_t u, std::uint64_t n) {
   const std::uint64_t u0 = u & 0xFFFFFFFFu, u1 = u >> 32, n0 = n & 0xFFFFFFFFu, n1 = n >> 32;
   const std::uint64_t low = u0 * n0, cross0 = u1 * n0, cross1 = u0 * n1;

@@ -1,4 +1,4 @@
-"""Errors that the person at the keyboard can mend, and how a command shows them."""
+"""Errors that the user can correct, and how a command shows them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from types import TracebackType
 
 
 class InputError(ValueError):
-    """Something that came in (an option, a file, a folder) cannot be used; the message says what, why and the way out."""
+    """An option, file or folder cannot be used; the message says which one, why, and what to do."""
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
-    """The first `InputError` on the chain of causes of `error`, if there is one."""
+    """Return the first `InputError` on the chain of causes of `error`, or None."""
     while error is not None:
         if isinstance(error, InputError):
             return error
@@ -21,21 +21,21 @@ def find_input_error(error: BaseException | None) -> InputError | None:
 
 
 def show_input_errors_plainly(explain: Callable[[BaseException], InputError | None] = find_input_error) -> None:
-    """Let an `InputError` end the command with its message alone instead of a stack trace; other errors keep theirs.
+    """Show an uncaught `InputError` as its message alone, without a stack trace; other errors keep theirs.
+
+    MONAI wraps the errors that a configuration raises, so the message would otherwise be buried under two stack traces.
 
     Args:
-        explain: finds the error to show on the chain of causes of another one; None leaves the stack trace.
-
-    MONAI wraps whatever a configuration raises, so the sentence that helps would otherwise drown in two stack traces.
+        explain: returns the error to show for an uncaught one, or None to leave the stack trace.
     """
     inherited = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        mendable = explain(error)
-        if mendable is None:
+        shown = explain(error)
+        if shown is None:
             inherited(kind, error, trace)
             return
         sys.stdout.flush()
-        print(f"\nerror: {mendable}", file=sys.stderr)
+        print(f"\nerror: {shown}", file=sys.stderr)
 
     sys.excepthook = hook

@@ -1,4 +1,4 @@
-"""The compiled extension: built where it can be, loaded, and told about truthfully."""
+"""The compiled extension: it is built where possible, loads, describes itself correctly, and contains nothing else."""
 
 import os
 import shutil
@@ -11,10 +11,11 @@ import torch
 
 from monai_wscxr import ops
 from monai_wscxr.commands import main as cli
+from tests.helpers.cuda_emulation import EMULATION
 
 ROOT = Path(__file__).parents[1]
 NVCC = shutil.which("nvcc") or next((p for p in ("/usr/local/cuda/bin/nvcc",) if Path(p).exists()), None)
-BUILT = os.environ.get("WSCXR_BUILD", "auto")
+BUILT = os.environ.get("MONAI_WSCXR_BUILD", "auto")
 
 
 @pytest.mark.skipif(not shutil.which("c++") or BUILT == "none", reason="no C++ compiler, or built without extension")
@@ -36,6 +37,38 @@ def test_cpu_capabilities_are_those_of_the_machine():
     flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
     for name, there in ops.EXTENSION.cpu_capabilities().items():
         assert there == (name in flags), name
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("c++") or BUILT == "none", reason="not Linux, or no C++ compiler"
+)
+def test_the_emulation_is_there_wherever_a_compiler_is():
+    assert EMULATION is not None, "build it with `make setup` or `python setup.py build_ext --inplace`"
+
+
+# Symbols and messages of the emulation. The linker keeps the names of local functions, too.
+EMULATED = [b"emulat", b"makecontext", b"fiber", b"self_check"]
+
+
+@pytest.mark.skipif(ops.CUDA_EXTENSION is None or EMULATION is None, reason="needs the CUDA module and the emulation")
+@pytest.mark.parametrize("text", EMULATED)
+def test_the_cuda_module_contains_nothing_of_the_emulation(text):
+    assert text in Path(EMULATION.__file__).read_bytes().lower(), "the search would find nothing anywhere"
+    for module in (ops.EXTENSION, ops.CUDA_EXTENSION):
+        assert text not in Path(module.__file__).read_bytes().lower()
+
+
+def test_the_package_contains_no_other_modules():
+    names = {path.name.partition(".")[0] for path in Path(ops.__file__).parents[1].rglob("*.so")}
+    assert names <= {"_C", "_C_cuda"}
+
+
+@pytest.mark.skipif(ops.CUDA_EXTENSION is None, reason="needs the CUDA module")
+def test_the_hopper_kernel_reads_the_sums_where_cutlass_puts_them():
+    built = ops.CUDA_EXTENSION.build_info()
+    if built["hopper_kernel"] != "built":
+        pytest.skip(f"the Hopper kernel is {built['hopper_kernel']}")
+    assert built["hopper_layout_is_as_assumed"]
 
 
 @pytest.mark.gpu
@@ -80,10 +113,14 @@ def test_phantom_command_writes_and_refuses(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("environment", "status", "sentence"),
     [
-        ({"WSCXR_BUILD": "none"}, 0, ""),
-        ({"WSCXR_BUILD": "often"}, 1, "WSCXR_BUILD must be auto, cpu, cuda or none, got 'often'"),
-        ({"WSCXR_BUILD": "auto", "CXX": "no-such-compiler"}, 0, "there is no C++ compiler"),
-        ({"WSCXR_BUILD": "cpu", "CXX": "no-such-compiler"}, 1, "WSCXR_BUILD=cpu asks for the compiled extension"),
+        ({"MONAI_WSCXR_BUILD": "none"}, 0, ""),
+        ({"MONAI_WSCXR_BUILD": "often"}, 1, "MONAI_WSCXR_BUILD must be auto, cpu, cuda or none, got 'often'"),
+        ({"MONAI_WSCXR_BUILD": "auto", "CXX": "no-such-compiler"}, 0, "there is no C++ compiler"),
+        (
+            {"MONAI_WSCXR_BUILD": "cpu", "CXX": "no-such-compiler"},
+            1,
+            "MONAI_WSCXR_BUILD=cpu requires the compiled extension",
+        ),
     ],
 )
 def test_build_modes_fall_back_or_fail_loudly(environment, status, sentence):
@@ -98,3 +135,40 @@ def test_build_modes_fall_back_or_fail_loudly(environment, status, sentence):
     )
     assert (done.returncode != 0) == bool(status), done.stderr
     assert sentence in done.stderr
+
+
+COMPILER = """#!/bin/sh
+case "$1" in --version | -v | -dump*) exec c++ "$@" ;; esac
+exit 1
+"""
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
+@pytest.mark.parametrize(("mode", "status"), [("auto", 0), ("cpu", 1)])
+def test_a_failed_compilation_leaves_the_module_out_or_is_an_error(tmp_path, mode, status):
+    compiler, nvcc = tmp_path / "g++", tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    for program in (compiler, nvcc):
+        program.write_text(COMPILER)
+        program.chmod(0o755)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "setup.py",
+            "-q",
+            "build_ext",
+            "--build-lib",
+            tmp_path / "lib",
+            "--build-temp",
+            tmp_path / "temp",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "MONAI_WSCXR_BUILD": mode, "CXX": str(compiler), "CUDA_HOME": str(tmp_path / "cuda")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert "Error compiling objects for extension" in done.stdout + done.stderr
+    assert not list(tmp_path.rglob("*.so"))

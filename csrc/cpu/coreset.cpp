@@ -1,11 +1,11 @@
-// k-centre greedy choice on the CPU, lazily: see monai_wscxr/ops/coreset.py for what is computed.
+// Lazy k-centre greedy algorithm on the CPU; monai_wscxr/ops/coreset.py defines the result.
 //
-// A row's distance to its nearest chosen row only falls while rows are chosen, so an old value is an upper bound. Rows
-// wait in a heap by that bound; only those on top are brought up to date, against the rows chosen since they were last
-// looked at. On radiographs' features that saves half of the pairs, and turns a pass over all rows per choice, which
-// waits for memory, into few passes over blocks that stay in the cache. Distances are compared in float64; a float32
-// sum with a relative error bound skips those that cannot be the smallest, so the choice is that of a float64 search
-// over all pairs.
+// The distance of a row to its nearest chosen row only decreases while rows are chosen, so an earlier value is an upper
+// bound. Rows are kept in a heap ordered by that bound, and only those at the top are updated, against the rows chosen
+// since their last update. For radiograph features this saves half of the pairs, and it replaces one pass over all rows
+// per choice, which is limited by memory bandwidth, by few passes over blocks that fit into the cache. Distances are
+// compared in float64. A float32 sum with a relative error bound skips pairs that cannot be the smallest, so the choice
+// is that of a float64 search over all pairs.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -30,12 +30,12 @@ using torch::stable::Tensor;
 #endif
 
 constexpr std::int64_t kLanes = 16;
-constexpr std::int64_t kRows = 4;      // rows that share one reading of a centre
-constexpr std::int64_t kBatch = 32;    // rows brought up to date together
-constexpr std::int64_t kCentres = 64;  // centres that stay in the cache while the rows pass
+constexpr std::int64_t kRows = 4;      // rows that are compared with a centre while it is in registers
+constexpr std::int64_t kBatch = 32;    // rows updated together
+constexpr std::int64_t kCentres = 64;  // centres that stay in the cache while rows are compared with them
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 
-// Rows as float32 in groups of 16 lanes, the last one filled up with zeros.
+// Rows as float32, padded with zeros to a multiple of 16.
 struct Packed {
   std::int64_t width;
   std::vector<float> values;
@@ -59,7 +59,7 @@ double exact_squared(const T* a, const T* b, std::int64_t channels) {
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// Squared distances in float32 of `kRows` rows to `n` centres that lie one after the other; out[i * kRows + row].
+// Compute squared distances in float32 of `kRows` rows to `n` consecutive centres: out[i * kRows + row].
 WSCXR_CLONES
 void approximate_squared(const float* const* rows, const float* centres, std::int64_t n, std::int64_t width,
                          float* out) {
@@ -110,9 +110,9 @@ void choose(const T* rows, std::int64_t n, std::int64_t channels, std::int64_t c
     chosen[step] = row;
     std::copy_n(all.row(row), all.width, centres.values.begin() + step * all.width);
   };
-  // float32 rows: subtraction, product and at most width / 16 + 16 sums round, each by a factor within 1 +- 2^-24;
-  // twice that for safety. Values that were rounded from float64, or are too large or small for float32, have no such
-  // bound.
+  // For float32 rows, subtraction, product and at most width / 16 + 16 additions are rounded, each by a factor within
+  // 1 +- 2^-24; the slack is twice that. There is no such bound for values rounded from float64, or outside the range
+  // of normal float32 numbers.
   const bool bounded = sizeof(T) == sizeof(float);
   const double slack = 2.0 * static_cast<double>(all.width / kLanes + kLanes + 3) * 0x1p-24;
 
@@ -128,11 +128,11 @@ void choose(const T* rows, std::int64_t n, std::int64_t channels, std::int64_t c
     }
   }
   std::make_heap(heap.begin(), heap.end(), later);
-  std::vector<std::int64_t> seen(n, 0);  // rows chosen up to the last look
+  std::vector<std::int64_t> seen(n, 0);  // number of chosen rows at the last update
   std::vector<Entry> batch;
   add(0, start);
   std::int64_t step = 1;
-  // Bring batch[begin:end] (at most kRows) up to date.
+  // Update batch[begin:end], at most kRows rows.
   const auto update = [&](std::int64_t begin, std::int64_t end) {
     const float* four[kRows];
     std::int64_t first = step;
@@ -149,7 +149,7 @@ void choose(const T* rows, std::int64_t n, std::int64_t channels, std::int64_t c
         Entry& entry = batch[i];
         for (std::int64_t c = 0; c < tile; ++c) {
           const float value = approximate[c * kRows + (i - begin)];
-          // below the normal numbers of float32 a rounding error is not relative; an overflow bounds nothing
+          // The relative bound does not hold for subnormal numbers or after an overflow.
           const bool trusted = bounded && value > 1e-30F && value <= std::numeric_limits<float>::max();
           if (trusted && static_cast<double>(value) * (1.0 - slack) >= entry.first) {
             continue;
@@ -167,7 +167,7 @@ void choose(const T* rows, std::int64_t n, std::int64_t channels, std::int64_t c
       batch.push_back(heap.back());
       heap.pop_back();
     }
-    if (batch.empty()) {  // the top is up to date and not below any other upper bound: the farthest
+    if (batch.empty()) {  // the top of the heap is up to date, and no other upper bound exceeds it
       const std::int64_t row = heap.front().second;
       std::pop_heap(heap.begin(), heap.end(), later);
       heap.pop_back();
@@ -175,7 +175,7 @@ void choose(const T* rows, std::int64_t n, std::int64_t channels, std::int64_t c
       continue;
     }
     const std::int64_t size = static_cast<std::int64_t>(batch.size()), groups = (size + kRows - 1) / kRows;
-    // a thread is worth waking for about 100 microseconds of work
+    // about 100 microseconds of work justify another thread
     const std::int64_t grain = std::max<std::int64_t>(1, (1 << 20) / (kRows * all.width * step));
     torch::stable::parallel_for(0, groups, grain, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t group = begin; group < end; ++group) {

@@ -1,4 +1,4 @@
-// Eq. 4 on the CPU: exact nearest-row search, on plain rows and on a packed bank. See search.cpp for the algorithm.
+// Eq. 4 on the CPU: exact nearest-row search in plain and in packed banks. search.cpp describes the algorithm.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,25 +11,28 @@
 #include <tuple>
 #include <vector>
 
-#include "rows.h"
+#include "packed_bank.h"
 #include "search.h"
+#include "tensor_rows.h"
 
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using namespace wscxr::search;
+using wscxr::Rows;
+using wscxr::rows_of;
 
-constexpr std::int64_t kQueriesAtOnce = 1 << 15;  // their codes are held together
+constexpr std::int64_t kQueriesAtOnce = 1 << 15;  // queries per block, whose codes are in memory together
 
 std::tuple<Tensor, Tensor> nearest(const Rows& query, const Rows& bank, const Packed& packed, const Tensor& squared,
                                    const Tensor& index, std::int64_t first_row) {
   double* least = static_cast<double*>(squared.data_ptr());
   std::int64_t* at = static_cast<std::int64_t*>(index.data_ptr());
   for (std::int64_t begin = 0; begin < query.count; begin += kQueriesAtOnce) {
-    const Rows part{query.at(begin), std::min(kQueriesAtOnce, query.count - begin), query.channels, query.type};
+    const Rows part = query.slice(begin, std::min(begin + kQueriesAtOnce, query.count));
     Search search(kernels(), packed, bank, part, first_row);
-    search.carry(least + begin, at + begin);
+    search.resume(least + begin, at + begin);
     std::vector<std::int64_t> all(static_cast<std::size_t>(part.count));
     std::iota(all.begin(), all.end(), 0);
     search.scan(all, 0, packed.panels);

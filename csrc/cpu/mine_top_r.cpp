@@ -1,8 +1,7 @@
-// Eq. 5 on the CPU: search and selection in one, dropping queries that cannot be mined any more.
+// Eq. 5 on the CPU: search and selection combined, so that queries that cannot be mined are dropped early.
 //
-// Upper bounds of the least distances only fall while the bank is scanned. Once k queries are finished, the k-th
-// largest of their distances is a lower bound of the final cut: a query whose upper bound is below it cannot be mined
-// and is dropped.
+// Upper bounds of the nearest distances only decrease while the bank is scanned. Once k queries are finished, the k-th
+// largest of their distances is a lower bound of the final cut. A query whose upper bound is below it cannot be mined.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -16,17 +15,20 @@
 #include <tuple>
 #include <vector>
 
-#include "rows.h"
+#include "packed_bank.h"
 #include "search.h"
+#include "tensor_rows.h"
 
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using namespace wscxr::search;
+using wscxr::Rows;
+using wscxr::rows_of;
 
-constexpr std::int64_t kFirstShare = 24;  // part of the panels after which queries are dropped for the first time
-constexpr double kGrowth = 1.6;           // of the scanned part from one dropping to the next
+constexpr std::int64_t kFirstShare = 24;  // queries are dropped for the first time after 1 / kFirstShare of the panels
+constexpr double kGrowth = 1.6;           // growth of the scanned part until the next time
 
 class Mining {
  public:
@@ -44,7 +46,7 @@ class Mining {
       scanned = next;
       if (scanned == panels_) break;
       search_.tighten(active_);
-      finish_likeliest(scanned);
+      finish_most_likely(scanned);
       drop();
       next = std::max(scanned + 4, static_cast<std::int64_t>(static_cast<double>(scanned) * kGrowth));
     }
@@ -70,8 +72,8 @@ class Mining {
     finished_.push_back(query);
   }
 
-  // Bring the k queries with the largest bounds to their end; those are most likely the mined ones.
-  void finish_likeliest(std::int64_t scanned) {
+  // Finish the k queries with the largest bounds, which are most likely the mined ones.
+  void finish_most_likely(std::int64_t scanned) {
     std::vector<std::int64_t> leading(active_);
     const auto bound = [&](std::int64_t q) { return done_[q] ? static_cast<double>(distance_[q]) : search_.upper(q); };
     leading.insert(leading.end(), finished_.begin(), finished_.end());
@@ -95,7 +97,8 @@ class Mining {
     std::vector<float> largest;
     for (const std::int64_t query : finished_) largest.push_back(distance_[query]);
     std::nth_element(largest.begin(), largest.begin() + (k_ - 1), largest.end(), std::greater<float>());
-    // strictly below, in the precision in which results are compared: equal distances may still win by their index
+    // strictly below, in the precision in which results are compared: a query with an equal distance and a lower index
+    // wins
     const float cut = largest[k_ - 1];
     active_.erase(std::remove_if(active_.begin(), active_.end(),
                                  [&](std::int64_t q) { return static_cast<float>(search_.upper(q)) < cut; }),
@@ -111,12 +114,14 @@ class Mining {
 
 std::tuple<Tensor, Tensor> mine(const Tensor& query, const Tensor& bank, const Packed& packed, std::int64_t k) {
   const Rows queries = rows_of(query), rows = rows_of(bank);
+  STD_TORCH_CHECK(0 <= k && k <= queries.count, "mine_top_r: k must lie between 0 and ", queries.count, ", got ", k);
+  Tensor index = torch::stable::new_empty(query, {k}, ScalarType::Long);
+  Tensor distance = torch::stable::new_empty(query, {k}, ScalarType::Float);
+  if (k == 0) return {index, distance};
   Search search(kernels(), packed, rows, queries);
   Mining mining(search, queries.count, k, packed.panels);
   mining.run();
   count_search(queries.count, search.evaluated());
-  Tensor index = torch::stable::new_empty(query, {k}, ScalarType::Long);
-  Tensor distance = torch::stable::new_empty(query, {k}, ScalarType::Float);
   const std::vector<std::int64_t> mined = mining.mined();
   for (std::int64_t i = 0; i < k; ++i) {
     static_cast<std::int64_t*>(index.data_ptr())[i] = mined[i];

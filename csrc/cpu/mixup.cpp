@@ -1,22 +1,22 @@
-// Eq. 6 on the CPU in one pass: the same bits of `source` and `alpha` as the reference in monai_wscxr/ops/mixup.py.
-// Built with -ffp-contract=off, so that products and sums are rounded one by one as there.
+// Eq. 6 on the CPU in one pass. Results are bit-identical to the reference in monai_wscxr/ops/mixup.py: the extension
+// is built with -ffp-contract=off, so products and sums are rounded separately here as well.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <tuple>
 #include <type_traits>
 
-#include "../common.h"
+#include "common.h"
+#include "mixup_row.h"
 #include "philox.h"
+#include "search.h"
 
 #ifdef WSCXR_X86
-#include <immintrin.h>
+#include <immintrin.h>  // _mm_sfence
 #endif
 
 namespace {
@@ -24,15 +24,16 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
+using wscxr::mixing::BFloat16;
+using wscxr::mixing::Half;
+using wscxr::mixing::MixRow;
 
-// Numbers below which a share of the rows is not worth a thread.
-constexpr std::int64_t kElementsPerThread = 1 << 15;
-// Bytes of an output from which it goes past the caches, unless it is fresh memory: the system has just cleared that
-// page by page, so it is in the caches anyway.
+constexpr std::int64_t kElementsPerThread = 1 << 15;  // least work that justifies another thread
+// Outputs of this many bytes and more bypass the caches, except in freshly allocated memory: the operating system has
+// just cleared it page by page, so it is in the caches already.
 constexpr std::int64_t kLargeOutput = 16 << 20;
 
+// For all other types and CPUs.
 template <typename T, typename Compute>
 void mix_row(const T* normal, const T* abnormal, T* mixed, std::int64_t channels, Compute a, Compute b, bool) {
   for (std::int64_t c = 0; c < channels; ++c) {
@@ -40,120 +41,23 @@ void mix_row(const T* normal, const T* abnormal, T* mixed, std::int64_t channels
   }
 }
 
-#ifdef WSCXR_X86
-#define WSCXR_AVX2 __attribute__((target("avx2,f16c")))
-#define WSCXR_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
-
-// Eight and sixteen numbers as float32, and back: rounded to nearest even, NaN stays NaN.
-WSCXR_AVX2 inline void load(const float* from, __m256& x) { x = _mm256_loadu_ps(from); }
-WSCXR_AVX2 inline void load(const Half* from, __m256& x) {
-  x = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-}
-WSCXR_AVX2 inline void load(const BFloat16* from, __m256& x) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  x = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
-WSCXR_AVX2 inline void store(float* to, __m256 x, bool past_caches) {
-  if (past_caches) {
-    _mm256_stream_ps(to, x);
-  } else {
-    _mm256_storeu_ps(to, x);
-  }
-}
-WSCXR_AVX2 inline void store_words(void* to, __m128i x, bool past_caches) {
-  if (past_caches) {
-    _mm_stream_si128(static_cast<__m128i*>(to), x);
-  } else {
-    _mm_storeu_si128(static_cast<__m128i*>(to), x);
-  }
-}
-WSCXR_AVX2 inline void store(Half* to, __m256 x, bool past_caches) {
-  store_words(to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT), past_caches);
-}
-WSCXR_AVX2 inline void store(BFloat16* to, __m256 x, bool past_caches) {
-  const __m256i bits = _mm256_castps_si256(x), shifted = _mm256_srli_epi32(bits, 16);
-  const __m256i odd = _mm256_and_si256(shifted, _mm256_set1_epi32(1));
-  const __m256i sum = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-  const __m256i words = _mm256_blendv_epi8(_mm256_srli_epi32(sum, 16), _mm256_set1_epi32(0x7fc0), nan);
-  store_words(to, _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)), past_caches);
-}
-
-WSCXR_AVX512 inline void load(const float* from, __m512& x) { x = _mm512_loadu_ps(from); }
-WSCXR_AVX512 inline void load(const Half* from, __m512& x) {
-  x = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-WSCXR_AVX512 inline void load(const BFloat16* from, __m512& x) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  x = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-WSCXR_AVX512 inline void store(float* to, __m512 x, bool past_caches) {
-  if (past_caches) {
-    _mm512_stream_ps(to, x);
-  } else {
-    _mm512_storeu_ps(to, x);
-  }
-}
-WSCXR_AVX512 inline void store_words(void* to, __m256i x, bool past_caches) {
-  if (past_caches) {
-    _mm256_stream_si256(static_cast<__m256i*>(to), x);
-  } else {
-    _mm256_storeu_si256(static_cast<__m256i*>(to), x);
-  }
-}
-WSCXR_AVX512 inline void store(Half* to, __m512 x, bool past_caches) {
-  store_words(to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT), past_caches);
-}
-WSCXR_AVX512 inline void store(BFloat16* to, __m512 x, bool past_caches) {
-  const __m512i bits = _mm512_castps_si512(x), shifted = _mm512_srli_epi32(bits, 16);
-  const __m512i odd = _mm512_and_si512(shifted, _mm512_set1_epi32(1));
-  const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  const __m512i words = _mm512_mask_mov_epi32(_mm512_srli_epi32(sum, 16), nan, _mm512_set1_epi32(0x7fc0));
-  store_words(to, _mm512_cvtepi32_epi16(words), past_caches);
-}
-
-template <typename T>
-WSCXR_AVX2 void mix_row_avx2(const T* normal, const T* abnormal, T* mixed, std::int64_t channels, float a, float b,
-                             bool past_caches) {
-  const __m256 factor = _mm256_set1_ps(a), rest = _mm256_set1_ps(b);
-  const bool past = past_caches && reinterpret_cast<std::uintptr_t>(mixed) % 32 == 0;
-  std::int64_t c = 0;
-  for (; c + 8 <= channels; c += 8) {
-    __m256 from, into;
-    load(abnormal + c, from);
-    load(normal + c, into);
-    store(mixed + c, _mm256_add_ps(_mm256_mul_ps(factor, from), _mm256_mul_ps(rest, into)), past);
-  }
-  mix_row<T, float>(normal + c, abnormal + c, mixed + c, channels - c, a, b, false);
-}
-
-template <typename T>
-WSCXR_AVX512 void mix_row_avx512(const T* normal, const T* abnormal, T* mixed, std::int64_t channels, float a, float b,
-                                 bool past_caches) {
-  const __m512 factor = _mm512_set1_ps(a), rest = _mm512_set1_ps(b);
-  const bool past = past_caches && reinterpret_cast<std::uintptr_t>(mixed) % 64 == 0;
-  std::int64_t c = 0;
-  for (; c + 16 <= channels; c += 16) {
-    __m512 from, into;
-    load(abnormal + c, from);
-    load(normal + c, into);
-    store(mixed + c, _mm512_add_ps(_mm512_mul_ps(factor, from), _mm512_mul_ps(rest, into)), past);
-  }
-  mix_row<T, float>(normal + c, abnormal + c, mixed + c, channels - c, a, b, false);
-}
-#endif
-
-template <typename T, typename Compute>
-using MixRow = void (*)(const T*, const T*, T*, std::int64_t, Compute, Compute, bool);
-
+// Kernel for this CPU, or for the instruction set that MONAI_WSCXR_CPU or use_kernels names.
 template <typename T, typename Compute>
 MixRow<T, Compute> row_kernel() {
 #ifdef WSCXR_X86
   if constexpr (!std::is_same_v<T, double>) {
+    const auto of = [](const wscxr::mixing::RowKernels& kernels) {
+      if constexpr (std::is_same_v<T, float>) return kernels.for_float;
+      if constexpr (std::is_same_v<T, Half>) return kernels.for_half;
+      if constexpr (std::is_same_v<T, BFloat16>) return kernels.for_bfloat16;
+    };
     const wscxr::CpuFeatures cpu = wscxr::cpu_features();
-    if (cpu.avx512f && cpu.avx512bw && cpu.avx512vl) return mix_row_avx512<T>;
-    if (cpu.avx2 && cpu.f16c) return mix_row_avx2<T>;
+    const wscxr::search::Kernels* const named = wscxr::search::named_kernels();
+    const bool any = named == nullptr;
+    if ((any || named == &wscxr::search::kAvx512Vnni) && cpu.avx512f && cpu.avx512bw && cpu.avx512vl) {
+      return of(wscxr::mixing::kAvx512);
+    }
+    if ((any || named != &wscxr::search::kPortable) && cpu.avx2 && cpu.f16c) return of(wscxr::mixing::kAvx2);
   }
 #endif
   return mix_row<T, Compute>;
@@ -178,7 +82,7 @@ void mix_rows(const T* normal, const T* abnormal, T* mixed, std::int64_t* source
       const std::int64_t partner = partner_of(words);
       following = draw(row + 1);
 #if defined(__GNUC__) || defined(__clang__)
-      // the next partner lies anywhere: fetch it while this row is mixed
+      // the next partner may be anywhere in memory: prefetch it while this row is mixed
       const char* next = reinterpret_cast<const char*>(abnormal + partner_of(following) * channels);
       for (std::int64_t i = 0; i < channels * static_cast<std::int64_t>(sizeof(T)); i += 64)
         __builtin_prefetch(next + i);
@@ -193,7 +97,7 @@ void mix_rows(const T* normal, const T* abnormal, T* mixed, std::int64_t* source
       mix(normal + row * channels, abnormal + partner * channels, mixed + row * channels, channels, a, b, past_caches);
     }
 #ifdef WSCXR_X86
-    if (past_caches) _mm_sfence();  // the stores become visible to other threads
+    if (past_caches) _mm_sfence();  // makes the stores visible to other threads
 #endif
   });
 }
@@ -242,7 +146,7 @@ std::tuple<Tensor, Tensor> mixup_into(Tensor normal, Tensor abnormal, std::int64
                                       double alpha_min, double alpha_max, Tensor mixed) {
   STD_TORCH_CHECK(mixed.is_contiguous() && mixed.dim() == 2 && mixed.size(0) == normal.size(0) &&
                       mixed.size(1) == normal.size(1) && mixed.scalar_type() == normal.scalar_type(),
-                  "mixup: out must be contiguous, of the shape and type of the normal rows");
+                  "mixup: out must be contiguous and have the shape and type of the normal rows");
   return mix(normal, abnormal, seed, offset, alpha_min, alpha_max, mixed, false);
 }
 

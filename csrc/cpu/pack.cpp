@@ -1,5 +1,5 @@
-// A bank in panels: equal rows found, the rest centred, scaled and quantised. See search.cpp for what they are good
-// for.
+// Packing of a bank: duplicates are removed, and the remaining rows are centred, scaled, quantised and arranged in
+// panels. search.cpp describes the purpose.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -14,23 +14,23 @@ namespace wscxr::search {
 
 namespace {
 
-constexpr std::int64_t kSample = 256;  // rows from which centre and scale are taken
+constexpr std::int64_t kSample = 256;  // rows that determine centre and scale
 
 float float_above(double x) { return std::nextafter(static_cast<float>(x), std::numeric_limits<float>::infinity()); }
 
-// The mean of a few rows from all parts of the bank: any centre is right, a good one makes numbers small. Then the
-// power of two that brings the largest centred number among them to about one.
+// Compute the mean of a sample of rows, and the exponent of the power of two that scales the largest centred number
+// among them to about one. Any centre gives exact results; a good one makes the numbers small.
 int centre_and_exponent(const Kernels& kernels, const Rows& bank, double* centre) {
   const std::int64_t channels = bank.channels, taken = std::min(bank.count, kSample);
   std::vector<double> wide(static_cast<std::size_t>(channels)), total(wide.size(), 0.0), most(wide.size(), 0.0);
   const auto take = [&](std::int64_t i) {
-    // steps of the golden ratio: evenly spread, and in step with no regular order of the rows
+    // steps of the golden ratio: evenly spread, and not aligned with any regular order of the rows
     const double place = std::fmod(static_cast<double>(i) * 0.6180339887498949, 1.0);
     const std::int64_t row =
         taken < bank.count ? static_cast<std::int64_t>(place * static_cast<double>(bank.count)) : i;
     kernels.widen(bank.at(row), bank.type, channels, wide.data());
   };
-  const double weight = 1.0 / static_cast<double>(taken);  // of each row: the sum itself could overflow
+  const double weight = 1.0 / static_cast<double>(taken);  // per row: the sum of the rows could overflow
   for (std::int64_t i = 0; i < taken; ++i) {
     take(i);
     for (std::int64_t c = 0; c < channels; ++c) total[c] += wide[c] * weight;
@@ -51,7 +51,8 @@ int centre_and_exponent(const Kernels& kernels, const Rows& bank, double* centre
   return std::isfinite(largest) ? std::clamp(std::ilogb(largest), -limit, limit) : limit;
 }
 
-// First occurrences of the rows, in order. Later copies can never be nearest: ties go to the lowest row.
+// Find the first occurrence of every row, in order. Later duplicates cannot be nearest, because ties go to the lowest
+// row.
 Array<std::int64_t> first_of_equals(const Rows& bank, const Array<std::uint64_t>& hashes) {
   std::size_t slots = 16;
   while (slots < 2 * hashes.size()) slots *= 2;
@@ -102,22 +103,23 @@ void pack(const Kernels& kernels, const Rows& bank, PackedOut& out) {
   const double unit = std::ldexp(1.0, -out.exponent);
   const std::vector<float> centre = as_float(out.centre, bank.channels);
   const std::int64_t depth = depth_of(bank.channels), coded = coded_channels(bank.channels);
-  // adding the offset to four codes at once: 128 by turning their signs over, less what the offset is below that
+  // adds the offset to four codes at once: flipping the sign bits adds 128, and the difference to the offset is
+  // subtracted
   const std::uint32_t lowered = 0x01010101u * static_cast<std::uint32_t>(128 - kernels.offset);
   for_each(panels_of(bank.count), 1, [&](std::int64_t panel) {
     std::vector<std::int8_t> codes(static_cast<std::size_t>(kColumns * depth * 4), 0);
     float* columns = out.columns + panel * 4 * kColumns;
     for (int j = 0; j < kColumns; ++j) {
       const std::int64_t column = panel * kColumns + j;
-      const bool there = column < out.unique;
-      const std::int64_t row = there ? kept[static_cast<std::size_t>(column)] : -1;
+      const bool used = column < out.unique;
+      const std::int64_t row = used ? kept[static_cast<std::size_t>(column)] : -1;
       Quantised q;
-      if (there) {
+      if (used) {
         q = kernels.quantise(bank.at(row), bank.type, out.centre, centre.data(), bank.channels, unit,
                              codes.data() + j * depth * 4, coded);
       }
       out.row[column] = row;
-      columns[j] = there ? static_cast<float>(q.norm) : std::numeric_limits<float>::infinity();
+      columns[j] = used ? static_cast<float>(q.norm) : std::numeric_limits<float>::infinity();
       columns[kColumns + j] = static_cast<float>(2 * q.scale);
       columns[2 * kColumns + j] = float_above(q.residual);
       columns[3 * kColumns + j] = float_above(std::sqrt(q.norm));

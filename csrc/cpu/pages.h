@@ -1,7 +1,7 @@
-// Arrays whose memory goes back to the system as soon as they are freed.
+// Arrays whose memory returns to the operating system as soon as they are freed.
 //
-// malloc keeps freed blocks of some megabytes and does not always fit the next ones into them, so a search block after
-// block would hold several times what it uses. Large arrays therefore have pages of their own.
+// malloc keeps freed blocks of several megabytes and does not always reuse them for the next ones, so a block-wise
+// search would hold several times the memory that it uses. Large arrays therefore have their own pages.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ namespace wscxr {
 template <typename T>
 struct PageAllocator {
   using value_type = T;
-  static constexpr std::size_t kOwnPages = 128 << 10;  // bytes from which an array has its own
+  static constexpr std::size_t kOwnPages = 128 << 10;  // arrays of this size and larger have their own
 
   PageAllocator() = default;
   template <typename U>
@@ -44,7 +44,7 @@ struct PageAllocator {
 #endif
     std::allocator<T>().deallocate(data, count);
   }
-  // Elements without a stated value are left as they are: what fills an array writes all of it.
+  // Elements without an initial value stay uninitialised; every array is written completely before it is read.
   template <typename U>
   void construct(U* at) {
     ::new (static_cast<void*>(at)) U;

@@ -1,11 +1,11 @@
-// Exact nearest-row search: filter, certify, refine.
+// Exact nearest-row search: filter candidates, then evaluate them exactly.
 //
 // Rows are centred, scaled by one power of two and quantised to bytes: x = s * code + e with |e| <= r. Products of
-// codes are exact integers, so the distance d~ of two coded rows is known but for the rounding of a few float32
-// operations, and the triangle inequality bounds the true one: |d - d~| <= r_q + r_b. A bank row stays a candidate of a
-// query only while d~ - r_q - r_b does not exceed the least upper bound found so far. Candidates are evaluated in
-// float64 from the stored numbers, ties go to the lowest row. Data that quantise badly make the search slower, never
-// wrong.
+// codes are exact integers, so the distance d~ of two quantised rows is known up to the rounding of a few float32
+// operations, and the triangle inequality bounds the true distance d: |d - d~| <= r_q + r_b. A bank row remains a
+// candidate of a query only while d~ - r_q - r_b does not exceed the smallest upper bound found so far. Candidates are
+// evaluated in float64 from the stored values; ties go to the lowest row. Data with large quantisation errors make the
+// search slower, never wrong.
 #include "search.h"
 
 #include <algorithm>
@@ -17,7 +17,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "../common.h"
 #include "parallel.h"
 
 namespace wscxr::search {
@@ -27,10 +26,11 @@ namespace {
 std::atomic<std::int64_t> total_queries{0}, total_evaluated{0};
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr std::int64_t kBlock = 192;   // queries whose codes stay in the second-level cache
-constexpr std::size_t kPile = 96;      // candidates of one query before they are tidied up
-constexpr std::size_t kPileKept = 48;  // as many may remain unevaluated
-constexpr std::int64_t kStride = 16;   // panels are visited with this stride: all parts of the bank early
+constexpr std::int64_t kBlock = 192;   // queries whose codes fit into the L2 cache
+constexpr std::size_t kPile = 96;      // candidates of one query that trigger pruning
+constexpr std::size_t kPileKept = 48;  // candidates that may remain unevaluated after pruning
+constexpr std::int64_t kStride =
+    16;  // panels are visited with this stride, so that bounds from all parts of the bank are known early
 
 }  // namespace
 
@@ -46,33 +46,40 @@ std::vector<const Kernels*> kernels_of_this_cpu() {
 }
 
 namespace {
-const Kernels* named(const char* name) {
+const Kernels* find(const char* name) {
   for (const Kernels* k : kernels_of_this_cpu()) {
     if (name && std::strcmp(k->name, name) == 0) return k;
   }
   return nullptr;
 }
 
+// The kernels that MONAI_WSCXR_CPU or use_kernels names, null for none.
 std::atomic<const Kernels*>& chosen() {
-  static std::atomic<const Kernels*> kernels = [] {
+  static std::atomic<const Kernels*> kernels = []() -> const Kernels* {
     const char* name = std::getenv("MONAI_WSCXR_CPU");
-    if (!name || !*name) return kernels_of_this_cpu().front();
-    if (const Kernels* asked = named(name)) return asked;
+    if (!name || !*name) return nullptr;
+    if (const Kernels* found = find(name)) return found;
     std::string known;
     for (const Kernels* k : kernels_of_this_cpu()) known += (known.empty() ? "" : ", ") + std::string(k->name);
-    throw std::runtime_error("MONAI_WSCXR_CPU names the search kernels '" + std::string(name) + "', but this CPU has " +
-                             known + "; set one of these, or unset it for the best");
+    throw std::runtime_error("MONAI_WSCXR_CPU names the kernels '" + std::string(name) + "', but this CPU has " +
+                             known + "; set one of these, or unset it for the fastest");
   }();
   return kernels;
 }
 }  // namespace
 
-const Kernels& kernels() { return *chosen().load(); }
+const Kernels* named_kernels() { return chosen().load(); }
+
+const Kernels& kernels() {
+  static const Kernels* const best = kernels_of_this_cpu().front();
+  const Kernels* const named = named_kernels();
+  return named != nullptr ? *named : *best;
+}
 
 bool use_kernels(const char* name) {
-  const Kernels* asked = named(name);
-  if (asked) chosen().store(asked);
-  return asked != nullptr;
+  const Kernels* const found = find(name);
+  if (found) chosen().store(found);
+  return found != nullptr;
 }
 
 Search::Search(const Kernels& kernels, const Packed& packed, const Rows& bank, const Rows& query,
@@ -86,7 +93,8 @@ Search::Search(const Kernels& kernels, const Packed& packed, const Rows& bank, c
   nearest_.assign(static_cast<std::size_t>(query.count), Nearest{kInfinity, kInfinity, -1, {}});
   const std::vector<float> centre = as_float(packed.centre, bank.channels);
   const double unit = std::ldexp(1.0, -packed.exponent);
-  // float32 arithmetic is exact enough only where centre and unit are float32 numbers; a float64 bank's are not
+  // float32 arithmetic is accurate enough only if centre and unit are float32 values, and those of a float64 bank are
+  // not
   const bool widened = bank.type == Type::kDouble && query.type != Type::kDouble;
   for_each(query.count, 16, [&](std::int64_t i) {
     std::vector<double> wide;
@@ -118,9 +126,9 @@ double Search::upper(std::int64_t query) const {
   return std::ldexp((*this)[query].upper, packed_.exponent) * (1 + 0x1p-40);
 }
 
-void Search::carry(const double* squared, const std::int64_t* index) {
+void Search::resume(const double* squared, const std::int64_t* index) {
   for (std::size_t i = 0; i < nearest_.size(); ++i) {
-    if (index[i] == std::numeric_limits<std::int64_t>::max()) continue;  // nothing found so far
+    if (index[i] == std::numeric_limits<std::int64_t>::max()) continue;  // none so far
     nearest_[i].squared = squared[i];
     nearest_[i].index = index[i];
     nearest_[i].upper = to_scaled(squared[i]);
@@ -141,7 +149,7 @@ void Search::evaluate(std::int64_t query, Nearest& state, const Candidate* begin
   }
   const std::int64_t bytes = bank_.channels * bytes_of(bank_.type);
   for (const Candidate* c = begin; c != end; ++c) {
-    // rows are far apart in memory: fetch the next one while this one is evaluated
+    // rows are far apart in memory: prefetch the next one while this one is evaluated
     if (c + 1 != end) {
       for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(bank_.at(c[1].row) + i);
     }
@@ -167,12 +175,12 @@ void Search::evaluate_best(std::int64_t query, Nearest& state) const {
   if (chosen.lower <= state.upper) evaluate(query, state, &chosen, &chosen + 1);
 }
 
-void Search::tidy(std::int64_t query, Nearest& state, std::size_t keep) const {
+void Search::prune(std::int64_t query, Nearest& state, std::size_t keep) const {
   const auto ruled_out = [&](const Candidate& c) { return c.lower > state.upper; };
   auto& pile = state.pile;
   pile.erase(std::remove_if(pile.begin(), pile.end(), ruled_out), pile.end());
   if (pile.size() <= keep) return;
-  // the likeliest first: they bring the bound down, so that fewer of the others need to be evaluated
+  // the most promising first: they lower the bound, so that fewer of the others need to be evaluated
   std::sort(pile.begin(), pile.end(), [](const Candidate& a, const Candidate& b) { return a.lower < b.lower; });
   std::size_t i = 0;
   for (std::size_t step = 1; i < pile.size() && pile[i].lower <= state.upper;
@@ -201,7 +209,7 @@ void Search::add_candidates(std::int64_t query, Nearest& state, const std::int32
     state.upper = std::min(state.upper, std::max(upper, floor_));
     state.pile.push_back({lower, row_of[j]});
   }
-  if (state.pile.size() >= kPile) tidy(query, state, kPileKept);
+  if (state.pile.size() >= kPile) prune(query, state, kPileKept);
 }
 
 void Search::scan_block(const std::int64_t* queries, std::int64_t count, std::int64_t first, std::int64_t last,
@@ -230,7 +238,7 @@ void Search::scan_block(const std::int64_t* queries, std::int64_t count, std::in
   }
   alignas(64) std::int32_t products[kLargestTile * kColumns];
   std::uint32_t passed[kLargestTile];
-  std::int64_t check = 8;  // panels after which the bounds are made exact, then eight times as many, ...
+  std::int64_t check = 8;  // panels after which the best candidates are evaluated, then eight times as many, ...
   for (std::int64_t position = first; position < last; ++position) {
     const std::int64_t panel = order_[static_cast<std::size_t>(position)];
     const std::uint8_t* codes = packed_.codes + panel * depth * 4 * kColumns;
@@ -259,7 +267,8 @@ void Search::scan_block(const std::int64_t* queries, std::int64_t count, std::in
 void Search::scan(const std::vector<std::int64_t>& queries, std::int64_t first, std::int64_t last) {
   const std::int64_t count = static_cast<std::int64_t>(queries.size()), panels = last - first;
   if (count == 0 || panels <= 0) return;
-  // equal blocks, as many as threads or a multiple; with few queries the panels are divided among threads as well
+  // Divide the queries into equal blocks, a multiple of the number of threads. With few queries, divide the panels as
+  // well.
   const std::int64_t threads = std::max<std::int64_t>(1, torch::stable::get_num_threads()), rows = kernels_.tile_rows;
   const std::int64_t rounds = (count + threads * kBlock - 1) / (threads * kBlock);
   std::int64_t size = (count + threads * rounds - 1) / (threads * rounds);
@@ -322,11 +331,11 @@ void Search::finish(const std::vector<std::int64_t>& queries) {
   for_each(static_cast<std::int64_t>(queries.size()), 4, [&](std::int64_t i) {
     Nearest& state = nearest_[static_cast<std::size_t>(queries[i])];
     if (stats_[static_cast<std::size_t>(queries[i])].coded) {
-      tidy(queries[i], state, 0);
+      prune(queries[i], state, 0);
     } else {
       evaluate_all(queries[i], state);
     }
-    // float64 numbers whose squares overflow: all rows tie
+    // the squares overflow float64, so all rows tie
     if (!(state.squared < kInfinity)) state.index = state.index < 0 ? first_row_ : std::min(state.index, first_row_);
   });
 }

@@ -1,74 +1,63 @@
-// Exact nearest-row search on the CPU: what its parts share. The algorithm is described at the top of search.cpp.
+// Interfaces of the exact nearest-row search on the CPU. The algorithm is described at the top of search.cpp.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <vector>
 
-#include "../common.h"
+#include "common.h"
 #include "pages.h"
+#include "rows.h"
 
 namespace wscxr::search {
 
-// Columns of a panel: bank rows whose codes lie side by side, four channels of one row in one 32-bit word.
+// Columns of a panel: bank rows whose codes are interleaved, four channels of one row per 32-bit word.
 constexpr int kColumns = 32;
-// Channels that are coded; further ones count as residual, so that sums of products fit 32 bits.
+// Channels that are quantised; further ones count as residual, so that sums of products fit into 32 bits.
 constexpr std::int64_t kCodedChannels = 65536;
-constexpr int kLargestTile = 12;  // query rows of the largest tile
+constexpr int kLargestTile = 12;  // query rows in the largest tile
 
-enum class Type { kDouble, kFloat, kHalf, kBFloat16 };
-
-inline std::int64_t bytes_of(Type type) { return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2; }
-
-// Contiguous rows of floating-point numbers.
-struct Rows {
-  const char* data = nullptr;
-  std::int64_t count = 0;
-  std::int64_t channels = 0;
-  Type type = Type::kFloat;
-  const char* at(std::int64_t row) const { return data + row * channels * bytes_of(type); }
-};
-
-// What is known of one row after quantisation. In scaled units (multiplied by 2^-exponent) the centred row is
+// Result of the quantisation of one row. In scaled units (multiplied by 2^-exponent), the centred row is
 // scale * code + e with |e| <= residual.
 struct Quantised {
   double scale = 0;
   double norm = 0;       // |scale * code|^2
-  double residual = 0;   // infinite: the row is too large to be coded
-  std::int32_t sum = 0;  // of the codes
+  double residual = 0;   // infinite: the row is too large to be quantised
+  std::int32_t sum = 0;  // sum of the codes
 };
 
-// What the filter asks of the queries of one tile.
+// Values of the queries of one tile that the filter needs.
 struct Reaches {
   const float* scale;
-  const float* reach;  // least upper bound of the distance so far, plus the query's residual
+  const float* reach;  // upper bound of the nearest distance so far, plus the residual of the query
   const float* root;   // |q~|
   const float* norm;   // |q~|^2
 };
-constexpr float kRounding = 0x1p-18f;  // of the float32 test, relative to (|q| + |b|)^2
-constexpr float kTiny = 1e-34f;        // what underflows there
+constexpr float kRounding = 0x1p-18f;  // error of the float32 comparison, relative to (|q| + |b|)^2
+constexpr float kTiny = 1e-34f;        // error of the float32 comparison through underflow
 
-// Functions compiled once per instruction set. Codes and bounds may differ between sets, exact distances have the same
-// bits.
+// Functions that are compiled for every instruction set. Codes and bounds may differ between sets; exact distances are
+// bit-identical.
 struct Kernels {
   const char* name;
   int levels;  // codes lie in [-levels, levels]
   int offset;  // bank codes are stored with this added, query codes as they are
   int tile_rows;
-  // Codes of one row, zero beyond its channels; `wide` holds `channels` numbers of room.
+  // Quantise one row; codes after the last channel are zero.
   Quantised (*quantise)(const char* row, Type type, const double* centre, const float* centre_float,
                         std::int64_t channels, double unit, std::int8_t* codes, std::int64_t coded);
-  // Products of `tile_rows` queries ([depth][tile_rows] words) with a panel ([depth][kColumns] words) plus `start`.
+  // Multiply `tile_rows` queries ([depth][tile_rows] words) with a panel ([depth][kColumns] words) and add `start`.
   void (*tile)(const std::int32_t* queries, const std::int32_t* start, const std::uint8_t* panel, std::int64_t depth,
                std::int32_t* products);
-  // For each of the `tile_rows` queries the columns j that may be near enough, as bits:
+  // Find, for each of the `tile_rows` queries, the columns j that may be near enough, as bits:
   // norm_j - scale * scale_j * products_j - (reach + residual_j)^2 <= rounding * (root + longest)^2 - norm.
   void (*sift)(const std::int32_t* products, const float* columns, float longest, const Reaches& queries,
                std::uint32_t* passed);
-  // Sum of squared differences in double, in one fixed order of additions.
+  // Sum of squared differences in double, in a fixed order of additions.
   double (*squared_distance)(const double* query, const char* row, Type type, std::int64_t channels);
+  // Convert a row to double.
   void (*widen)(const char* row, Type type, std::int64_t channels, double* out);
-  // Hash of a row's bytes; `finite` becomes false when a number is NaN or infinite.
+  // Hash of a row's bytes. Sets `finite` to false if a number is NaN or infinite.
   std::uint64_t (*hash)(const char* row, Type type, std::int64_t channels, bool* finite);
 };
 
@@ -78,18 +67,19 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512Vnni;
 #endif
 
-// The best of them for this CPU, or the one that `use_kernels` or the environment variable MONAI_WSCXR_CPU names;
-// throws std::runtime_error where that variable names none.
+// The fastest kernels for this CPU, or those that `use_kernels` or the environment variable MONAI_WSCXR_CPU names.
+// Throws std::runtime_error if the variable holds an unknown name.
 const Kernels& kernels();
-std::vector<const Kernels*> kernels_of_this_cpu();  // the best first
-bool use_kernels(const char* name);                 // false when this CPU has none of that name
+const Kernels* named_kernels();                     // null if neither has named any
+std::vector<const Kernels*> kernels_of_this_cpu();  // fastest first
+bool use_kernels(const char* name);                 // false if this CPU has none of that name
 
-// A bank in panels. `columns` holds per panel four groups of kColumns numbers: |b~|^2, 2 * scale, residual, |b~|.
+// A packed bank. `columns` holds four groups of kColumns numbers per panel: |b~|^2, 2 * scale, residual, |b~|.
 struct Packed {
   const std::uint8_t* codes = nullptr;  // [panels][depth][kColumns] words
   const float* columns = nullptr;       // [panels][4][kColumns]
-  const double* centre = nullptr;       // [channels], each a float32 number unless the bank is float64
-  const std::int64_t* row = nullptr;    // [panels * kColumns] bank row of a column, -1 for none
+  const double* centre = nullptr;       // [channels], float32 values unless the bank is float64
+  const std::int64_t* row = nullptr;    // [panels * kColumns] bank row of every column, -1 for none
   std::int64_t panels = 0;
   std::int64_t depth = 0;  // words of four channels
   int exponent = 0;
@@ -101,7 +91,7 @@ inline std::int64_t coded_channels(std::int64_t channels) {
 inline std::int64_t depth_of(std::int64_t channels) { return (coded_channels(channels) + 3) / 4; }
 inline std::int64_t panels_of(std::int64_t rows) { return (rows + kColumns - 1) / kColumns; }
 
-// Rows that are not finite; 0 when all are.
+// Number of rows that hold NaN or Inf.
 std::int64_t count_not_finite(const Kernels& kernels, const Rows& rows);
 
 inline std::vector<float> as_float(const double* numbers, std::int64_t count) {
@@ -114,41 +104,42 @@ struct PackedOut {
   double* centre = nullptr;
   std::int64_t* row = nullptr;
   int exponent = 0;             // set by pack
-  std::int64_t unique = 0;      // set by pack: columns in use; of equal rows only the first is kept
-  std::int64_t not_finite = 0;  // set by pack; when not 0, nothing else is
+  std::int64_t unique = 0;      // set by pack: columns in use, without duplicates
+  std::int64_t not_finite = 0;  // set by pack; if not 0, nothing else is set
 };
 void pack(const Kernels& kernels, const Rows& bank, PackedOut& out);
 
-// Running minimum of one query.
+// Bank row that may be nearest.
 struct Candidate {
-  double lower;  // bound of the distance in scaled units
+  double lower;  // lower bound of its distance, scaled units
   std::int64_t row;
 };
+// Minimum so far of one query.
 struct Nearest {
-  double upper;                 // certified bound of the least distance, scaled units
-  double squared;               // least exact squared distance so far
+  double upper;                 // upper bound of the nearest distance, scaled units
+  double squared;               // smallest exact squared distance so far
   std::int64_t index;           // row that attains it, -1 for none
   std::vector<Candidate> pile;  // rows that may be nearer
 };
 
 class Search {
  public:
-  // `first_row` is the number of the bank's first row, where the bank is a part of a larger one.
+  // `first_row` is the index of the bank's first row if the bank is a block of a larger one.
   Search(const Kernels& kernels, const Packed& packed, const Rows& bank, const Rows& query, std::int64_t first_row = 0);
 
-  // Start from minima of other rows that are known already; index 2^63 - 1 where there is none.
-  void carry(const double* squared, const std::int64_t* index);
+  // Start from the minima over other blocks; index 2^63 - 1 for none.
+  void resume(const double* squared, const std::int64_t* index);
   // Compare the queries with the panels at positions [first, last) of the visiting order.
   void scan(const std::vector<std::int64_t>& queries, std::int64_t first, std::int64_t last);
-  // Bring the bounds of the queries down to exact distances of their best candidates.
+  // Evaluate the best candidate of every query, which lowers the upper bounds.
   void tighten(const std::vector<std::int64_t>& queries);
-  // Evaluate what is left; `squared` and `index` are final afterwards. Needs all panels scanned.
+  // Evaluate all remaining candidates. `squared` and `index` are final afterwards if all panels were scanned.
   void finish(const std::vector<std::int64_t>& queries);
 
   const Nearest& operator[](std::int64_t query) const { return nearest_[static_cast<std::size_t>(query)]; }
-  // Bound of the least distance in the units of the data.
+  // Upper bound of the nearest distance in the units of the data.
   double upper(std::int64_t query) const;
-  // Pairs that were evaluated exactly.
+  // Number of pairs evaluated exactly.
   std::int64_t evaluated() const { return evaluated_.load(); }
 
  private:
@@ -161,7 +152,8 @@ class Search {
                   Nearest* states) const;
   void add_candidates(std::int64_t query, Nearest& state, const std::int32_t* products, std::int64_t panel,
                       std::uint32_t passed) const;
-  void tidy(std::int64_t query, Nearest& state, std::size_t keep) const;
+  // Drop excluded candidates; if more than `keep` remain, evaluate them.
+  void prune(std::int64_t query, Nearest& state, std::size_t keep) const;
   void evaluate(std::int64_t query, Nearest& state, const Candidate* begin, const Candidate* end) const;
   void evaluate_best(std::int64_t query, Nearest& state) const;
   void evaluate_all(std::int64_t query, Nearest& state) const;
@@ -175,7 +167,7 @@ class Search {
   std::vector<Nearest> nearest_;
   std::vector<std::int64_t> order_;
   std::int64_t first_row_ = 0;
-  double floor_ = 0;  // least upper bound that is used, scaled units: below it float64 squares underflow
+  double floor_ = 0;  // smallest upper bound in use, scaled units: smaller ones have squares that underflow
   mutable std::atomic<std::int64_t> evaluated_{0};
 };
 

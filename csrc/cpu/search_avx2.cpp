@@ -1,4 +1,5 @@
-// Search kernels for CPUs with AVX2. Codes have seven bits: then two products of bytes, and two such sums, fit 16 bits.
+// Search kernels for CPUs with AVX2. Codes have seven bits, so that the sum of four products of bytes fits into 16
+// bits.
 #include "search.h"
 
 #ifdef WSCXR_X86
@@ -24,7 +25,7 @@ constexpr int kVectorBytes = 32;
 
 #include "search_bodies.inl"
 
-// Four of the queries and half a panel: eight sums stay in registers.
+// Multiply four queries with half a panel; the eight sums stay in registers.
 inline void half_tile(const std::int32_t* queries, const std::int32_t* start, const std::uint8_t* panel,
                       std::int64_t depth, std::int32_t* products) {
   const __m256i ones = _mm256_set1_epi16(1);
@@ -63,7 +64,7 @@ inline void half_tile(const std::int32_t* queries, const std::int32_t* start, co
   }
 }
 
-// Half a panel stays in the first-level cache for all queries of the tile.
+// Half a panel stays in the L1 cache for all queries of the tile.
 void tile(const std::int32_t* queries, const std::int32_t* start, const std::uint8_t* panel, std::int64_t depth,
           std::int32_t* products) {
   for (int half = 0; half < 2; ++half) {

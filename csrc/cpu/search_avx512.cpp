@@ -1,4 +1,4 @@
-// Search kernels for CPUs with AVX-512 and its dot product of bytes (VNNI).
+// Search kernels for CPUs with AVX-512 and the byte dot product of VNNI.
 #include "search.h"
 
 #ifdef WSCXR_X86
@@ -55,7 +55,7 @@ void sift(const std::int32_t* products, const float* columns, float longest, con
     const float sum = queries.root[r] + longest;
     const __m512 limit = _mm512_set1_ps(kRounding * (sum * sum) + kTiny - queries.norm[r]);
     const __m512 factor = _mm512_set1_ps(queries.scale[r]), reach = _mm512_set1_ps(queries.reach[r]);
-    // fused operations round less often than the bound allows for
+    // fused operations are allowed here: they round less often than the bound assumes
     std::uint32_t bits = 0;
     for (int half = 0; half < 2; ++half) {
       const __m512 product = _mm512_cvtepi32_ps(_mm512_loadu_si512(products + r * kColumns + 16 * half));

@@ -1,8 +1,8 @@
-// Bodies of the search kernels, included by every search_*.cpp inside an unnamed namespace and under its own
-// instruction set. Vectors are the compiler's generic ones; it splits them where registers are narrower, so all sets
-// give the same bits. (Products and sums are rounded one by one: the files are compiled with -ffp-contract=off.)
+// Bodies of the search kernels, included by every search_*.cpp inside an unnamed namespace and compiled for its
+// instruction set. The vectors are the compiler's generic ones, which it splits if registers are narrower. Products and
+// sums are rounded separately (-ffp-contract=off), so all sets give the same bits.
 
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors never leave a file
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are not passed between files
 
 constexpr int kFloats = kVectorBytes / 4, kDoubles = kVectorBytes / 8;
 using Floats = float __attribute__((vector_size(kVectorBytes)));
@@ -25,13 +25,13 @@ inline void store(void* to, const V& v) {
   std::memcpy(to, &v, sizeof(V));
 }
 
-// A vector of stored numbers as float32, exactly.
+// Convert a vector of stored numbers to float32, exactly.
 inline void floats_of_half(const void* from, Floats* out) {
   const Words bits = __builtin_convertvector(load<HalfWords>(from), Words);
   const Words shifted = (bits & 0x7fffu) << 13;
   Floats magnitude;
   std::memcpy(&magnitude, &shifted, sizeof magnitude);
-  magnitude = magnitude * 0x1p112f;  // moves the exponent; subnormal numbers come out right as well
+  magnitude = magnitude * 0x1p112f;  // corrects the exponent, also of subnormal numbers
   Words result;
   std::memcpy(&result, &magnitude, sizeof result);
   result |= (bits & 0x8000u) << 16;
@@ -43,13 +43,13 @@ inline void floats_of_bfloat16(const void* from, Floats* out) {
   std::memcpy(out, &result, sizeof result);
 }
 
-// A vector of channels from `first` on as float32, zero beyond the row's end; `kWhole`: the vector lies within the row.
-template <bool kWhole>
+// Load a vector of channels from `first` on as float32, zero after the last channel. kInside: all lanes are in the row.
+template <bool kInside>
 inline void floats_at(const char* row, Type type, std::int64_t first, std::int64_t channels, Floats* out) {
   const std::int64_t width = type == Type::kFloat ? 4 : 2;
   const char* from = row + first * width;
   char room[kVectorBytes] = {0};
-  if (!kWhole && first + kFloats > channels) {
+  if (!kInside && first + kFloats > channels) {
     std::memcpy(room, from, static_cast<std::size_t>((channels - first) * width));
     from = room;
   }
@@ -68,7 +68,7 @@ inline void padded(const S* from, std::int64_t first, std::int64_t channels, std
   std::memcpy(room, from + first, static_cast<std::size_t>(there) * sizeof(S));
 }
 
-// The two precisions in which rows are quantised: float64 rows in float64, all others in float32.
+// The two precisions of quantisation: float64 for float64 rows, float32 for all others.
 struct Single {
   using V = Floats;
   using I = Integers;
@@ -129,7 +129,7 @@ Quantised quantise_in(const char* row, Type type, const double* centre, const fl
   Scalar largest = 0;
   for (int lane = 0; lane < P::kLanes; ++lane) largest = most[lane] > largest ? most[lane] : largest;
   Quantised result;
-  if (!(largest <= static_cast<Scalar>(0x1p50))) {  // squares of such numbers do not fit the filter: always a candidate
+  if (!(largest <= static_cast<Scalar>(0x1p50))) {  // the filter cannot represent the squares: always a candidate
     std::memset(codes, 0, static_cast<std::size_t>((coded + 3) / 4 * 4));
     result.residual = std::numeric_limits<double>::infinity();
     return result;
@@ -138,7 +138,7 @@ Quantised quantise_in(const char* row, Type type, const double* centre, const fl
   const bool used = step > 1e-30f;
   const Scalar scale = used ? static_cast<Scalar>(step) : 0, inverse = used ? 1 / static_cast<Scalar>(step) : 0;
   const Scalar bound = static_cast<Scalar>(levels);
-  if (coded % 4) std::memset(codes + coded / 4 * 4, 0, 4);  // narrow vectors do not reach the end of the last word
+  if (coded % 4) std::memset(codes + coded / 4 * 4, 0, 4);  // narrow vectors do not write the end of the last word
   typename P::I sum = {}, squares = {};
   V error = {};
   for (std::int64_t i = 0; i < coded; i += P::kLanes) {
@@ -159,7 +159,7 @@ Quantised quantise_in(const char* row, Type type, const double* centre, const fl
       std::memcpy(codes + i, &narrow, static_cast<std::size_t>(room));
     }
   }
-  // channels that are not coded; `coded` is a multiple of the lanes where it is less than `channels`
+  // channels that are not quantised; if there are any, `coded` is a multiple of the number of lanes
   for (std::int64_t i = coded; i < channels; i += P::kLanes) {
     P::centred(row, type, centre, centre_float, i, channels, scale_unit, &y);
     error = error + y * y;
@@ -175,7 +175,7 @@ Quantised quantise_in(const char* row, Type type, const double* centre, const fl
   result.scale = s;
   result.sum = static_cast<std::int32_t>(total);
   result.norm = s * s * static_cast<double>(norm);
-  // rounding of the sum of squares, then of the centred numbers and of the products, then what underflows
+  // rounding of the sum of squares, then of the centred numbers and products, then underflow
   const double residual = std::sqrt(squared_error) * (1 + (n + 16) * 2 * P::kUnit);
   result.residual =
       residual + 4 * P::kUnit * (std::sqrt(result.norm) + residual) + P::kTiny * (unit + 1) * std::sqrt(n);
@@ -189,13 +189,13 @@ Quantised quantise(const char* row, Type type, const double* centre, const float
   return quantise_in<Single>(row, type, centre, centre_float, channels, unit, codes, coded, kLevels);
 }
 
-// The next `kFloats` channels as doubles.
-template <bool kWhole>
+// Load `kFloats` channels from `first` on as doubles.
+template <bool kInside>
 inline void doubles_at(const char* row, Type type, std::int64_t first, std::int64_t channels, Doubles* out) {
   if (type == Type::kDouble) {
     const char* from = row + first * 8;
     double room[kFloats] = {0};
-    if (!kWhole && first + kFloats > channels) {
+    if (!kInside && first + kFloats > channels) {
       std::memcpy(room, from, static_cast<std::size_t>(channels - first) * 8);
       from = reinterpret_cast<const char*>(room);
     }
@@ -204,14 +204,14 @@ inline void doubles_at(const char* row, Type type, std::int64_t first, std::int6
     return;
   }
   Floats wide;
-  floats_at<kWhole>(row, type, first, channels, &wide);
+  floats_at<kInside>(row, type, first, channels, &wide);
   HalfFloats halves[2];
   std::memcpy(halves, &wide, sizeof wide);
   out[0] = __builtin_convertvector(halves[0], Doubles);
   out[1] = __builtin_convertvector(halves[1], Doubles);
 }
 
-// Thirty-two running sums, folded in a fixed order: the same bits whatever the width of a vector.
+// Thirty-two partial sums, added in a fixed order: the same bits for every vector width.
 template <Type kType>
 double squared_distance_of(const double* query, const char* row, std::int64_t channels) {
   constexpr int kParts = 32 / kDoubles;
@@ -270,10 +270,10 @@ void widen(const char* row, Type type, std::int64_t channels, double* out) {
   }
 }
 
-// Multiplicative hashes side by side; equal hashes are compared byte by byte afterwards.
+// Multiplicative hash, one per lane. Rows with equal hashes are compared byte by byte afterwards.
 std::uint64_t hash(const char* row, Type type, std::int64_t channels, bool* finite) {
   const std::int64_t bytes = channels * bytes_of(type);
-  // the exponent's bits are all ones exactly in NaN and infinity; of a float64 they lie in every second word
+  // In NaN and infinity, and only there, all exponent bits are one. In float64 they are in every second word.
   const std::uint32_t high = type == Type::kDouble  ? 0x7ff00000u
                              : type == Type::kFloat ? 0x7f800000u
                              : type == Type::kHalf  ? 0x7c000000u

@@ -36,8 +36,8 @@ inline void add_pairs(const std::int16_t* bank, std::int16_t first, std::int16_t
 }
 #endif
 
-// The panel's bytes as pairs of 16-bit numbers are unpacked once for all queries of the tile; the inner loop then is
-// one of widening multiply-adds.
+// The bytes of the panel are unpacked once to pairs of 16-bit numbers for all queries of the tile. The inner loop then
+// consists of widening multiply-adds.
 void tile(const std::int32_t* queries, const std::int32_t* start, const std::uint8_t* panel, std::int64_t depth,
           std::int32_t* products) {
   thread_local std::vector<std::int16_t> bank;

@@ -16,7 +16,7 @@ class CudaLauncher : public Steps {
     check_cuda(cudaDeviceGetAttribute(&major_, cudaDevAttrComputeCapabilityMajor, on.get_device_index()), "device");
     check_cuda(cudaDeviceGetAttribute(&minor_, cudaDevAttrComputeCapabilityMinor, on.get_device_index()), "device");
     STD_TORCH_CHECK(major_ >= 8, "monai_wscxr: the CUDA kernels need compute capability 8.0, this device has ", major_,
-                    ".", minor_, "; build with WSCXR_BUILD=cpu to use the torch reference on it");
+                    ".", minor_, "; build with MONAI_WSCXR_BUILD=cpu to use the torch reference on it");
   }
 
   Memory allocate(std::int64_t bytes) override {
@@ -24,7 +24,7 @@ class CudaLauncher : public Steps {
       const auto tensor = std::make_shared<Tensor>(torch::stable::new_empty(on_, {bytes}, ScalarType::Byte));
       return Memory(tensor, tensor->data_ptr());
     } catch (const std::exception& error) {
-      // An asynchronous fault is not a lack of memory: report it as what it is.
+      // Do not report an earlier asynchronous fault as a lack of memory.
       check_cuda(cudaGetLastError() == cudaErrorMemoryAllocation ? cudaSuccess : cudaPeekAtLastError(),
                  "before an allocation");
       throw OutOfMemory(error.what());
@@ -46,15 +46,16 @@ class CudaLauncher : public Steps {
     check_cuda(cudaStreamSynchronize(stream_), "the kernels of the search");
   }
 
-  void say(const std::string& sentence) override { std::fprintf(stderr, "monai_wscxr: %s\n", sentence.c_str()); }
+  void warn(const std::string& message) override { std::fprintf(stderr, "monai_wscxr: %s\n", message.c_str()); }
 
   void tile_minimum(const TileProblem& problem, Kernel kernel) override {
-    if (kernel == Kernel::kHopperHalf || kernel == Kernel::kHopperWhole) {
-      const char* const missing = hopper_tiles_missing(major_, minor_);
-      STD_TORCH_CHECK(missing == nullptr, "monai_wscxr: WSCXR_CUDA_KERNEL asks for the Hopper kernel, but ", missing);
-      launch_hopper_tiles(problem, kernel == Kernel::kHopperWhole, stream_);
+    if (kernel == Kernel::kHopperHalf || kernel == Kernel::kHopperInt8) {
+      const char* const reason = hopper_unavailable(major_, minor_);
+      STD_TORCH_CHECK(reason == nullptr, "monai_wscxr: MONAI_WSCXR_CUDA_KERNEL selects the Hopper kernel, but ",
+                      reason);
+      launch_hopper_tiles(problem, kernel == Kernel::kHopperInt8, stream_);
     } else {
-      launch_portable_tiles(problem, kernel == Kernel::kWhole, stream_);
+      launch_portable_tiles(problem, kernel == Kernel::kInt8, stream_);
     }
   }
 
@@ -67,7 +68,7 @@ class CudaLauncher : public Steps {
                                       torch::stable::detail::from(std::optional<bool>(true)),
                                       torch::stable::detail::from(std::int64_t{0}), torch::stable::detail::from(true)};
     STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-    const Tensor sorted = torch::stable::detail::to<Tensor>(stack[0]);  // owned, so that it is freed
+    const Tensor sorted = torch::stable::detail::to<Tensor>(stack[0]);  // takes ownership: frees it
     const Tensor indices = torch::stable::detail::to<Tensor>(stack[1]);
     check_cuda(cudaMemcpyAsync(order, indices.data_ptr(), static_cast<std::size_t>(count) * sizeof(std::int64_t),
                                cudaMemcpyDeviceToDevice, stream_),

@@ -1,4 +1,4 @@
-// The steps of a search on the device of a tensor, on torch's current stream and with torch's memory.
+// The steps of a search on a CUDA device.
 #pragma once
 
 #include <memory>
@@ -8,6 +8,7 @@
 
 namespace wscxr {
 
+// Steps on the device of `on`, with torch's current stream and torch's allocator.
 std::unique_ptr<Steps> cuda_steps(const Tensor& on);
 
 }  // namespace wscxr

@@ -1,37 +1,39 @@
-// The few device instructions that the kernels are written in. nvcc maps them to the hardware; any other compiler maps
-// them to the emulation in emulated_device.h, so that the very same kernel sources run, slowly, without a GPU.
+// The device instructions that the kernels are written in. nvcc maps them to the hardware. The host compiler maps them
+// to emulation/emulated_device.h, so that the tests run the same kernel sources, slowly, without a GPU. Host code of
+// the shipped module must not include this header.
 #pragma once
 
 #include <cstdint>
 
 #if defined(__CUDACC__)
-#define WSCXR_BOTH __host__ __device__ __forceinline__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #define WSCXR_DEVICE __device__ __forceinline__
 #define WSCXR_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
 #define WSCXR_UNROLL _Pragma("unroll")
-// Kernels and what they call live in a namespace of their own per compiler: both versions can be in one module.
-#define WSCXR_SIDE device_side
-#else
-#define WSCXR_BOTH inline
+#elif defined(WSCXR_EMULATION)
+#include "emulation/emulated_device.h"
 #define WSCXR_DEVICE inline
 #define WSCXR_KERNEL(threads) void
 #define WSCXR_UNROLL
-#define WSCXR_SIDE host_side
-#include "emulated_device.h"
+#else
+#error "kernels are compiled by nvcc, or by the host compiler with WSCXR_EMULATION defined"
 #endif
 
 namespace wscxr {
 
 constexpr int kWarp = 32;
 
+struct alignas(16) Bytes16 {
+  std::uint32_t word[4];
+};
+
 #if defined(__CUDACC__)
 namespace dev {
 
 WSCXR_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
-WSCXR_DEVICE int threads() { return static_cast<int>(blockDim.x); }
 WSCXR_DEVICE std::int64_t block() { return blockIdx.x; }
 WSCXR_DEVICE std::int64_t blocks() { return gridDim.x; }
-WSCXR_DEVICE std::int64_t block_y() { return blockIdx.y; }
 
 WSCXR_DEVICE unsigned char* shared() {
   extern __shared__ __align__(128) unsigned char wscxr_shared[];
@@ -54,9 +56,9 @@ WSCXR_DEVICE std::uint32_t ballot(bool vote) { return __ballot_sync(0xFFFFFFFFu,
 WSCXR_DEVICE int lowest_bit(std::uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 WSCXR_DEVICE int count_bits(std::uint32_t bits) { return __popc(bits); }
 
-// Only for results that do not depend on the order of the calls: maxima, flags and whole-number counts.
-WSCXR_DEVICE void atomic_max(unsigned long long* place, unsigned long long value) { atomicMax(place, value); }
-WSCXR_DEVICE void atomic_add(unsigned long long* place, unsigned long long value) { atomicAdd(place, value); }
+// Use atomics only where the order of the calls cannot change the result: maxima, flags and integer counts.
+WSCXR_DEVICE void atomic_max(unsigned long long* address, unsigned long long value) { atomicMax(address, value); }
+WSCXR_DEVICE void atomic_add(unsigned long long* address, unsigned long long value) { atomicAdd(address, value); }
 
 WSCXR_DEVICE std::uint32_t bits_of(float value) { return __float_as_uint(value); }
 WSCXR_DEVICE float float_of(std::uint32_t bits) { return __uint_as_float(bits); }
@@ -64,19 +66,34 @@ WSCXR_DEVICE unsigned long long bits_of(double value) {
   return static_cast<unsigned long long>(__double_as_longlong(value));
 }
 
-// 16 bytes from global to shared memory in the background; zeros where the source is not valid (it is not read then).
+using Half = __half;
+using BFloat16 = __nv_bfloat16;
+WSCXR_DEVICE float to_float(Half value) { return __half2float(value); }
+WSCXR_DEVICE float to_float(BFloat16 value) { return __bfloat162float(value); }
+WSCXR_DEVICE Half to_half(float value) { return __float2half_rn(value); }
+WSCXR_DEVICE BFloat16 to_bfloat16(float value) { return __float2bfloat16_rn(value); }
+
+// Product and sum that are rounded separately: the compiler does not fuse these into one instruction.
+WSCXR_DEVICE float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
+WSCXR_DEVICE double multiply_rounded(double a, double b) { return __dmul_rn(a, b); }
+WSCXR_DEVICE float add_rounded(float a, float b) { return __fadd_rn(a, b); }
+WSCXR_DEVICE double add_rounded(double a, double b) { return __dadd_rn(a, b); }
+
+// Copy 16 bytes from global to shared memory asynchronously. If `valid` is false, the source is not read and zeros are
+// written.
 WSCXR_DEVICE void copy_async(void* to, const void* from, bool valid) {
   const std::uint32_t address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
   const int bytes = valid ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(from), "r"(bytes) : "memory");
 }
 WSCXR_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+// Wait until at most `kPending` committed groups of this thread are unfinished.
 template <int kPending>
 WSCXR_DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
 }
 
-// Four 8 x 8 matrices of 16-bit elements; lanes 8m to 8m + 7 name the rows of matrix m.
+// Load four 8 x 8 matrices of 16-bit elements; lanes 8 m to 8 m + 7 give the row addresses of matrix m.
 WSCXR_DEVICE void load_matrices(std::uint32_t (&to)[4], const void* row) {
   const std::uint32_t address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
@@ -103,9 +120,5 @@ WSCXR_DEVICE void multiply_add(std::int32_t (&d)[4], const std::uint32_t (&a)[4]
 
 }  // namespace dev
 #endif
-
-struct alignas(16) Bytes16 {
-  std::uint32_t word[4];
-};
 
 }  // namespace wscxr

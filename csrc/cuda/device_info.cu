@@ -9,7 +9,7 @@ int cuda_runtime_version() { return CUDART_VERSION; }
 std::vector<DeviceInfo> cuda_devices() {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) {
-    cudaGetLastError();  // clear it: no device is no error here
+    cudaGetLastError();  // clear the error: having no device is not one here
     return {};
   }
   std::vector<DeviceInfo> devices;

@@ -1,4 +1,4 @@
-// Facts about the CUDA devices of this machine.
+// Properties of the CUDA devices of this machine.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +16,7 @@ struct DeviceInfo {
 };
 
 int cuda_runtime_version();
-// Empty where there is no device or no driver; never throws for that.
+// Empty if there is no device or no driver.
 std::vector<DeviceInfo> cuda_devices();
 
 }  // namespace wscxr

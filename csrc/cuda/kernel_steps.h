@@ -1,6 +1,6 @@
-// The steps as launches of the kernels. `Launcher` brings the memory functions of Steps and
-//   launch(kernel, blocks, threads, shared_bytes, arguments...)
-// so that CUDA and the emulation share types, grids and shared memory sizes.
+// The steps as kernel launches. CUDA and the emulation share the choice of types, grids and shared memory sizes; each
+// provides a `Launcher` with the memory functions of Steps and
+//   launch(kernel, blocks, threads, shared_bytes, arguments...).
 #pragma once
 
 #include "prepare.h"
@@ -8,7 +8,6 @@
 #include "steps.h"
 
 namespace wscxr {
-inline namespace WSCXR_SIDE {
 
 template <typename Launcher>
 class KernelSteps : public Launcher {
@@ -42,11 +41,11 @@ class KernelSteps : public Launcher {
   }
 
   void encode(const Rows& rows, const std::int64_t* list, std::int64_t padded, const double* centre, double factor,
-              bool whole, const Encoded& to) override {
+              bool int8, const Encoded& to) override {
     with_type(rows.type, [&](auto type) {
       using T = decltype(type);
       const T* const data = static_cast<const T*>(rows.data);
-      if (whole) {
+      if (int8) {
         this->launch(encode_kernel<T, true>, warps(padded), kPrepareThreads, 0, data, list, rows.count, padded,
                      rows.channels, centre, factor, to);
       } else {
@@ -102,5 +101,4 @@ class KernelSteps : public Launcher {
   static std::int64_t warps(std::int64_t count) { return tiles_of(count, kPrepareThreads / kWarp); }
 };
 
-}  // namespace WSCXR_SIDE
 }  // namespace wscxr

@@ -1,4 +1,4 @@
-// The search operators on the CUDA key. Which steps run is in search.cpp, the kernels are in the headers it names.
+// Eq. 4 and 5 on CUDA: the search operators. search.cpp holds the orchestration, kernel_steps.h the kernel launches.
 #include <cstdlib>
 #include <tuple>
 
@@ -12,26 +12,27 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// WSCXR_CUDA_KERNEL and WSCXR_CUDA_BLOCK_BYTES, read at every call: tests and benchmarks switch between kernels.
+// Read MONAI_WSCXR_CUDA_KERNEL and MONAI_WSCXR_CUDA_BLOCK_BYTES. They are read at every call, so that tests and
+// benchmarks can switch between kernels.
 wscxr::SearchOptions options_of_environment() {
   wscxr::SearchOptions options;
-  if (const char* kernel = std::getenv("WSCXR_CUDA_KERNEL")) options.kernel = wscxr::kernel_of(kernel);
-  if (const char* bytes = std::getenv("WSCXR_CUDA_BLOCK_BYTES")) {
+  if (const char* kernel = std::getenv("MONAI_WSCXR_CUDA_KERNEL")) options.kernel = wscxr::kernel_of(kernel);
+  if (const char* bytes = std::getenv("MONAI_WSCXR_CUDA_BLOCK_BYTES")) {
     char* end = nullptr;
     options.block_bytes = std::strtoll(bytes, &end, 10);
     STD_TORCH_CHECK(*bytes != '\0' && *end == '\0' && options.block_bytes > 0,
-                    "WSCXR_CUDA_BLOCK_BYTES must be a positive number of bytes, got '", bytes, "'");
+                    "MONAI_WSCXR_CUDA_BLOCK_BYTES must be a positive number of bytes, got '", bytes, "'");
   }
   return options;
 }
 
-// A search with everything that a CUDA call needs around it; counts its exact distances where somebody asked for that.
+// Run a search on the device of `query`, and count its exact distances if SearchStatistics is enabled.
 template <typename Run>
 void search_on(const Tensor& query, const Run& run) {
   const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
   const std::unique_ptr<wscxr::Steps> steps = wscxr::cuda_steps(query);
   wscxr::SearchOptions options = options_of_environment();
-  if (!wscxr::SearchStatistics::wanted()) return run(*steps, options);
+  if (!wscxr::SearchStatistics::enabled()) return run(*steps, options);
   const wscxr::Steps::Memory counters = steps->allocate(2 * sizeof(unsigned long long));
   steps->zero(counters.get(), 2 * sizeof(unsigned long long));
   options.counters.candidates = static_cast<unsigned long long*>(counters.get());
@@ -39,7 +40,7 @@ void search_on(const Tensor& query, const Run& run) {
   run(*steps, options);
   unsigned long long counted[2];
   steps->fetch(counted, counters.get(), sizeof(counted));
-  wscxr::SearchStatistics::keep(counted[0], counted[1]);
+  wscxr::SearchStatistics::record(counted[0], counted[1]);
 }
 
 std::tuple<Tensor, Tensor> min_distance(Tensor query, Tensor bank) {
@@ -65,20 +66,20 @@ std::tuple<Tensor, Tensor> mine_top_r(Tensor query, Tensor bank, std::int64_t k)
   return {index, distance};
 }
 
-// One block of a bank that is streamed through the device; contract in monai_wscxr/ops/min_distance.py. Each block is
-// centred by itself, so blocks may come in any order and size.
+// Search one block of a bank that is streamed through the device, as documented in monai_wscxr/ops/min_distance.py.
+// Every block has its own centre, so blocks may come in any order and size.
 std::tuple<Tensor, Tensor> search_block(Tensor query, Tensor bank, Tensor squared, Tensor index,
                                         std::int64_t first_row) {
   STD_TORCH_CHECK(
       query.dim() == 2 && bank.dim() == 2 && query.size(1) == bank.size(1) && query.size(1) > 0 && bank.size(0) > 0,
-      "search_block: query and bank must be rows of the same width, and the block not empty");
+      "search_block: query and bank must have the same number of channels, and the block at least one row");
   for (const Tensor& tensor : {bank, squared, index}) {
     STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == query.get_device_index(),
                     "search_block: query, bank block, squared and index must be on one device");
   }
   STD_TORCH_CHECK(squared.scalar_type() == ScalarType::Double && index.scalar_type() == ScalarType::Long &&
                       squared.numel() == query.size(0) && index.numel() == query.size(0),
-                  "search_block: squared must be float64 and index int64, one number per query");
+                  "search_block: squared must be float64 and index int64, with one value per query");
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   Tensor least = torch::stable::clone(torch::stable::contiguous(squared));

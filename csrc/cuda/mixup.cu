@@ -1,8 +1,9 @@
-// Eq. 6 on the CUDA key: the same bits of `source` and `alpha` as the reference in monai_wscxr/ops/mixup.py.
+// Eq. 6 on CUDA. `source` and `alpha` are bit-identical to the reference in monai_wscxr/ops/mixup.py.
 #include <algorithm>
 #include <tuple>
 
 #include "cuda_common.h"
+#include "exact_distance.h"
 #include "mixup.h"
 
 namespace {
@@ -14,7 +15,7 @@ std::tuple<Tensor, Tensor> mixup_into(Tensor normal, Tensor abnormal, std::int64
                                       double alpha_min, double alpha_max, Tensor mixed) {
   STD_TORCH_CHECK(mixed.is_contiguous() && mixed.dim() == 2 && mixed.size(0) == normal.size(0) &&
                       mixed.size(1) == normal.size(1) && mixed.scalar_type() == normal.scalar_type(),
-                  "mixup: out must be contiguous, of the shape and type of the normal rows");
+                  "mixup: out must be contiguous and have the shape and type of the normal rows");
   STD_TORCH_CHECK(mixed.is_cuda() && mixed.get_device_index() == normal.get_device_index() && abnormal.is_cuda() &&
                       abnormal.get_device_index() == normal.get_device_index(),
                   "mixup: all rows must be on one device");

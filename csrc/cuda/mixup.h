@@ -1,31 +1,18 @@
-// Eq. 6 on the device in one pass; the arithmetic of csrc/cpu/mixup.cpp, rounded one operation at a time.
+// Eq. 6 on CUDA in one pass, with the arithmetic of csrc/cpu/mixup.cpp: every operation is rounded separately.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#include "device.h"
 #include "philox.h"
-#include "rows.h"
 
 namespace wscxr {
-inline namespace WSCXR_SIDE {
 
 constexpr int kMixThreads = 256;
 
-#if defined(__CUDACC__)
-WSCXR_DEVICE float times(float a, float b) { return __fmul_rn(a, b); }
-WSCXR_DEVICE float plus(float a, float b) { return __fadd_rn(a, b); }
-WSCXR_DEVICE double times(double a, double b) { return __dmul_rn(a, b); }
-WSCXR_DEVICE double plus(double a, double b) { return __dadd_rn(a, b); }
-#else  // built with -ffp-contract=off
-inline float times(float a, float b) { return a * b; }
-inline float plus(float a, float b) { return a + b; }
-inline double times(double a, double b) { return a * b; }
-inline double plus(double a, double b) { return a + b; }
-#endif
-
 template <typename T>
-struct Mixing {  // the type that is computed in
+struct Mixing {  // type of the computation
   using Compute = float;
 };
 template <>
@@ -35,12 +22,18 @@ struct Mixing<double> {
 
 WSCXR_DEVICE double widen(double value) { return value; }
 WSCXR_DEVICE float widen(float value) { return value; }
-WSCXR_DEVICE float widen(__half value) { return __half2float(value); }
-WSCXR_DEVICE float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
+WSCXR_DEVICE float widen(dev::Half value) { return dev::to_float(value); }
+WSCXR_DEVICE float widen(dev::BFloat16 value) { return dev::to_float(value); }
 WSCXR_DEVICE void narrow(double value, double& to) { to = value; }
 WSCXR_DEVICE void narrow(float value, float& to) { to = value; }
-WSCXR_DEVICE void narrow(float value, __half& to) { to = __float2half_rn(value); }
-WSCXR_DEVICE void narrow(float value, __nv_bfloat16& to) { to = __float2bfloat16_rn(value); }
+WSCXR_DEVICE void narrow(float value, dev::Half& to) { to = dev::to_half(value); }
+WSCXR_DEVICE void narrow(float value, dev::BFloat16& to) { to = dev::to_bfloat16(value); }
+
+// a * abnormal + b * normal with every operation rounded, in the type of a and b.
+template <typename Compute, typename T>
+WSCXR_DEVICE void mix(Compute a, T abnormal, Compute b, T normal, T& mixed) {
+  narrow(dev::add_rounded(dev::multiply_rounded(a, widen(abnormal)), dev::multiply_rounded(b, widen(normal))), mixed);
+}
 
 template <typename T>
 struct MixProblem {
@@ -56,15 +49,15 @@ struct MixProblem {
   std::uint64_t offset;
   float low;
   float high;
-  bool aligned;  // every row of the three matrices begins at a multiple of 16 bytes
+  bool aligned;  // every row of the three matrices starts at a multiple of 16 bytes
 };
 
 inline bool mix_aligned(const void* normal, const void* abnormal, const void* mixed, std::int64_t row_bytes) {
-  const auto misplaced = [](const void* at) { return reinterpret_cast<std::uintptr_t>(at) % 16 != 0; };
-  return row_bytes % 16 == 0 && !misplaced(normal) && !misplaced(abnormal) && !misplaced(mixed);
+  const auto unaligned = [](const void* at) { return reinterpret_cast<std::uintptr_t>(at) % 16 != 0; };
+  return row_bytes % 16 == 0 && !unaligned(normal) && !unaligned(abnormal) && !unaligned(mixed);
 }
 
-// One warp per row, which depends on (seed, offset + row) alone, whatever the grid.
+// A row depends only on (seed, offset + row), not on the grid. One warp per row.
 template <typename T>
 WSCXR_KERNEL(kMixThreads)
 mixup_kernel(MixProblem<T> p) {
@@ -78,12 +71,13 @@ mixup_kernel(MixProblem<T> p) {
     const std::uint64_t u = (static_cast<std::uint64_t>(words.w[1]) << 32) | words.w[0];
     const std::int64_t partner = static_cast<std::int64_t>(index_below(u, p.abnormal_rows));
     const float uniform = static_cast<float>(words.w[2] >> 8) * 0x1p-24f;  // exact
-    const float factor = fminf(plus(p.low, times(plus(p.high, -p.low), uniform)), p.high);
+    const float factor =
+        fminf(dev::add_rounded(p.low, dev::multiply_rounded(dev::add_rounded(p.high, -p.low), uniform)), p.high);
     if (lane == 0) {
       p.source[row] = partner;
       p.alpha[row] = factor;
     }
-    const Compute a = factor, b = plus(Compute(1), -a);
+    const Compute a = factor, b = dev::add_rounded(Compute(1), -a);
     const T* const normal = p.normal + row * p.channels;
     const T* const abnormal = p.abnormal + partner * p.channels;
     T* const mixed = p.mixed + row * p.channels;
@@ -94,16 +88,15 @@ mixup_kernel(MixProblem<T> p) {
       memcpy(static_cast<void*>(n), &n_bytes, sizeof(n_bytes));
       memcpy(static_cast<void*>(m), &a_bytes, sizeof(a_bytes));
       WSCXR_UNROLL
-      for (int j = 0; j < kVector; ++j) narrow(plus(times(a, widen(m[j])), times(b, widen(n[j]))), n[j]);
+      for (int j = 0; j < kVector; ++j) mix(a, m[j], b, n[j], n[j]);
       Bytes16 out;
       memcpy(&out, n, sizeof(out));
       reinterpret_cast<Bytes16*>(mixed)[piece] = out;
     }
     for (std::int64_t c = pieces * kVector + lane; c < p.channels; c += kWarp) {
-      narrow(plus(times(a, widen(abnormal[c])), times(b, widen(normal[c]))), mixed[c]);
+      mix(a, abnormal[c], b, normal[c], mixed[c]);
     }
   }
 }
 
-}  // namespace WSCXR_SIDE
 }  // namespace wscxr

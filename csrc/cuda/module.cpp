@@ -1,8 +1,7 @@
-// monai_wscxr._C_cuda: a module of its own, because it needs the CUDA libraries and must not keep _C from loading.
+// monai_wscxr._C_cuda: a separate module, because it needs the CUDA libraries, and _C must load without them.
 #include <pybind11/pybind11.h>
 
 #include "device_info.h"
-#include "emulation_bindings.h"
 #include "statistics.h"
 #include "tile_minimum_cuda.h"
 
@@ -13,8 +12,8 @@ namespace {
 py::dict build_info() {
   py::dict info;
   info["cuda_runtime"] = wscxr::cuda_runtime_version();
-  const char* const missing = wscxr::hopper_tiles_missing(9, 0);
-  info["hopper_kernel"] = missing == nullptr ? std::string("built") : std::string("left out: ") + missing;
+  const char* const reason = wscxr::hopper_unavailable(9, 0);
+  info["hopper_kernel"] = reason == nullptr ? std::string("built") : std::string("left out: ") + reason;
   info["hopper_layout_is_as_assumed"] = wscxr::hopper_layout_is_as_assumed();
   return info;
 }
@@ -43,11 +42,10 @@ py::dict search_statistics() {
 
 PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "CUDA part of the monai_wscxr extension";
-  m.def("build_info", &build_info, "CUDA version that this module was built with, and which kernels it holds.");
-  m.def("gpu_capabilities", &gpu_capabilities, "The CUDA devices of this machine; empty without one.");
-  m.def(
-      "count_exact_distances", &wscxr::SearchStatistics::want, py::arg("on"),
-      "Count, in later searches, the exact distances and the groups recomputed as a whole (costs a synchronisation).");
-  m.def("search_statistics", &search_statistics, "Counts of the last search that ran while counting was on.");
-  wscxr::add_emulation(m);
+  m.def("build_info", &build_info,
+        "Return the CUDA version that this module was built with, and which kernels it holds.");
+  m.def("gpu_capabilities", &gpu_capabilities, "Return the CUDA devices of this machine; empty if there are none.");
+  m.def("count_exact_distances", &wscxr::SearchStatistics::enable, py::arg("on"),
+        "Count exact distances and completely evaluated groups in later searches; adds a synchronisation to each.");
+  m.def("search_statistics", &search_statistics, "Return the counts of the last search that ran with counting on.");
 }

@@ -1,18 +1,17 @@
-// What happens to both row matrices before the filter: a look at their values, and their low-precision copies.
+// Preparation of both row matrices for the filter: a survey of their values, and low-precision copies.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
+#include "exact_distance.h"
 #include "filter_math.h"
-#include "rows.h"
 
 namespace wscxr {
-inline namespace WSCXR_SIDE {
 
 constexpr int kPrepareThreads = 256;
 
-// Largest magnitude, finiteness and, per slab of rows, column sums (if asked for) of a matrix.
+// Largest magnitude and finiteness of a matrix; if `sums` is not null, also the column sums of every slab of rows.
 template <typename T>
 WSCXR_KERNEL(kPrepareThreads)
 survey_kernel(const T* data, std::int64_t count, std::int64_t channels, std::int64_t slab, double* sums,
@@ -40,8 +39,8 @@ survey_kernel(const T* data, std::int64_t count, std::int64_t channels, std::int
   }
 }
 
-// Mean of every column from the sums of the slabs, in their order. Any centre gives exact results; this one small
-// norms.
+// Mean of every column from the sums of the slabs, added in order. Any centre gives exact results; the mean makes norms
+// small.
 WSCXR_KERNEL(kPrepareThreads)
 centre_kernel(const double* sums, std::int64_t parts, std::int64_t count, std::int64_t channels, double* centre,
               unsigned long long* largest, unsigned long long* bad) {
@@ -58,7 +57,7 @@ centre_kernel(const double* sums, std::int64_t parts, std::int64_t count, std::i
   }
 }
 
-// Number of rows with a NaN or Inf; runs only before an error is raised. One warp per row.
+// Number of rows with NaN or Inf; runs only if an error is going to be raised. One warp per row.
 template <typename T>
 WSCXR_KERNEL(kPrepareThreads)
 count_bad_rows_kernel(const T* data, std::int64_t count, std::int64_t channels, unsigned long long* bad_rows) {
@@ -72,15 +71,15 @@ count_bad_rows_kernel(const T* data, std::int64_t count, std::int64_t channels, 
   if (bad && dev::thread() % kWarp == 0) dev::atomic_add(bad_rows, 1);
 }
 
-constexpr int kPiece = 4;  // neighbouring coordinates that a lane takes at once
+constexpr int kPiece = 4;  // adjacent coordinates that a lane loads at once
 template <typename T>
 struct alignas(kPiece * sizeof(T) < 16 ? kPiece * sizeof(T) : 16) Piece {
   T at[kPiece];
 };
 
-// One warp per row: centre, scale by a power of two, round to half precision or to whole numbers of a step per row, and
-// measure exactly what the rounding lost. `rows`, if given, names the rows to take.
-template <typename T, bool kWhole>
+// Centre a row, scale it by a power of two, round it to half precision or to int8 with a step size per row, and compute
+// the norm of the rounding error. `rows` selects the rows to encode; null: all. One warp per row.
+template <typename T, bool kInt8>
 WSCXR_KERNEL(kPrepareThreads)
 encode_kernel(const T* data, const std::int64_t* rows, std::int64_t count, std::int64_t padded, std::int64_t channels,
               const double* centre, double factor, Encoded to) {
@@ -89,21 +88,21 @@ encode_kernel(const T* data, const std::int64_t* rows, std::int64_t count, std::
   if (at >= padded) return;
   if (at >= count) {  // only the bank is padded
     if (lane == 0) {
-      to.squared[at] = kNothing;
-      if (kWhole) to.scale[at] = 0;
+      to.squared[at] = kPadding;
+      if (kInt8) to.scale[at] = 0;
     }
     return;
   }
   const T* row = data + (rows != nullptr ? rows[at] : at) * channels;
   double step = 1;
-  if (kWhole) {
+  if (kInt8) {
     double most = 0;
     for (std::int64_t c = lane; c < channels; c += kWarp)
       most = fmax(most, fabs((as_double(row[c]) - centre[c]) * factor));
     for (int mask = kWarp / 2; mask > 0; mask /= 2) most = fmax(most, dev::shuffle_xor(most, mask));
     step = round_up(most / 127);
   }
-  const std::int64_t width = kWhole ? to.row_bytes : to.row_bytes / 2;
+  const std::int64_t width = kInt8 ? to.row_bytes : to.row_bytes / 2;
   double squared = 0, lost = 0;
   const bool aligned = reinterpret_cast<std::uintptr_t>(row) % (kPiece * sizeof(T)) == 0;
   for (std::int64_t base = lane * kPiece; base < width; base += kWarp * kPiece) {
@@ -115,25 +114,25 @@ encode_kernel(const T* data, const std::int64_t* rows, std::int64_t count, std::
         if (base + j < channels) values.at[j] = row[base + j];
       }
     }
-    __half half_codes[kPiece];
-    signed char whole_codes[kPiece];
+    dev::Half half_codes[kPiece];
+    signed char int8_codes[kPiece];
     WSCXR_UNROLL
     for (int j = 0; j < kPiece; ++j) {
       const double value = base + j < channels ? (as_double(values.at[j]) - centre[base + j]) * factor : 0.0;
       double kept;
-      if (kWhole) {
+      if (kInt8) {
         const double code = step > 0 ? fmin(fmax(rint(value / step), -127.0), 127.0) : 0.0;
-        whole_codes[j] = static_cast<signed char>(code);
+        int8_codes[j] = static_cast<signed char>(code);
         kept = code * step;
       } else {
-        half_codes[j] = __float2half_rn(static_cast<float>(value));
+        half_codes[j] = dev::to_half(static_cast<float>(value));
         kept = as_double(half_codes[j]);
       }
       squared = fma(value, value, squared);
       lost = fma(value - kept, value - kept, lost);
     }
-    if (kWhole) {
-      memcpy(to.codes + at * to.row_bytes + base, whole_codes, sizeof(whole_codes));
+    if (kInt8) {
+      memcpy(to.codes + at * to.row_bytes + base, int8_codes, sizeof(int8_codes));
     } else {
       memcpy(to.codes + at * to.row_bytes + base * 2, half_codes, sizeof(half_codes));
     }
@@ -147,11 +146,11 @@ encode_kernel(const T* data, const std::int64_t* rows, std::int64_t count, std::
     to.residual[at] = round_up(sqrt(lost));
     if (to.squared_double != nullptr) to.squared_double[at] = squared;
     if (to.squared != nullptr) to.squared[at] = static_cast<float>(squared);
-    if (kWhole) to.scale[at] = static_cast<float>(to.squared != nullptr ? -2 * step : step);
+    if (kInt8) to.scale[at] = static_cast<float>(to.squared != nullptr ? -2 * step : step);
   }
 }
 
-// Largest norm and residual norm in each group of bank rows. One warp per group.
+// Largest norm and largest residual norm in each group of bank rows. One warp per group.
 WSCXR_KERNEL(kPrepareThreads)
 group_maxima_kernel(const float* norm, const float* residual, std::int64_t count, std::int64_t groups,
                     float* group_norm, float* group_residual) {
@@ -173,5 +172,4 @@ group_maxima_kernel(const float* norm, const float* residual, std::int64_t count
   }
 }
 
-}  // namespace WSCXR_SIDE
 }  // namespace wscxr

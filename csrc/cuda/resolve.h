@@ -1,22 +1,21 @@
-// Certify and refine: from the minima of the filter to the exact nearest row of every query.
+// From the minima of the filter to the exact nearest row of every query.
 #pragma once
 
 #include <cstdint>
 
+#include "exact_distance.h"
 #include "filter_math.h"
-#include "rows.h"
 
 namespace wscxr {
-inline namespace WSCXR_SIDE {
 
 constexpr int kResolveThreads = 128;
-constexpr std::int64_t kStagedChannels = 4096;  // a query of up to so many channels is kept in shared memory
+constexpr std::int64_t kStagedChannels = 4096;  // wider queries do not fit into shared memory
 inline std::int64_t resolve_shared_bytes(std::int64_t channels) {
   constexpr std::int64_t kWarps = kResolveThreads / kWarp;
   return 8 * (channels <= kStagedChannels ? channels : 0) + kWarps * 16;
 }
 
-// Coordinates of one query as double, from shared memory where they fit.
+// Coordinates of one query as double, from shared memory if they fit.
 struct QueryRow {
   const double* staged;
   Rows rows;
@@ -26,7 +25,7 @@ struct QueryRow {
   }
 };
 
-// An exact minimum; of equal distances the lower row.
+// Running minimum; ties go to the lower row.
 struct Best {
   double squared = INFINITY;
   std::int64_t index = kNoIndex;
@@ -50,7 +49,7 @@ WSCXR_DEVICE QueryRow stage_query(const ResolveProblem& p, std::int64_t row) {
   return {staged, p.query, row};
 }
 
-// Brings the minima of the block's warps together with the one carried from earlier blocks, and stores the result.
+// Store the minimum over the warps of the block and the minimum from earlier bank blocks.
 WSCXR_DEVICE void store_best(const ResolveProblem& p, std::int64_t row, Best best) {
   constexpr int kWarps = kResolveThreads / kWarp;
   double* const squared = reinterpret_cast<double*>(dev::shared());
@@ -69,9 +68,10 @@ WSCXR_DEVICE void store_best(const ResolveProblem& p, std::int64_t row, Best bes
   }
 }
 
-// One block of threads per query. A group can hold the nearest row only if the least distance that its first minimum
-// certifies does not exceed `limit`, an upper bound of the nearest distance; a second minimum below the limit too means
-// that more rows may lie there, and the group is recomputed as a whole. No lists, no order that could change a result.
+// Evaluate every bank row that can be nearest. A group can hold the nearest row only if the lower bound from its first
+// minimum does not exceed `limit`, an upper bound of the nearest distance. If the lower bound from its second minimum
+// does not exceed it either, further rows may qualify and all rows of the group are evaluated. The order of evaluation
+// does not affect the result. One block of threads per query.
 template <typename T>
 WSCXR_KERNEL(kResolveThreads)
 resolve_kernel(ResolveProblem p) {
@@ -86,7 +86,7 @@ resolve_kernel(ResolveProblem p) {
     return error_bound(norm, residual, p.group_norm[group], p.group_residual[group], p.gamma, p.query.channels);
   };
 
-  // the least certified upper bound, and the group that gives it
+  // Find the least upper bound of the nearest distance and the group that gives it.
   double upper = INFINITY;
   std::int64_t at = 0;
   for (std::int64_t group = dev::thread(); group < p.groups; group += kResolveThreads) {
@@ -118,7 +118,7 @@ resolve_kernel(ResolveProblem p) {
     }
   }
   double limit = fmin(upper, p.best_squared[row] * p.scale_squared);
-  dev::sync_block();  // warp_upper is used again
+  dev::sync_block();  // before warp_upper is overwritten
 
   Best best;
   unsigned long long candidates = 0, rescans = 0;
@@ -129,8 +129,8 @@ resolve_kernel(ResolveProblem p) {
     limit = fmin(limit, exact * p.scale_squared);
     ++candidates;
   };
-  // Warp 0 takes the most promising row first, and its exact distance becomes everybody's limit. (Not greater, rather
-  // than at most: what is not a number rules nothing out.)
+  // Warp 0 evaluates the most promising row first, and its exact distance becomes the limit of all warps. Conditions
+  // read "not greater" instead of "at most" so that a NaN excludes nothing.
   const bool promising = !(packed_least(minima[at].first) + squared - bound(at) > limit);
   if (warp == 0) {
     if (promising) evaluate(at * kGroup + packed_column(minima[at].first));
@@ -147,15 +147,15 @@ resolve_kernel(ResolveProblem p) {
       const Minima pair = minima[mine];
       const double shift = squared - bound(mine);
       some = !(packed_least(pair.first) + shift > limit);
-      several = some && pair.second < kSomething && !(packed_least(pair.second) + shift > limit);
+      several = some && pair.second < kLargestValue && !(packed_least(pair.second) + shift > limit);
       column = packed_column(pair.first);
     }
-    const std::uint32_t whole = dev::ballot(several);
+    const std::uint32_t rescan = dev::ballot(several);
     for (std::uint32_t left = dev::ballot(some); left != 0; left &= left - 1) {
       const int from = dev::lowest_bit(left);
       const std::int64_t group = base + from;
       const int single = dev::shuffle(column, from);
-      if (whole >> from & 1) {
+      if (rescan >> from & 1) {
         ++rescans;
         for (std::int64_t r = group * kGroup; r < (group + 1) * kGroup && r < p.bank.count; ++r) evaluate(r);
       } else if (group != at) {
@@ -170,7 +170,7 @@ resolve_kernel(ResolveProblem p) {
   store_best(p, row, best);
 }
 
-// Every pair in float64: for numbers that the filter has no bound for. One block of threads per query.
+// Evaluate every pair in float64, for magnitudes outside the range of the error bound. One block of threads per query.
 template <typename T>
 WSCXR_KERNEL(kResolveThreads)
 brute_kernel(ResolveProblem p) {
@@ -195,7 +195,7 @@ start_kernel(double* best_squared, std::int64_t* best_index, std::int64_t count)
   best_index[at] = kNoIndex;
 }
 
-// The distance that is reported: float64 root, rounded once.
+// Distance in the result: root in float64, rounded once to float32.
 WSCXR_DEVICE float reported(double squared) { return static_cast<float>(sqrt(squared)); }
 
 WSCXR_KERNEL(kListThreads)
@@ -204,7 +204,7 @@ finish_kernel(const double* best_squared, std::int64_t count, float* distance) {
   if (at < count) distance[at] = reported(best_squared[at]);
 }
 
-// Mining: the first rows of an order and their distances.
+// Mining: copy the first `count` query rows of an order, and their distances.
 WSCXR_KERNEL(kListThreads)
 gather_kernel(const float* distance, const std::int64_t* list, std::int64_t count, std::int64_t* index,
               float* gathered) {
@@ -214,8 +214,7 @@ gather_kernel(const float* distance, const std::int64_t* list, std::int64_t coun
   gathered[at] = distance[list[at]];
 }
 
-// Mining: the least reported distance of the finished queries `leaders`, which at least so many queries reach. One
-// block.
+// Mining: smallest distance of the finished queries `leaders`. At least `count` queries reach it. One block.
 WSCXR_KERNEL(kListThreads)
 cut_kernel(const std::int64_t* leaders, std::int64_t count, const double* best_squared, float* cut) {
   float least = INFINITY;
@@ -232,8 +231,8 @@ cut_kernel(const std::int64_t* leaders, std::int64_t count, const double* best_s
   }
 }
 
-// Mining: keeps, in their order, the queries of a list whose distance so far reaches the cut. Distances only fall, so
-// the others can never be mined; a tie with the cut stays. One block.
+// Mining: keep the queries of a list whose distance so far is not below the cut, in their order. Distances only
+// decrease, so the others cannot be mined. One block.
 WSCXR_KERNEL(kListThreads)
 keep_kernel(const std::int64_t* list, std::int64_t count, const double* best_squared, const float* cut,
             std::int64_t* kept, std::int64_t* kept_count) {
@@ -255,10 +254,9 @@ keep_kernel(const std::int64_t* list, std::int64_t count, const double* best_squ
       written += shared[other];
     }
     if (keep) kept[before + dev::count_bits(votes & ((1u << lane) - 1))] = row;
-    dev::sync_block();  // shared is written again
+    dev::sync_block();  // before shared is overwritten
   }
   if (dev::thread() == 0) *kept_count = written;
 }
 
-}  // namespace WSCXR_SIDE
 }  // namespace wscxr

@@ -5,8 +5,6 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "filter_math.h"
-
 namespace wscxr {
 
 namespace {
@@ -14,14 +12,14 @@ namespace {
 constexpr std::int64_t kQueryBlock = 1 << 16;
 constexpr std::int64_t kLeastBlockBytes = 64LL << 20;
 constexpr std::int64_t kMostBlockBytes = 3LL << 30;
-constexpr std::int64_t kWholeFrom =
-    1000000;  // bank rows from which int8 pays: its refinement vanishes beside the products
-constexpr std::int64_t kWholeChannels = 133000;                        // 127 x 127 x channels stays below 2^31
-constexpr double kLeastMagnitude = 1e-120, kLargestMagnitude = 1e120;  // squares stay clear of the ends of float64
-constexpr std::int64_t kSums = 1 << 23;                                // numbers held while the centre is summed
-constexpr std::int64_t kFirstShare = 16;  // mining looks at this share of the bank before it picks its leaders
+// From this size of the bank, faster products outweigh the additional exact distances that int8 needs.
+constexpr std::int64_t kInt8Rows = 1000000;
+constexpr std::int64_t kInt8Channels = 133000;                         // 127 x 127 x channels stays below 2^31
+constexpr double kLeastMagnitude = 1e-120, kLargestMagnitude = 1e120;  // squares neither underflow nor overflow
+constexpr std::int64_t kSums = 1 << 23;                                // most partial sums of the centre
+constexpr std::int64_t kFirstShare = 16;  // mining scans 1 / kFirstShare of the bank before it selects candidates
 
-bool is_whole(Kernel kernel) { return kernel == Kernel::kWhole || kernel == Kernel::kHopperWhole; }
+bool is_int8(Kernel kernel) { return kernel == Kernel::kInt8 || kernel == Kernel::kHopperInt8; }
 
 double double_of(unsigned long long bits) {
   double value;
@@ -29,15 +27,7 @@ double double_of(unsigned long long bits) {
   return value;
 }
 
-const unsigned char* row_address(const Rows& rows, std::int64_t row) {
-  return static_cast<const unsigned char*>(rows.data) + row * rows.channels * size_of(rows.type);
-}
-
-Rows part_of(const Rows& rows, std::int64_t begin, std::int64_t end) {
-  return {row_address(rows, begin), end - begin, rows.channels, rows.type};
-}
-
-// Bytes of the arrays of one block of queries and of one block of bank rows; every array starts at a multiple of 256.
+// Places arrays in one allocation, each at a multiple of 256 bytes.
 struct Layout {
   std::int64_t total = 0;
   std::int64_t take(std::int64_t bytes) {
@@ -53,8 +43,8 @@ struct Offsets {
   std::int64_t minima, total;
 };
 
-Offsets offsets_of(std::int64_t queries, std::int64_t bank_rows, std::int64_t channels, bool whole) {
-  const std::int64_t row_bytes = encoded_row_bytes(channels, whole), groups = tiles_of(bank_rows, kGroup);
+Offsets offsets_of(std::int64_t queries, std::int64_t bank_rows, std::int64_t channels, bool int8) {
+  const std::int64_t row_bytes = encoded_row_bytes(channels, int8), groups = tiles_of(bank_rows, kGroup);
   const std::int64_t padded = tiles_of(bank_rows, kTileColumns) * kTileColumns;
   Layout layout;
   Offsets o{};
@@ -62,22 +52,17 @@ Offsets offsets_of(std::int64_t queries, std::int64_t bank_rows, std::int64_t ch
   o.query_norm = layout.take(queries * 4);
   o.query_residual = layout.take(queries * 4);
   o.query_squared = layout.take(queries * 8);
-  o.query_scale = layout.take(whole ? queries * 4 : 0);
+  o.query_scale = layout.take(int8 ? queries * 4 : 0);
   o.bank_codes = layout.take(bank_rows * row_bytes);
   o.bank_norm = layout.take(bank_rows * 4);
   o.bank_residual = layout.take(bank_rows * 4);
   o.bank_squared = layout.take(padded * 4);
-  o.bank_scale = layout.take(whole ? padded * 4 : 0);
+  o.bank_scale = layout.take(int8 ? padded * 4 : 0);
   o.group_norm = layout.take(groups * 4);
   o.group_residual = layout.take(groups * 4);
   o.minima = layout.take(queries * groups * static_cast<std::int64_t>(sizeof(Minima)));
   o.total = layout.total;
   return o;
-}
-
-std::string bad_rows(const char* name, unsigned long long bad, std::int64_t count) {
-  return std::string(name) + " holds NaN or Inf in " + std::to_string(bad) + " of " + std::to_string(count) +
-         " rows; distances to them mean nothing. Look for damaged images or a broken weights file";
 }
 
 std::int64_t* as_index(const Steps::Memory& memory) { return static_cast<std::int64_t*>(memory.get()); }
@@ -87,23 +72,23 @@ std::int64_t* as_index(const Steps::Memory& memory) { return static_cast<std::in
 Kernel kernel_of(const std::string& name) {
   if (name.empty() || name == "auto") return Kernel::kAutomatic;
   if (name == "portable") return Kernel::kHalf;
-  if (name == "int8") return Kernel::kWhole;
+  if (name == "int8") return Kernel::kInt8;
   if (name == "hopper") return Kernel::kHopperHalf;
-  if (name == "hopper-int8") return Kernel::kHopperWhole;
+  if (name == "hopper-int8") return Kernel::kHopperInt8;
   if (name == "brute") return Kernel::kBrute;
-  throw std::runtime_error("WSCXR_CUDA_KERNEL must be auto, portable, int8, hopper, hopper-int8 or brute, got '" +
+  throw std::runtime_error("MONAI_WSCXR_CUDA_KERNEL must be auto, portable, int8, hopper, hopper-int8 or brute, got '" +
                            name + "'");
 }
 
-SearchPlan plan_search(std::int64_t queries, std::int64_t bank_rows, std::int64_t channels, bool whole,
+SearchPlan plan_search(std::int64_t queries, std::int64_t bank_rows, std::int64_t channels, bool int8,
                        std::int64_t block_bytes) {
-  const auto bytes = [&](std::int64_t q, std::int64_t b) { return offsets_of(q, b, channels, whole).total; };
+  const auto bytes = [&](std::int64_t q, std::int64_t b) { return offsets_of(q, b, channels, int8).total; };
   SearchPlan plan;
   plan.query_block = std::max<std::int64_t>(1, std::min(queries, kQueryBlock));
-  // queries and their share of the minima of the smallest bank block take at most half of the memory
+  // Queries, and the minima for the smallest bank block, use at most half of the memory.
   while (plan.query_block > kTileRows && bytes(plan.query_block, kTileColumns) > block_bytes / 2) plan.query_block /= 2;
   const std::int64_t most = tiles_of(std::max<std::int64_t>(1, bank_rows), kTileColumns);
-  std::int64_t low = 1, high = most;  // in tiles; the largest that fits
+  std::int64_t low = 1, high = most;  // binary search for the largest number of tiles that fits
   while (low < high) {
     const std::int64_t middle = (low + high + 1) / 2;
     if (bytes(plan.query_block, middle * kTileColumns) <= block_bytes) {
@@ -148,17 +133,18 @@ Search::Search(Steps& steps, const Rows& query, const Rows& bank, const SearchOp
     steps.count_bad_rows(query, &on_device->query_bad_rows);
     steps.count_bad_rows(bank, &on_device->bank_bad_rows);
     steps.fetch(&summary, on_device, sizeof(Summary));
-    if (summary.query_bad != 0) throw std::runtime_error(bad_rows("query", summary.query_bad_rows, query.count));
-    throw std::runtime_error(bad_rows("bank", summary.bank_bad_rows, bank.count));
+    if (summary.query_bad != 0)
+      throw std::runtime_error(not_finite_message("query", summary.query_bad_rows, query.count));
+    throw std::runtime_error(not_finite_message("bank", summary.bank_bad_rows, bank.count));
   }
   const double largest =
       std::max(double_of(summary.query_largest), double_of(summary.bank_largest)) + double_of(summary.centre_largest);
-  if (summary.centre_bad != 0 || !(largest > kLeastMagnitude && largest < kLargestMagnitude)) return;  // brute
+  if (summary.centre_bad != 0 || !(largest > kLeastMagnitude && largest < kLargestMagnitude)) return;  // brute force
   kernel_ = options.kernel;
-  if (kernel_ == Kernel::kAutomatic) kernel_ = bank.count >= kWholeFrom ? Kernel::kWhole : Kernel::kHalf;
-  if (channels > kWholeChannels && kernel_ == Kernel::kWhole) kernel_ = Kernel::kHalf;
-  if (channels > kWholeChannels && kernel_ == Kernel::kHopperWhole) kernel_ = Kernel::kHopperHalf;
-  const int exponent = kTopExponent - 1 - std::ilogb(largest);  // every centred coordinate ends below 2^15
+  if (kernel_ == Kernel::kAutomatic) kernel_ = bank.count >= kInt8Rows ? Kernel::kInt8 : Kernel::kHalf;
+  if (channels > kInt8Channels && kernel_ == Kernel::kInt8) kernel_ = Kernel::kHalf;
+  if (channels > kInt8Channels && kernel_ == Kernel::kHopperInt8) kernel_ = Kernel::kHopperHalf;
+  const int exponent = kTopExponent - 1 - std::ilogb(largest);  // scaled coordinates stay below 2^kTopExponent
   factor_ = std::ldexp(1.0, exponent);
   scale_squared_ = std::ldexp(1.0, 2 * exponent);
 }
@@ -166,12 +152,12 @@ Search::Search(Steps& steps, const Rows& query, const Rows& bank, const SearchOp
 Search::Workspace Search::workspace(std::int64_t queries, std::int64_t bank_rows) {
   std::int64_t budget = options_.block_bytes;
   if (budget <= 0) budget = std::clamp(steps_.free_bytes() / 4, kLeastBlockBytes, kMostBlockBytes);
-  const bool whole = is_whole(kernel_);
-  SearchPlan plan = plan_search(queries, bank_rows, bank_.channels, whole, budget);
+  const bool int8 = is_int8(kernel_);
+  SearchPlan plan = plan_search(queries, bank_rows, bank_.channels, int8, budget);
   if (options_.query_block > 0) plan.query_block = std::min(options_.query_block, std::max<std::int64_t>(1, queries));
   if (options_.bank_block > 0) plan.bank_block = options_.bank_block;
   for (;;) {
-    const Offsets at = offsets_of(plan.query_block, plan.bank_block, bank_.channels, whole);
+    const Offsets at = offsets_of(plan.query_block, plan.bank_block, bank_.channels, int8);
     plan.bytes = at.total;
     try {
       return {plan, at, steps_.allocate(at.total)};
@@ -183,10 +169,10 @@ Search::Workspace Search::workspace(std::int64_t queries, std::int64_t bank_rows
       } else {
         throw;
       }
-      if (!said_) {
-        steps_.say("not enough device memory for " + std::to_string(at.total >> 20) +
-                   " MiB of working space; the search goes on with smaller blocks (same result, a little slower)");
-        said_ = true;
+      if (!warned_) {
+        steps_.warn("not enough device memory for " + std::to_string(at.total >> 20) +
+                    " MiB of working memory; the search continues with smaller blocks (same result, slightly slower)");
+        warned_ = true;
       }
     }
   }
@@ -198,12 +184,12 @@ void Search::improve(const std::int64_t* list, std::int64_t count, std::int64_t 
   ResolveProblem resolve;
   resolve.query = query_;
   resolve.aligned =
-      reinterpret_cast<std::uintptr_t>(bank_.data) % 16 == 0 && bank_.channels * size_of(bank_.type) % 16 == 0;
+      reinterpret_cast<std::uintptr_t>(bank_.data) % 16 == 0 && bank_.channels * bytes_of(bank_.type) % 16 == 0;
   resolve.best_squared = best_squared;
   resolve.best_index = best_index;
   resolve.counters = options_.counters;
   if (kernel_ == Kernel::kBrute) {
-    resolve.bank = part_of(bank_, begin, end);
+    resolve.bank = bank_.slice(begin, end);
     resolve.first_bank_row = first_bank_row + begin;
     resolve.rows = list;
     resolve.count = count;
@@ -211,20 +197,20 @@ void Search::improve(const std::int64_t* list, std::int64_t count, std::int64_t 
     return;
   }
   const Workspace work = workspace(count, end - begin);
-  const bool whole = is_whole(kernel_);
+  const bool int8 = is_int8(kernel_);
   const double* const centre = static_cast<const double*>(centre_.get());
   Encoded query, bank;
-  query.row_bytes = bank.row_bytes = encoded_row_bytes(bank_.channels, whole);
+  query.row_bytes = bank.row_bytes = encoded_row_bytes(bank_.channels, int8);
   query.codes = work.get<unsigned char>(work.at.query_codes);
   query.norm = work.get<float>(work.at.query_norm);
   query.residual = work.get<float>(work.at.query_residual);
   query.squared_double = work.get<double>(work.at.query_squared);
-  query.scale = whole ? work.get<float>(work.at.query_scale) : nullptr;
+  query.scale = int8 ? work.get<float>(work.at.query_scale) : nullptr;
   bank.codes = work.get<unsigned char>(work.at.bank_codes);
   bank.norm = work.get<float>(work.at.bank_norm);
   bank.residual = work.get<float>(work.at.bank_residual);
   bank.squared = work.get<float>(work.at.bank_squared);
-  bank.scale = whole ? work.get<float>(work.at.bank_scale) : nullptr;
+  bank.scale = int8 ? work.get<float>(work.at.bank_scale) : nullptr;
   float* const group_norm = work.get<float>(work.at.group_norm);
   float* const group_residual = work.get<float>(work.at.group_residual);
 
@@ -242,20 +228,20 @@ void Search::improve(const std::int64_t* list, std::int64_t count, std::int64_t 
   resolve.query_norm = query.norm;
   resolve.query_residual = query.residual;
   resolve.query_squared = query.squared_double;
-  resolve.gamma = whole ? 0 : accumulation_error(bank_.channels);
+  resolve.gamma = int8 ? 0 : accumulation_error(bank_.channels);
   resolve.scale_squared = scale_squared_;
 
-  std::int64_t encoded = -1;  // first row of the bank block that is encoded
+  std::int64_t encoded = -1;  // first row of the bank block that is encoded at present
   for (std::int64_t q = 0; q < count; q += work.plan.query_block) {
     const std::int64_t queries = std::min(work.plan.query_block, count - q);
-    Rows rows = list != nullptr ? query_ : part_of(query_, q, q + queries);
+    Rows rows = list != nullptr ? query_ : query_.slice(q, q + queries);
     rows.count = queries;
-    steps_.encode(rows, list != nullptr ? list + q : nullptr, queries, centre, factor_, whole, query);
+    steps_.encode(rows, list != nullptr ? list + q : nullptr, queries, centre, factor_, int8, query);
     for (std::int64_t b = begin; b < end; b += work.plan.bank_block) {
       const std::int64_t bank_rows = std::min(work.plan.bank_block, end - b), groups = tiles_of(bank_rows, kGroup);
-      const Rows block = part_of(bank_, b, b + bank_rows);
+      const Rows block = bank_.slice(b, b + bank_rows);
       if (encoded != b) {
-        steps_.encode(block, nullptr, tiles_of(bank_rows, kTileColumns) * kTileColumns, centre, factor_, whole, bank);
+        steps_.encode(block, nullptr, tiles_of(bank_rows, kTileColumns) * kTileColumns, centre, factor_, int8, bank);
         steps_.group_maxima(bank.norm, bank.residual, bank_rows, groups, group_norm, group_residual);
         encoded = b;
       }
@@ -285,10 +271,10 @@ void min_distance(Steps& steps, const Rows& query, const Rows& bank, const Searc
   steps.finish(best_squared, query.count, distance);
 }
 
-void min_distance_block(Steps& steps, const Rows& query, const Rows& bank_block, std::int64_t row_offset,
-                        const SearchOptions& options, double* carry_squared, std::int64_t* carry_index) {
+void min_distance_block(Steps& steps, const Rows& query, const Rows& bank_block, std::int64_t first_row,
+                        const SearchOptions& options, double* best_squared, std::int64_t* best_index) {
   Search search(steps, query, bank_block, options);
-  search.improve(nullptr, query.count, 0, bank_block.count, row_offset, carry_squared, carry_index);
+  search.improve(nullptr, query.count, 0, bank_block.count, first_row, best_squared, best_index);
 }
 
 void mine_top_r(Steps& steps, const Rows& query, const Rows& bank, std::int64_t k, const SearchOptions& options,
@@ -313,7 +299,8 @@ void mine_top_r(Steps& steps, const Rows& query, const Rows& bank, std::int64_t 
   if (k < n) seen = std::min(bank.count, tiles_of(tiles_of(bank.count, kFirstShare), kTileColumns) * kTileColumns);
   improve(nullptr, n, 0, seen);
   if (seen < bank.count) {
-    // Finish the k queries that lead so far. They certify the cut: whoever falls below all of them cannot be mined.
+    // Finish the k queries that are farthest so far. Their smallest distance is the cut: no query below it can be
+    // mined.
     sort();
     improve(as_index(order), k, seen, bank.count);
     const Steps::Memory small = steps.allocate(16), lists[2] = {steps.allocate(n * 8), steps.allocate(n * 8)};
@@ -332,7 +319,7 @@ void mine_top_r(Steps& steps, const Rows& query, const Rows& bank, std::int64_t 
       seen = next;
     }
   }
-  sort();  // dropped queries stand below the cut, where at least k others are not
+  sort();  // dropped queries are below the cut, and at least k others are not
   steps.gather(distances, as_index(order), k, index, distance);
 }
 

@@ -1,4 +1,4 @@
-// How much of the last search was recomputed exactly; off unless a benchmark asks for it.
+// Counts of exact evaluations in the last search, for benchmarks; off by default.
 #pragma once
 
 #include <atomic>
@@ -6,9 +6,9 @@
 namespace wscxr {
 
 struct SearchStatistics {
-  static bool wanted() { return state().wanted.load(); }
-  static void want(bool on) { state().wanted.store(on); }
-  static void keep(unsigned long long candidates, unsigned long long rescans) {
+  static bool enabled() { return state().enabled.load(); }
+  static void enable(bool on) { state().enabled.store(on); }
+  static void record(unsigned long long candidates, unsigned long long rescans) {
     state().candidates.store(candidates);
     state().rescans.store(rescans);
   }
@@ -17,7 +17,7 @@ struct SearchStatistics {
 
  private:
   struct State {
-    std::atomic<bool> wanted{false};
+    std::atomic<bool> enabled{false};
     std::atomic<unsigned long long> candidates{0}, rescans{0};
   };
   static State& state() {

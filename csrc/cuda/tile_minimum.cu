@@ -1,4 +1,4 @@
-// The portable filter kernel; see tile_minimum.h.
+// Launch of the portable filter kernel, tile_minimum.h.
 #include "cuda_common.h"
 #include "tile_minimum.h"
 #include "tile_minimum_cuda.h"
@@ -19,8 +19,8 @@ void launch_tiles(const TileProblem& problem, cudaStream_t stream) {
 
 }  // namespace
 
-void launch_portable_tiles(const TileProblem& problem, bool whole, cudaStream_t stream) {
-  if (whole) {
+void launch_portable_tiles(const TileProblem& problem, bool int8, cudaStream_t stream) {
+  if (int8) {
     launch_tiles<std::int32_t>(problem, stream);
   } else {
     launch_tiles<float>(problem, stream);

@@ -1,4 +1,4 @@
-// Launchers of the filter kernels, each compiled in a file of its own.
+// Launch functions of the filter kernels.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,13 +7,14 @@
 
 namespace wscxr {
 
-// Any device from compute capability 8.0 on.
-void launch_portable_tiles(const TileProblem& problem, bool whole, cudaStream_t stream);
+// Compute capability 8.0 and later.
+void launch_portable_tiles(const TileProblem& problem, bool int8, cudaStream_t stream);
 
-// Compute capability 9.0 with the CUTLASS kernels compiled in; says why not otherwise, null where it can run.
-const char* hopper_tiles_missing(int major, int minor);
-void launch_hopper_tiles(const TileProblem& problem, bool whole, cudaStream_t stream);
-// Whether CUTLASS lays the sums out over the threads as the epilogue takes them to be; asked on the host.
+// Compute capability 9.0, if built with CUTLASS. hopper_unavailable returns the reason why the kernel cannot run, or
+// null if it can.
+const char* hopper_unavailable(int major, int minor);
+void launch_hopper_tiles(const TileProblem& problem, bool int8, cudaStream_t stream);
+// Check, on the host, that CUTLASS distributes the sums over the threads as the epilogue assumes.
 bool hopper_layout_is_as_assumed();
 
 }  // namespace wscxr

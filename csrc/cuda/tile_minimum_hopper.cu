@@ -1,7 +1,7 @@
-// The filter kernel for compute capability 9.0: CUTLASS's warp-specialised product (bulk copies by one producer warp,
-// two consumer warp groups, the bank tile shared by a cluster of two) with an epilogue of our own, which keeps the two
-// smallest values per query and group in registers and writes nothing else. Chosen by WSCXR_CUDA_KERNEL=hopper or
-// hopper-int8; it has been compiled but not run yet, so nothing chooses it by itself.
+// Filter kernel for compute capability 9.0: CUTLASS's warp-specialised product (one producer warp with bulk copies, two
+// consumer warp groups, a bank tile shared by a cluster of two) with a custom epilogue that keeps the two smallest
+// values per query and group in registers and writes only these. It has been compiled but not run yet, so it is never
+// selected automatically, only by MONAI_WSCXR_CUDA_KERNEL=hopper or hopper-int8.
 #include "tile_minimum_cuda.h"
 
 #if defined(WSCXR_WITH_CUTLASS)
@@ -25,8 +25,8 @@ namespace wscxr {
 
 namespace {
 
-// Accumulator i of a thread of a 64 x 256 product of one warp group lies at row 16 warp + 8 h + lane / 4 and column
-// 8 j + 2 (lane % 4) + k with i = k + 2 h + 4 j: the same quads of lanes share a row as in the portable kernel.
+// Accumulator i of a thread in a 64 x 256 product of one warp group is row 16 warp + 8 h + lane / 4 and column
+// 8 j + 2 (lane % 4) + k with i = k + 2 h + 4 j: four lanes share a row, as in the portable kernel.
 constexpr int kHopperSums = 128;
 
 __host__ __device__ constexpr int sum_row(int thread, int i) {
@@ -34,8 +34,7 @@ __host__ __device__ constexpr int sum_row(int thread, int i) {
 }
 __host__ __device__ constexpr int sum_column(int thread, int i) { return i / 4 * 8 + thread % 4 * 2 + i % 2; }
 
-// What the CUTLASS kernels ask of an epilogue that goes without shared memory; the interface is that of its default
-// one.
+// Epilogue without shared memory, with the interface of CUTLASS's default epilogue.
 template <typename Sum>
 class MinimaEpilogue {
  public:
@@ -95,26 +94,26 @@ class MinimaEpilogue {
                                  const cute::Tensor<Engine, Layout>& sums, TiledMma, Residue, int thread, char*) {
     static_assert(cute::is_static<Layout>::value && decltype(cute::size(sums))::value == kHopperSums);
     static_assert(cute::size<0>(BlockShape{}) == kTileRows && cute::size<1>(BlockShape{}) == kTileColumns);
-    constexpr bool kWhole = cute::is_same_v<Sum, std::int32_t>;
+    constexpr bool kInt8 = cute::is_same_v<Sum, std::int32_t>;
     const TileProblem& p = params.problem;
     const std::int64_t first_row = static_cast<std::int64_t>(cute::get<0>(block)) * kTileRows;
     const std::int64_t first_column = static_cast<std::int64_t>(cute::get<1>(block)) * kTileColumns;
-    // A cluster covers two row tiles and may reach beyond the last one; whole tiles out there have nothing to do, and
-    // no lane of a warp goes on alone.
+    // A cluster covers two row tiles and may extend past the last one. The condition is the same for all lanes of a
+    // warp.
     if (first_row >= p.queries || first_column >= p.bank_rows) return;
     WSCXR_UNROLL
     for (int g = 0; g < kTileColumns / kGroup; ++g) {
       WSCXR_UNROLL
       for (int h = 0; h < 2; ++h) {
         const std::int64_t row = first_row + sum_row(thread, 2 * h);
-        const float query_scale = kWhole && row < p.queries ? p.query_scale[row] : 0;
-        Minima minima{kNothing, kNothing};
+        const float query_scale = kInt8 && row < p.queries ? p.query_scale[row] : 0;
+        Minima minima{kPadding, kPadding};
         WSCXR_UNROLL
         for (int j = 0; j < kGroup / 8; ++j) {
           const std::int64_t column = first_column + sum_column(thread, 4 * (g * (kGroup / 8) + j));
           const float2 squared = *reinterpret_cast<const float2*>(p.bank_squared + column);
           const float2 scale =
-              kWhole ? *reinterpret_cast<const float2*>(p.bank_scale + column) : make_float2(0.0f, 0.0f);
+              kInt8 ? *reinterpret_cast<const float2*>(p.bank_scale + column) : make_float2(0.0f, 0.0f);
           WSCXR_UNROLL
           for (int k = 0; k < 2; ++k) {
             const Sum sum = sums(4 * (g * (kGroup / 8) + j) + 2 * h + k);
@@ -137,10 +136,10 @@ class MinimaEpilogue {
   Params params;
 };
 
-template <bool kWhole>
+template <bool kInt8>
 struct Hopper {
-  using Element = cute::conditional_t<kWhole, std::int8_t, cutlass::half_t>;
-  using Sum = cute::conditional_t<kWhole, std::int32_t, float>;
+  using Element = cute::conditional_t<kInt8, std::int8_t, cutlass::half_t>;
+  using Sum = cute::conditional_t<kInt8, std::int32_t, float>;
   using Tile = cute::Shape<cute::Int<kTileRows>, cute::Int<kTileColumns>, cute::Int<128 / sizeof(Element)>>;
   using Cluster = cute::Shape<cute::_2, cute::_1, cute::_1>;
   using Epilogue = cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<MinimaEpilogue<Sum>>;
@@ -172,9 +171,9 @@ struct Hopper {
     arguments.hw_info.device_id = device;
     arguments.hw_info.sm_count = cutlass::KernelHardwareInfo::query_device_multiprocessor_count(device);
     arguments.scheduler.max_swizzle_size = 8;
-    STD_TORCH_CHECK(Gemm::get_workspace_size(arguments) == 0, "monai_wscxr: the Hopper kernel asks for a workspace");
+    STD_TORCH_CHECK(Gemm::get_workspace_size(arguments) == 0, "monai_wscxr: the Hopper kernel needs a workspace");
     STD_TORCH_CHECK(Gemm::can_implement(arguments) == cutlass::Status::kSuccess,
-                    "monai_wscxr: the Hopper kernel does not take this problem");
+                    "monai_wscxr: the Hopper kernel does not support this problem");
     Gemm gemm;
     STD_TORCH_CHECK(gemm.initialize(arguments, nullptr, stream) == cutlass::Status::kSuccess,
                     "monai_wscxr: the Hopper kernel could not be set up");
@@ -182,7 +181,7 @@ struct Hopper {
     check_cuda(cudaGetLastError(), "launch of the Hopper kernel");
   }
 
-  // Asks CuTe, on the host, where every accumulator of every thread lies.
+  // Compare the position of every accumulator of every thread, according to CuTe, with sum_row and sum_column.
   static bool layout_is_as_assumed() {
     bool same = cute::size(Mma{}) == kTileThreads;
     const auto tile = cute::make_identity_tensor(cute::Shape<cute::Int<kTileRows>, cute::Int<kTileColumns>>{});
@@ -200,12 +199,12 @@ struct Hopper {
 
 }  // namespace
 
-const char* hopper_tiles_missing(int major, int minor) {
-  return major == 9 && minor == 0 ? nullptr : "the device is not of compute capability 9.0";
+const char* hopper_unavailable(int major, int minor) {
+  return major == 9 && minor == 0 ? nullptr : "the device does not have compute capability 9.0";
 }
 
-void launch_hopper_tiles(const TileProblem& problem, bool whole, cudaStream_t stream) {
-  if (whole) {
+void launch_hopper_tiles(const TileProblem& problem, bool int8, cudaStream_t stream) {
+  if (int8) {
     Hopper<true>::launch(problem, stream);
   } else {
     Hopper<false>::launch(problem, stream);
@@ -222,9 +221,9 @@ bool hopper_layout_is_as_assumed() {
 
 namespace wscxr {
 
-const char* hopper_tiles_missing(int, int) {
-  return "the CUTLASS headers were not there when the extension was built (pip install --no-deps "
-         "nvidia-cutlass==4.2.0.0, or CUTLASS_HOME)";
+const char* hopper_unavailable(int, int) {
+  return "the extension was built without the CUTLASS headers (pip install --no-deps nvidia-cutlass==4.2.0.0, or set "
+         "CUTLASS_HOME)";
 }
 void launch_hopper_tiles(const TileProblem&, bool, cudaStream_t) {}
 bool hopper_layout_is_as_assumed() { return true; }

@@ -1,4 +1,4 @@
-"""Banks of patch features: rows in memory, in files or in folders, and exact search in them."""
+"""Banks of patch features in memory, in files and in folders, and exact search in them."""
 
 from monai_wscxr.system.lazy import attach
 

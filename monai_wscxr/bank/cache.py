@@ -1,10 +1,10 @@
-"""The disk cache of patch features, so that no image passes the network twice.
+"""The feature cache: patch features on disk, so that no image passes the network twice.
 
-Features lie under `<cache>/features/<fingerprint>/` in shards of whole images; the fingerprint covers everything that
-makes them (reading chain, size, normalisation, backbone, its weights, layers, alignment, neighbourhood), the key of an
-image is the digest of its bytes. Shards are written to a temporary name and renamed, and every shard lists its own
-images, so a killed run loses at most one shard and two runs can share the folder. What is read for the first time is
-checked against its checksum (`shard.py`). Nothing of a patient is stored: no path, no header.
+Features lie under `<cache>/features/<fingerprint>/` in shards of whole images. The fingerprint covers everything the features
+depend on besides the image: reader, size, normalisation, backbone with its weights and layers, alignment, neighbourhood. An
+image is known by the digest of its bytes. Every shard lists its own images and is written under a temporary name first, so a
+killed run loses at most one shard and several runs can share the folder. Every image is checked against its checksum when it
+is read for the first time (`shard.py`). The cache holds no path and no header of an image, hence nothing about a patient.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +36,34 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = "2"
 _HEADROOM = 64 << 20  # bytes left free on the disk
+_ABANDONED_AFTER = 86400  # seconds after which a partial file belongs to a killed run
 
 
 def cache_root() -> Path:
-    """`$MONAI_WSCXR_CACHE`, or the platform's user cache folder."""
+    """Return `$MONAI_WSCXR_CACHE`, or else the platform's user cache folder."""
     chosen = os.environ.get("MONAI_WSCXR_CACHE")
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("monai_wscxr"))
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Hex fingerprint of JSON-like settings, the same whatever the order of the keys."""
+    """Return a hexadecimal fingerprint of JSON-like settings; the order of the keys does not matter."""
     text = json.dumps({"format": _FORMAT, **settings}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 class FeatureCache:
-    """Patch features [h*w, C] float32 of images, by the digest of the image file.
+    """Patch features [h*w, C] float32 of images on disk, by the digest of the image file.
 
     Args:
-        settings: everything the features depend on; its fingerprint names the folder.
+        settings: everything the features depend on besides the image; their fingerprint names the folder.
         root: cache folder; None takes `cache_root()`.
+
+    Attributes:
+        folder: folder of the shards.
+        fingerprint: fingerprint of the settings.
+
+    Raises:
+        InputError: when the folder cannot be written.
     """
 
     def __init__(self, settings: Mapping[str, Any], root: str | Path | None = None) -> None:
@@ -62,7 +72,7 @@ class FeatureCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text_atomic(self.folder / "settings.json", json.dumps(dict(settings), indent=1, sort_keys=True))
-            _remove_leftovers(self.folder)
+            _remove_abandoned(self.folder)
         except OSError as error:
             raise InputError(
                 f"the feature cache {self.folder} cannot be written ({error}); "
@@ -73,7 +83,7 @@ class FeatureCache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in shards that were written since, by this process or another."""
+        """Open the shards that this process or another one has written in the meantime; put damaged ones aside."""
         for path in sorted(self.folder.glob("*.safetensors")):
             if path not in self._shards:
                 try:
@@ -87,9 +97,11 @@ class FeatureCache:
             self._where.setdefault(digest, (shard, position))
 
     def put_aside(self, path: Path, why: Exception) -> None:
-        """Forget a damaged shard and rename it, so that its images, and no others, are extracted again."""
-        logger.warning("the shard %s is damaged (%s); its images will be extracted again, others are kept", path, why)
-        with contextlib.suppress(FileNotFoundError):  # another run was faster
+        """Rename a damaged shard and forget it, so that its images, and no others, are extracted again."""
+        logger.warning(
+            "the shard %s is damaged (%s); its images will be extracted again, all others are kept", path, why
+        )
+        with contextlib.suppress(FileNotFoundError):  # another run may have renamed it first
             path.rename(path.with_suffix(".damaged"))
         self._shards.pop(path, None)
         self._where = {}
@@ -100,17 +112,17 @@ class FeatureCache:
         return digest in self._where
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self._where)
 
     def read(self, digests: Sequence[str]) -> Tensor:
-        """Features [n, h*w, C] float32 of the images with these digests, in this order.
+        """Read the features [n, h*w, C] float32 of the images with these digests, in this order.
 
         Raises:
-            KeyError: when one is not in the store, or was in a shard that turned out to be damaged and is put aside now.
+            KeyError: when `digests` is empty, an image is not in the cache, or its shard is damaged; the shard is then put
+                aside.
         """
-        places = [self._where[digest] for digest in digests]
-        if not places:
-            raise KeyError("no digest was asked for")
+        places = self._places(digests)
         out = torch.empty(len(places), *places[0][0].shape[1:], dtype=places[0][0].dtype)
         damaged: dict[Path, DamagedError] = {}
         for row in sorted(range(len(places)), key=lambda i: (places[i][0].path, places[i][1])):
@@ -119,18 +131,16 @@ class FeatureCache:
                 shard.read(position, out[row])
             except DamagedError as error:
                 damaged[shard.path] = error
-        self._check(damaged)
+        self._put_aside_all(damaged)
         return out
 
     def rows(self, digests: Sequence[str]) -> FileRows:
-        """The same as rows [n * h*w, C] that stay in their files; every image is verified first.
+        """Return the same features as rows [n * h*w, C] that stay in their files; every image is verified first.
 
         Raises:
             KeyError: as `read`.
         """
-        places = [self._where[digest] for digest in digests]
-        if not places:
-            raise KeyError("no digest was asked for")
+        places = self._places(digests)
         damaged: dict[Path, DamagedError] = {}
         for shard, position in sorted(places, key=lambda place: (place[0].path, place[1])):
             if shard.path not in damaged:
@@ -138,20 +148,30 @@ class FeatureCache:
                     shard.verify(position)
                 except DamagedError as error:
                     damaged[shard.path] = error
-        self._check(damaged)
+        self._put_aside_all(damaged)
         return shard_rows(places)
 
-    def _check(self, damaged: Mapping[Path, DamagedError]) -> None:
+    def _places(self, digests: Sequence[str]) -> list[tuple[Shard, int]]:
+        """Return shard and position of each image."""
+        if not digests:
+            raise KeyError("no digest was given")
+        return [self._where[digest] for digest in digests]
+
+    def _put_aside_all(self, damaged: Mapping[Path, DamagedError]) -> None:
         for path, error in damaged.items():
             self.put_aside(path, error)
         if damaged:
             raise KeyError(f"{len(damaged)} shards are damaged")
 
     def write(self, digests: Sequence[str], features: Tensor) -> None:
-        """Add one shard of images; `features` [n, h*w, C] in the order of `digests`.
+        """Add one shard of images.
+
+        Args:
+            digests: digests of n images.
+            features: [n, h*w, C], in the same order.
 
         Raises:
-            InputError: when it cannot be written; says how many bytes are missing on a full disk.
+            InputError: when it cannot be written; on a full disk the message names the missing bytes.
         """
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         try:
@@ -162,11 +182,43 @@ class FeatureCache:
                 "written before is kept. Make room, or point MONAI_WSCXR_CACHE at another disk, and run again"
             ) from error
 
-    def check_space(self, images: int, bytes_per_image: int) -> None:
-        """Refuse before long work starts when the disk cannot hold the features.
+    def write_all(self, features: Iterable[tuple[str, Tensor]], images: int, shard_images: int) -> None:
+        """Add images in shards as they arrive; a full shard is written in a thread while the next one fills.
+
+        When `features` raises, the full shards are kept and the last, incomplete one is lost.
+
+        Args:
+            features: digest and features [h*w, C] of each image.
+            images: number of images to expect, at most.
+            shard_images: number of images per shard, at least 1.
 
         Raises:
-            InputError: with the bytes needed and free.
+            InputError: as `write`.
+        """
+        writing: deque[Future[None]] = deque()
+        digests: list[str] = []
+        buffer = torch.empty(0)
+        with ThreadPoolExecutor(1) as writer:
+            for digest, image in features:
+                if not digests:
+                    buffer = torch.empty(min(shard_images, images), *image.shape)
+                buffer[len(digests)] = image
+                digests.append(digest)
+                if len(digests) == shard_images:
+                    writing.append(writer.submit(self.write, digests, buffer))
+                    digests = []
+                    if len(writing) > 1:
+                        writing.popleft().result()
+            if digests:
+                writing.append(writer.submit(self.write, digests, buffer[: len(digests)]))
+            for future in writing:
+                future.result()
+
+    def check_space(self, images: int, bytes_per_image: int) -> None:
+        """Check before long work that the disk can hold its features.
+
+        Raises:
+            InputError: when it cannot; the message names the needed, free and missing bytes.
         """
         needed, free = images * bytes_per_image, shutil.disk_usage(self.folder).free
         if needed + _HEADROOM > free:
@@ -177,9 +229,9 @@ class FeatureCache:
             )
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Partial files of runs that were killed more than a day ago."""
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the partial files of runs that were killed more than a day ago."""
     for path in folder.glob(".*.partial"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > 86400:
+            if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
                 path.unlink()

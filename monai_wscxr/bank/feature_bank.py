@@ -1,4 +1,4 @@
-"""Banks: patch features as rows, each of which knows the image and the position it came from; in memory or on disk."""
+"""Banks of patch features, in memory or on disk: rows with the image and the patch position each of them comes from."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from monai_wscxr.system.heap import give_back_large_blocks
 
 @dataclass(frozen=True)
 class FeatureBank:
-    """Rows of patch features with their provenance.
+    """A bank in memory: rows of patch features with their origins.
 
     Attributes:
         rows: [N, C] floating point.
-        files: image paths; `file_index` points into it.
-        file_index: [N] int32, image of each row.
+        files: image paths, to which `file_index` refers.
+        file_index: [N] int32, number of each row's image.
         position: [N, 2] int16, patch row y and patch column x of each row.
         grid: patch rows and columns (h, w) of one image.
     """
@@ -34,7 +34,7 @@ class FeatureBank:
 
     @classmethod
     def from_images(cls, features: Tensor, files: Sequence[str], grid: tuple[int, int]) -> FeatureBank:
-        """A bank of whole images.
+        """Create a bank of whole images.
 
         Args:
             features: [n, h*w, C], images in the order of `files`, patches in the order y, x.
@@ -42,7 +42,7 @@ class FeatureBank:
             grid: (h, w).
 
         Raises:
-            ValueError: when the three do not fit together.
+            ValueError: when the shapes do not match.
         """
         h, w = grid
         if features.ndim != 3 or features.shape[0] != len(files) or features.shape[1] != h * w:
@@ -62,7 +62,7 @@ class FeatureBank:
 
     @property
     def images(self) -> Tensor:
-        """Rows of whole images as maps [n, C, h, w]; only for a bank that holds every patch in order."""
+        """Maps [n, C, h, w] of whole images; ValueError unless the bank holds every patch of them, in order."""
         h, w = self.grid
         if len(self) != len(self.files) * h * w:
             raise ValueError(
@@ -71,32 +71,35 @@ class FeatureBank:
         return self.rows.reshape(len(self.files), h, w, -1).permute(0, 3, 1, 2)
 
     def select(self, index: Tensor) -> FeatureBank:
-        """The rows at `index` [k] int64, in that order, with their provenance."""
+        """Return the bank of the rows at `index` [k] int64, in that order, with their origins."""
         index = index.to(self.rows.device)
         here = index.cpu()
         return FeatureBank(self.rows[index], self.files, self.file_index[here], self.position[here], self.grid)
 
     def origin(self, row: int) -> tuple[str, int, int]:
-        """File, patch row and patch column of one row."""
+        """Return file, patch row and patch column of a row."""
         y, x = self.position[row].tolist()
         return self.files[int(self.file_index[row])], y, x
 
     def to(self, device: str | torch.device) -> FeatureBank:
-        """The same bank with its rows on `device`."""
+        """Return the bank with its rows on `device`."""
         return FeatureBank(self.rows.to(device), self.files, self.file_index, self.position, self.grid)
 
     def load(self) -> FeatureBank:
-        """This bank: it is in memory."""
+        """Return the bank itself, which is in memory already."""
         return self
 
     def maps(self, images: int) -> Iterator[Tensor]:
-        """Maps [images, C, h, w] of consecutive images (fewer in the last part); only for a bank of whole images."""
+        """Yield maps [images, C, h, w] of consecutive images (fewer at the end); only for a bank of whole images."""
         yield from self.images.split(images)
 
     def changed(self, function: RowFunction, folder: Path | None = None, in_place: bool = False) -> FeatureBank:
-        """The bank with `function` applied to its rows, block by block; `folder` is for banks on disk.
+        """Return the bank with a function applied to its rows, block by block.
 
-        With `in_place` this bank's own rows change, and memory for a second copy is not needed.
+        Args:
+            function: computes its second argument [n, C] from a block of rows [n, C].
+            folder: not used; see `BankOnDisk.changed`.
+            in_place: overwrite the rows of this bank, which takes no memory for a second copy.
         """
         rows = self.rows if in_place else torch.empty_like(self.rows)
         for block, out in zip(row_blocks(self.rows), row_blocks(rows), strict=True):
@@ -106,12 +109,17 @@ class FeatureBank:
 
 @dataclass(frozen=True)
 class BankOnDisk:
-    """A bank of whole images whose rows are read when they are needed; what trains on it gives the bits of a `FeatureBank`.
+    """A bank of whole images whose rows are read when they are needed.
+
+    Training on it gives the same model, bit for bit, as training on the `FeatureBank` of the same images.
 
     Attributes:
         rows: [N, C], images in the order of `files`, patches in the order y, x.
         files: image paths.
         grid: patch rows and columns (h, w) of one image.
+
+    Raises:
+        ValueError: when the number of rows does not match the images.
     """
 
     rows: RowSource
@@ -119,7 +127,7 @@ class BankOnDisk:
     grid: tuple[int, int]
 
     def __post_init__(self) -> None:
-        give_back_large_blocks()  # of whoever works on it block by block
+        give_back_large_blocks()  # otherwise block-wise passes over the bank would come to hold as much memory as the bank
         h, w = self.grid
         if self.rows.shape[0] != len(self.files) * h * w:
             raise ValueError(f"{self.rows.shape[0]} rows do not fit {len(self.files)} images of {h} x {w} patches")
@@ -128,22 +136,35 @@ class BankOnDisk:
         return self.rows.shape[0]
 
     def to(self, device: str | torch.device) -> BankOnDisk:
-        """The same bank: its rows stay where they are, blocks of them move when they are used."""
+        """Return the bank itself: its rows stay on disk, and blocks of them move to a device when they are used."""
         return self
 
     def load(self) -> FeatureBank:
-        """The bank in memory, float32."""
+        """Read the whole bank into memory, as float32."""
         rows = self.rows.read(0, torch.empty(self.rows.shape, dtype=self.rows.dtype)).float()
         return FeatureBank.from_images(rows.reshape(len(self.files), -1, rows.shape[1]), self.files, self.grid)
 
     def maps(self, images: int) -> Iterator[Tensor]:
-        """Maps [images, C, h, w] of consecutive images (fewer in the last part), on the CPU."""
+        """Yield maps [images, C, h, w] of consecutive images (fewer at the end), on the CPU.
+
+        They share one buffer: each is valid until the next one is requested.
+        """
         h, w = self.grid
         for rows in row_blocks(self.rows, images * h * w):
             yield rows.reshape(-1, h, w, rows.shape[1]).permute(0, 3, 1, 2)
 
     def changed(self, function: RowFunction, folder: Path | None = None, in_place: bool = False) -> BankOnDisk:
-        """The bank with `function` applied to its rows, block by block, in a nameless file of `folder`; never in place."""
+        """Return the bank with a function applied to its rows, block by block, in an unnamed temporary file.
+
+        Args:
+            function: computes its second argument [n, C] from a block of rows [n, C].
+            folder: folder of the file, see `scratch_rows`.
+            in_place: not used; the files of this bank are never changed.
+
+        Raises:
+            ValueError: without a folder.
+            InputError: when the disk is full.
+        """
         if folder is None:
-            raise ValueError("a bank on disk needs a folder for the rows that change")
+            raise ValueError("changing a bank on disk needs a folder for the new rows")
         return dataclasses.replace(self, rows=scratch_rows(self.rows, function, folder))

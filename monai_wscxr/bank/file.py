@@ -1,4 +1,4 @@
-"""A bank in one file: a matrix of rows in the safetensors format, written by this package or by any other program."""
+"""Banks in a single file: a matrix of rows in the safetensors format, written by this package or by another program."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from monai_wscxr.system.atomic import DamagedError, replacing
 
 
 def save_rows(path: str | Path, rows: Tensor) -> None:
-    """Write a bank [N, C] as the tensor `rows` of a safetensors file; the file appears whole or not at all."""
+    """Write rows [N, C] as the tensor `rows` of a safetensors file, atomically."""
     with replacing(Path(path)) as temporary:
         save_file({"rows": rows.contiguous()}, temporary)
 
 
 class BankFile(FileRows):
-    """Rows [N, C] in a safetensors file, read block by block and never as a whole.
+    """Rows [N, C] in a safetensors file, read in blocks and never as a whole.
 
     Args:
-        path: file written by `save_rows`, or any safetensors file that holds a matrix of that name.
-        name: name of the tensor.
+        path: file written by `save_rows`, or any safetensors file that holds a floating-point matrix.
+        name: name of the matrix.
 
     Raises:
-        InputError: when the file cannot be read or holds no such matrix of floating-point numbers.
+        InputError: when the file cannot be read or holds no such matrix.
     """
 
     def __init__(self, path: str | Path, name: str = "rows") -> None:
@@ -39,7 +39,8 @@ class BankFile(FileRows):
                 raise DamagedError("it holds no such matrix of floating-point numbers")
         except DamagedError as error:
             raise InputError(
-                f"{path}: cannot read a bank of rows [N, C] named {name!r} ({error}); write one with save_rows"
+                f"{path}: cannot read a bank of rows [N, C] named {name!r} ({error}); write the file again, for instance "
+                "with save_rows"
             ) from None
         rows, channels = entry.shape
         matrix = RowsOnDisk(self.path, entry.offset, rows)

@@ -1,9 +1,9 @@
-"""A bank in a folder: shards and an index. It grows, shrinks and merges without any feature being computed twice.
+"""Banks in folders: shards and an index. They grow, shrink and merge without computing any feature twice.
 
-`bank.json` lists the shards with their images, bytes and a checksum of their headers, which in turn hold the digest and
-checksum of every image. A removed image, or a second copy of one, is an entry in the index ("dead"); `compact` rewrites the
-shards that hold many of them. The index is written last and replaced in one step, so a killed command leaves the bank as it
-was, and at most files that no index mentions. What nobody may know of a patient is not there: no path, no name, no header.
+`bank.json` lists the shards with their images, bytes and the checksum of their headers, which in turn hold the digest and
+checksum of every image. Removed images, and second copies of an image, are listed in the index as "dead"; `compact` rewrites
+the shards that contain them. The index is written last and replaced in one step, so a killed command leaves the bank as it
+was, plus at most a file that no index lists. A bank holds nothing about a patient: no path, no name, no header of an image.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,15 @@ _INDEX = "bank.json"
 
 @dataclass
 class Entry:
-    """A shard in the index: file name, number of images, bytes, CRC-32 of its header, positions that do not count."""
+    """A shard in the index.
+
+    Attributes:
+        file: file name.
+        images: number of images.
+        bytes: size of the file.
+        header_crc32: CRC-32 of the header.
+        dead: positions of the images that do not count: removed ones, and second copies.
+    """
 
     file: str
     images: int
@@ -47,16 +55,17 @@ class BankFolder:
     """A bank of whole images in a folder.
 
     Args:
-        path: a folder made by `create`.
+        path: folder made by `create`.
 
     Attributes:
-        settings: what the features were made with (see `PatchExtractor.settings`).
+        entries: shards of the index.
+        settings: everything the features depend on besides the image, see `PatchExtractor.settings`.
         grid: patch rows and columns (h, w) of one image.
         channels: C.
         dtype: name of the type of the rows.
 
     Raises:
-        InputError: when it is no such folder or of another version.
+        InputError: when the folder holds no bank, or one of another version.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -77,23 +86,27 @@ class BankFolder:
             self.entries = [Entry(**entry) for entry in index["shards"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{self.path} holds no bank ({error}); make one with `bank add` or `bank merge`"
+                f"{self.path} holds no bank ({error}); make one with `monai-wscxr bank add` or `monai-wscxr bank merge`"
             ) from error
 
     @classmethod
     def create(
         cls, path: str | Path, settings: dict[str, Any], grid: tuple[int, int], channels: int, dtype: str = "float32"
     ) -> BankFolder:
-        """An empty bank in a new or empty folder.
+        """Create an empty bank.
+
+        Args:
+            path: new or empty folder.
+            settings, grid, channels, dtype: see `BankFolder`.
 
         Raises:
-            InputError: when the folder holds something, or on an unknown type.
+            InputError: when the folder is not empty, or on an unknown type.
         """
         path = Path(path)
         if dtype not in DTYPES:
             raise InputError(f"the type of a bank must be one of {', '.join(DTYPES)}, got {dtype!r}")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path} is there already and not empty; choose another folder")
+            raise InputError(f"{path} exists already and is not empty; choose another folder")
         path.mkdir(parents=True, exist_ok=True)
         bank = cls.__new__(cls)
         bank.path, bank.settings, bank.grid, bank.channels, bank.dtype = path, settings, grid, channels, dtype
@@ -115,9 +128,9 @@ class BankFolder:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        """One process at a time changes the index, from what it is now."""
+        """Lock the index, read it anew, and write it afterwards: one process at a time changes it."""
         with open(self.path / ".lock", "w") as lock:
-            with contextlib.suppress(ImportError):  # no such locks on Windows
+            with contextlib.suppress(ImportError):  # Windows has no such locks
                 import fcntl
 
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -126,7 +139,7 @@ class BankFolder:
             self._save()
 
     def shard(self, entry: Entry) -> Shard:
-        """The opened shard of an entry.
+        """Open the shard of an entry.
 
         Raises:
             InputError: when it is damaged, missing, or not the one that was added.
@@ -138,17 +151,17 @@ class BankFolder:
                 if path.stat().st_size != entry.bytes or shard.header_crc32 != entry.header_crc32:
                     raise DamagedError("its header is not the one that was added")
                 if shard.shape[1:] != (self.grid[0] * self.grid[1], self.channels) or shard.dtype != DTYPES[self.dtype]:
-                    raise DamagedError("its shape or type is another")
+                    raise DamagedError("its shape or type is not that of the bank")
             except DamagedError as error:
                 raise InputError(
-                    f"the shard {path} is damaged ({error}): `bank verify --drop` takes what is damaged out of the bank, "
-                    "then `bank add` the images again"
+                    f"the shard {path} is damaged ({error}): remove it with `monai-wscxr bank verify --drop`, then add its "
+                    "images again with `monai-wscxr bank add`"
                 ) from error
             self._shards[entry.file] = shard
         return self._shards[entry.file]
 
     def places(self) -> list[tuple[Shard, int]]:
-        """Shard and position of every image, in order."""
+        """Return shard and position of every image, in order."""
         found = []
         for entry in self.entries:
             shard, dead = self.shard(entry), set(entry.dead)
@@ -156,18 +169,18 @@ class BankFolder:
         return found
 
     def digests(self) -> list[str]:
-        """Digests of the images, in order."""
+        """Return the digests of the images, in order."""
         return [shard.digests[position] for shard, position in self.places()]
 
     def __len__(self) -> int:
-        """Rows."""
+        """Return the number of rows."""
         return self.grid[0] * self.grid[1] * sum(entry.images - len(entry.dead) for entry in self.entries)
 
     def bank(self) -> BankOnDisk:
-        """The rows, read when they are needed; an image's name is its digest.
+        """Return the bank; its rows stay on disk, and its files are named by their digests.
 
         Raises:
-            InputError: when the bank is empty.
+            InputError: when the bank is empty, or a shard is damaged.
         """
         places = self.places()
         if not places:
@@ -176,11 +189,11 @@ class BankFolder:
         return BankOnDisk(shard_rows(places), names, self.grid)
 
     def add(self, digests: Sequence[str], features: Tensor) -> None:
-        """Add a shard of images; those that are there already do not count twice.
+        """Add a shard of images; an image that is in the bank already does not count twice.
 
         Args:
-            digests: of n images.
-            features: [n, h*w, C], of any floating type; stored in the bank's.
+            digests: digests of n images.
+            features: [n, h*w, C] of any floating-point type; stored in that of the bank.
         """
         name = self._new_shard(digests, features)
         with self._changing():
@@ -192,7 +205,7 @@ class BankFolder:
         return name
 
     def _enter(self, name: str, dead: Iterable[int] = ()) -> None:
-        """Enter a shard that lies in the folder; inside of `_changing`."""
+        """Enter a shard of the folder into the index, inside of `_changing`."""
         path, known, gone = self.path / name, set(self.digests()), set(dead)
         shard = Shard.open(path)
         for position, digest in enumerate(shard.digests):
@@ -203,7 +216,7 @@ class BankFolder:
         self.entries.append(Entry(name, shard.shape[0], path.stat().st_size, shard.header_crc32, sorted(gone)))
 
     def remove(self, digests: Iterable[str]) -> int:
-        """Take images out, by an entry in the index; returns how many there were."""
+        """Remove images in the index alone, and return how many were removed."""
         wanted, removed = set(digests), 0
         with self._changing():
             for entry in self.entries:
@@ -214,10 +227,10 @@ class BankFolder:
         return removed
 
     def merge(self, other: BankFolder) -> None:
-        """Add the images of another bank: its shards as hard links where the disk is the same, otherwise as copies.
+        """Add the images of another bank; its shards become hard links, or copies where the file systems differ.
 
         Raises:
-            InputError: when the features were made otherwise or have another shape.
+            InputError: when the features have other settings or another shape, or a shard is damaged.
         """
         if self.settings != other.settings or (self.grid, self.channels) != (other.grid, other.channels):
             different = [
@@ -238,7 +251,7 @@ class BankFolder:
                 self.add(*other._living(entry))
 
     def _living(self, entry: Entry) -> tuple[list[str], Tensor]:
-        """Digests and features [n, h*w, C] of the images of a shard that count, checked while they are read."""
+        """Read and check the images of a shard that are not dead; return their digests and features [n, h*w, C]."""
         shard, dead = self.shard(entry), set(entry.dead)
         living = [position for position in range(entry.images) if position not in dead]
         features = torch.empty(len(living), *shard.shape[1:], dtype=shard.dtype)
@@ -247,15 +260,15 @@ class BankFolder:
                 shard.read(position, features[place])
             except DamagedError as error:
                 raise InputError(
-                    f"the shard {shard.path} is damaged ({error}); `bank verify --drop` takes it out"
+                    f"the shard {shard.path} is damaged ({error}); remove it with `monai-wscxr bank verify --drop`"
                 ) from error
         return [shard.digests[position] for position in living], features
 
     def compact(self, share: float = 0.0) -> int:
-        """Rewrite shards of which more than `share` is dead, and remove files that no index mentions.
+        """Rewrite the shards of whose images more than `share` are dead, and remove files that the index does not list.
 
         Returns:
-            bytes freed.
+            Number of bytes freed.
         """
         before, replaced = _folder_bytes(self.path), set()
         for entry in [entry for entry in self.entries if len(entry.dead) > share * entry.images]:
@@ -265,21 +278,21 @@ class BankFolder:
                 replaced.add(entry.file)
                 if name is not None:
                     self._enter(name)
-        mentioned = {entry.file for entry in self.entries}
+        listed = {entry.file for entry in self.entries}
         for path in [*self.path.glob("*.safetensors"), *self.path.glob(".*.partial")]:
-            # a young file that no index mentions may be about to be entered by another process
-            if path.name in replaced or (path.name not in mentioned and time.time() - path.stat().st_mtime > 3600):
+            # another process may be about to enter a young file that is not listed yet
+            if path.name in replaced or (path.name not in listed and time.time() - path.stat().st_mtime > 3600):
                 path.unlink()
         return before - _folder_bytes(self.path)
 
-    def verify(self, progress: Any = None) -> list[tuple[str, str, int]]:
-        """Read everything and compare it with its checksums.
+    def verify(self, progress: Callable[[int], object] | None = None) -> list[tuple[str, str, int]]:
+        """Read every image and compare it with its checksum.
 
         Args:
             progress: called with 1 after every shard.
 
         Returns:
-            (file, what is wrong, images lost) of each damaged shard.
+            File name, reason and number of lost images of each damaged shard.
         """
         damaged = []
         for entry in self.entries:
@@ -295,13 +308,18 @@ class BankFolder:
         return damaged
 
     def drop(self, files: Iterable[str]) -> None:
-        """Take whole shards out of the index, whatever state they are in; `compact` removes their files."""
+        """Remove whole shards, damaged or not, from the index; `compact` removes their files.
+
+        Args:
+            files: file names of the shards.
+        """
         gone = set(files)
         with self._changing():
             self.entries = [entry for entry in self.entries if entry.file not in gone]
 
 
 def _link(source: Path, target: Path) -> None:
+    """Make `target` a hard link to `source`, or a copy where that is impossible."""
     try:
         os.link(source, target)
     except OSError:

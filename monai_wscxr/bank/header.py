@@ -1,12 +1,13 @@
-"""Headers of safetensors files: where each tensor lies, checked against the size of the file.
+"""Headers of safetensors files: the place of each tensor, checked against the size of the file.
 
-A safetensors file starts with the length of its header (8 bytes, little endian), then the header as JSON, then the bytes of the
+A safetensors file consists of the length of its header (8 bytes, little endian), the header as JSON, and the bytes of the
 tensors. Only the header is read here, so a bank of any size is opened in a moment.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,16 +18,16 @@ import torch
 from monai_wscxr.system.atomic import DamagedError
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_LONGEST_HEADER = 100 << 20
+_LONGEST_HEADER = 100 << 20  # bytes
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One floating-point tensor of a file.
+    """A floating-point tensor in a file.
 
     Attributes:
-        shape: of the tensor.
-        dtype: of its elements.
+        shape: shape of the tensor.
+        dtype: type of its elements.
         offset: byte of the file at which its elements start.
     """
 
@@ -40,9 +41,9 @@ class Header:
     """Header of a safetensors file.
 
     Attributes:
-        tensors: entries of the floating-point tensors, by name.
-        metadata: texts stored with them, by key.
-        crc32: checksum of the header's bytes, its length included.
+        tensors: the floating-point tensors, by name; other tensors are left out.
+        metadata: strings stored with the tensors, by key.
+        crc32: CRC-32 of the header's bytes, its length included.
     """
 
     tensors: Mapping[str, TensorEntry]
@@ -54,35 +55,45 @@ def read_header(path: Path) -> Header:
     """Read the header of a safetensors file and check it against the size of the file.
 
     Raises:
-        DamagedError: when the file cannot be read, its header contradicts itself, or it is shorter or longer than its header
-            says.
+        DamagedError: when the file cannot be read, its header is malformed or contradicts itself, or the file is shorter or
+            longer than its header says. The message names no path.
     """
     try:
         with open(path, "rb") as file:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or not 0 < length <= _LONGEST_HEADER:
-                raise ValueError("its header is damaged")
+                raise DamagedError("it does not start with the length of a safetensors header")
             text = file.read(length)
             size = file.seek(0, 2)
         content = json.loads(text)
         metadata = content.pop("__metadata__", {})
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise TypeError("metadata must be strings")
         start = 8 + length
         tensors, last = {}, 0
         for name, entry in content.items():
-            begin, end = (int(place) for place in entry["data_offsets"])
+            begin, end = _natural_numbers(entry["data_offsets"])
             last = max(last, end)
             if entry["dtype"] not in TYPES:
                 continue
-            dtype, shape = TYPES[entry["dtype"]], tuple(int(extent) for extent in entry["shape"])
-            elements = 1
-            for extent in shape:
-                elements *= extent
-            if begin < 0 or min(shape, default=0) < 0 or end - begin != elements * dtype.itemsize:
-                raise ValueError("its header contradicts itself")
+            dtype, shape = TYPES[entry["dtype"]], _natural_numbers(entry["shape"])
+            if end - begin != math.prod(shape) * dtype.itemsize:
+                raise DamagedError(f"its header contradicts itself about the size of {name!r}")
             tensors[name] = TensorEntry(shape, dtype, start + begin)
         if size != start + last:
-            raise ValueError("it is shorter or longer than its header says")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(str(error) or type(error).__name__) from error
+            raise DamagedError("it is shorter or longer than its header says")
+    except DamagedError:
+        raise
+    except OSError as error:
+        raise DamagedError(error.strerror or str(error)) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"its header is malformed ({type(error).__name__}: {error})") from error
     return Header(tensors, metadata, zlib.crc32(prefix + text))
+
+
+def _natural_numbers(values: object) -> tuple[int, ...]:
+    """Return a list of a header as a tuple, if all its values are integers >= 0."""
+    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
+        raise ValueError(f"expected a list of integers >= 0, got {values!r:.60}")
+    return tuple(values)

@@ -1,8 +1,8 @@
-"""Rows that lie in files: read block by block, or gathered from anywhere, without ever being in memory as a whole.
+"""Rows in files, read in blocks or gathered by index, without the whole matrix ever being in memory.
 
-A `FileRows` strings together pieces of several files, so a bank may consist of many shards, leave some of their images out
-and take others twice. Pages of the files that a gather maps are given back at once: the resident memory of a process holds
-the rows it works on and nothing else.
+A `FileRows` joins pieces of several files, so a bank can consist of many shards, leave out some of their images and contain
+others twice. A gather maps the files and releases their pages at once, so the resident memory of the process grows by the
+gathered rows only.
 """
 
 from __future__ import annotations
@@ -21,29 +21,36 @@ from torch import Tensor
 from monai_wscxr.errors import InputError
 from monai_wscxr.system.memory import available_memory
 
-BLOCK_ROWS = 8192  # rows per step of whatever runs over a bank; sums depend on it, so it is one number everywhere
-RowFunction = Callable[[Tensor, Tensor], None]  # writes what becomes of rows [n, C] into its second argument [n, C]
-_GATHER_ROWS = 2048  # rows per step of a gather: the kernel maps up to 64 KiB around each
+BLOCK_ROWS = (
+    8192  # rows per step of a pass over a bank; sums depend on it in the last bits, so all passes use this number
+)
+RowFunction = Callable[[Tensor, Tensor], None]  # computes the second argument [n, C] from the first [n, C]
+_GATHER_ROWS = 2048  # rows per step of a gather: the kernel maps up to 64 KiB around each row
 
 
 class RowSource(Protocol):
-    """Rows [N, C] that are read when they are needed."""
+    """Rows [N, C] that are read when they are needed.
+
+    Attributes:
+        shape: (N, C).
+        dtype: floating-point type.
+    """
 
     shape: tuple[int, int]
     dtype: torch.dtype
 
     def read(self, first: int, out: Tensor) -> Tensor:
-        """Read rows [first, first + len(out)) into the contiguous `out` [n, C] of this type; returns it."""
+        """Read rows [first, first + n) into the contiguous `out` [n, C] of the same type, and return it."""
 
     def gather(self, index: Tensor) -> Tensor:
-        """The rows at `index` [k] int64, in that order, [k, C]."""
+        """Return the rows [k, C] at `index` [k] int64, in that order."""
 
 
 def row_blocks(rows: Tensor | RowSource, size: int = BLOCK_ROWS) -> Iterator[Tensor]:
-    """Consecutive blocks [size, C] (the last one smaller) of rows in memory or in files.
+    """Yield consecutive blocks [size, C] of rows in memory or in files; the last one may be smaller.
 
-    Blocks from files share one memory: each is valid until the next one is asked for. New memory for every block would cost
-    six times the time of reading, which the system spends clearing pages.
+    Blocks from files share one buffer, so a block is valid until the next one is requested. A new buffer for every block would
+    take six times as long as reading, because the system clears its pages.
     """
     if isinstance(rows, Tensor):
         yield from rows.split(size)
@@ -54,11 +61,11 @@ def row_blocks(rows: Tensor | RowSource, size: int = BLOCK_ROWS) -> Iterator[Ten
 
 
 class RowsOnDisk:
-    """A matrix [N, C] at a place of a file, rows one after the other.
+    """A row-major matrix [N, C] inside a file.
 
     Args:
-        file: its path, or the open file where it has no name.
-        offset: byte at which the first row begins.
+        file: path, or an open file if it has no name.
+        offset: byte of the file at which the first row starts.
         rows: N.
     """
 
@@ -67,10 +74,10 @@ class RowsOnDisk:
         self._map: mmap.mmap | None = None
 
     def read_into(self, place: int, into: memoryview) -> None:
-        """Fill `into` from byte `place` of the matrix on.
+        """Fill `into` with the bytes of the matrix from byte `place` on.
 
         Raises:
-            InputError: when the file cannot be read or ends before.
+            InputError: when the file cannot be read or is too short.
         """
         try:
             descriptor = os.open(self.file, os.O_RDONLY) if isinstance(self.file, Path) else self.file.fileno()
@@ -88,12 +95,21 @@ class RowsOnDisk:
             raise InputError(f"{self.file} cannot be read: {error.strerror}") from error
 
     def mapped(self, channels: int, dtype: torch.dtype, read_ahead: bool = True) -> Tensor:
-        """The matrix, memory-mapped; `read_ahead` says whether the system may read what lies around a row that is needed."""
+        """Return the matrix, memory-mapped.
+
+        Args:
+            channels: C.
+            dtype: type of the elements.
+            read_ahead: let the system also read what surrounds a row; decided when the file is first mapped.
+
+        Raises:
+            InputError: when the file cannot be read or is too short.
+        """
         if self._map is None:
             try:
                 descriptor = os.open(self.file, os.O_RDONLY) if isinstance(self.file, Path) else self.file.fileno()
                 try:
-                    # private and writable only because torch knows no read-only tensors
+                    # writable, and private so that the file does not change, because torch has no read-only tensors
                     self._map = mmap.mmap(descriptor, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
                 finally:
                     if isinstance(self.file, Path):
@@ -108,7 +124,7 @@ class RowsOnDisk:
         return whole[: self.rows * channels * dtype.itemsize].view(dtype).view(self.rows, channels)
 
     def want(self, rows: Sequence[int], row_bytes: int) -> None:
-        """Ask the system for these rows; it reads many of them at a time while others are copied."""
+        """Advise the system that these rows will be needed, so that it reads many at a time while others are copied."""
         if not hasattr(os, "posix_fadvise"):
             return
         with open(self.file, "rb") if isinstance(self.file, Path) else contextlib.nullcontext(self.file) as file:
@@ -116,19 +132,22 @@ class RowsOnDisk:
                 os.posix_fadvise(file.fileno(), self.offset + row * row_bytes, row_bytes, os.POSIX_FADV_WILLNEED)
 
     def release(self) -> None:
-        """Take the mapped pages out of the process; they stay in the page cache while there is room."""
+        """Release the mapped pages; they stay in the system's page cache while there is room."""
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
 class FileRows:
-    """Pieces of matrices in files as one matrix [N, C].
+    """One matrix [N, C] made of pieces of matrices in files.
 
     Args:
-        files: the matrices, all of `channels` columns and type `dtype`.
-        pieces: [P, 3] int64, of each piece the number of its file, its first row there, and how many rows it has.
+        files: matrices, all with C columns of type `dtype`.
+        pieces: [P, 3] int64; for each piece the number of its file, its first row in it, and its number of rows.
         channels: C.
         dtype: floating-point type.
+
+    Raises:
+        ValueError: when a piece lies outside its file.
     """
 
     def __init__(self, files: Sequence[RowsOnDisk], pieces: Tensor, channels: int, dtype: torch.dtype) -> None:
@@ -148,7 +167,12 @@ class FileRows:
         return self.shape[1] * self.dtype.itemsize
 
     def read(self, first: int, out: Tensor) -> Tensor:
-        """Read rows [first, first + len(out)) into the contiguous `out` [n, C] of this type; returns it."""
+        """Read rows [first, first + n) into the contiguous `out` [n, C] of the same type, and return it.
+
+        Raises:
+            IndexError: when there are no such rows.
+            InputError: when a file cannot be read or is too short.
+        """
         last = first + len(out)
         if not 0 <= first <= last <= self.shape[0]:
             raise IndexError(f"rows {first} to {last} of {self.shape[0]}")
@@ -165,10 +189,14 @@ class FileRows:
         return out
 
     def gather(self, index: Tensor) -> Tensor:
-        """The rows at `index` [k] int64, in that order, [k, C]; read in the order in which they lie.
+        """Return the rows [k, C] at `index` [k] int64, in that order; they are read in the order of the files.
 
-        While the files fit into free memory, the system may read ahead: a few gathers bring all of them into its cache. Beyond
-        that it must not, or every gather of rows from all over would read the files whole.
+        While the files fit into free memory, the system may read ahead, so that a few gathers bring all of them into its cache.
+        Larger files are read without it: otherwise a gather of scattered rows would read them completely, every time.
+
+        Raises:
+            IndexError: when there is no such row.
+            InputError: when a file cannot be read or is too short.
         """
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.shape[0]:
             raise IndexError(f"row numbers must lie in [0, {self.shape[0]})")
@@ -193,7 +221,7 @@ class FileRows:
 
 
 def _joined(pieces: Tensor) -> Tensor:
-    """The same pieces with those made one that follow each other in one file."""
+    """Drop empty pieces [P, 3], and join pieces that follow each other in one file."""
     pieces = pieces[pieces[:, 2] != 0]
     if not len(pieces):
         return pieces
@@ -206,19 +234,19 @@ def _joined(pieces: Tensor) -> Tensor:
 
 
 def scratch_rows(rows: RowSource, function: RowFunction, folder: Path) -> FileRows:
-    """`function` of every block of rows, kept as float32 in a file of `folder` that has no name and vanishes with the process.
+    """Apply a function to rows, block by block, and keep the result as float32 in an unnamed temporary file.
 
     Args:
         rows: [N, C], N >= 1.
-        function: takes a block [n, C] and writes what becomes of it into its second argument [n, C].
-        folder: on a disk with room for N * C numbers.
+        function: computes its second argument [n, C] from a block [n, C].
+        folder: folder of the file, on a disk with room for 4 * N * C bytes. The file vanishes with the process.
 
     Raises:
-        InputError: when the disk is full; says how much is missing.
+        InputError: when the disk is full; the message names the missing bytes.
     """
     count, channels = rows.shape
     folder.mkdir(parents=True, exist_ok=True)
-    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the rows do
+    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - stays open as long as the rows are used
     result = torch.empty(min(BLOCK_ROWS, count), channels)
     done = 0
     for block in row_blocks(rows):

@@ -1,9 +1,8 @@
-"""Exact search in a bank, wherever its rows lie: in memory, in files, or shared out over several processes.
+"""Exact nearest-row search in a bank: in memory, in files, or divided among several processes.
 
-`nearest` and `farthest` are the only functions that know the difference. A bank in files is read block after block into two
-buffers, one being filled while the other is searched; what is held at once follows from a byte budget (`plan_search`). Several
-processes search a part of the rows each and reduce their results. In all cases the result is that of a float64 search over
-all rows, bit for bit.
+Only `nearest` and `farthest` distinguish these cases. A bank in files is read in blocks into two buffers, one of which is
+filled while the other is searched; their size follows from a memory budget (`plan_search`). Several processes search a part
+of the rows each and reduce their results. In all cases the result is that of a float64 search over all rows, bit for bit.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -25,10 +25,10 @@ from monai_wscxr.ops.checks import check_rows
 from monai_wscxr.ops.min_distance import nothing_found, search_block
 from monai_wscxr.system.processes import process_count, row_share, together
 
-SEARCH_MEMORY = 1 << 30  # bytes that a search in files may hold, unless told otherwise
-# What a search holds beside its blocks, see csrc/cpu/search.h. Per bank row of a block: hash and place among the rows that
-# are kept; and then either the table in which equal rows are found, or codes, sizes and panel number. Per query: statistics,
-# running minimum and candidates.
+SEARCH_MEMORY = 1 << 30  # bytes; default budget of a search in files
+# Working memory beside the blocks, see csrc/cpu/search.h. Per bank row of a block: hash and position among the distinct rows,
+# then either the hash table that finds equal rows, or codes, norms and panel number. Per query: statistics, running minimum
+# and candidates.
 _HASHED, _TABLE, _CODED = 8 + 8, 32, 16 + 8
 _BYTES_PER_QUERY = 48 + 56 + 512
 _QUERIES_AT_ONCE = 1 << 15
@@ -40,11 +40,11 @@ def nearest(
     """Find the nearest bank row of every query row, S(m) of Eq. 4; the same contract as `ops.min_distance`.
 
     Args:
-        query: [Nq, C], on the CPU or a GPU; the search runs there. With several processes the same in each of them.
-        bank: [Nb, C]: a tensor, or rows in files (`FileRows`, `BankFile`). With several processes the same in each; every
-            process searches a part of the rows.
-        memory: bytes that the search may hold for a bank that is not on the device of the query, see `plan_search`. On a GPU
-            these are the block buffers; the kernels' own working memory (MONAI_WSCXR_CUDA_BLOCK_BYTES) is added.
+        query: [Nq, C] on the CPU or a GPU, where the search runs; with several processes the same in each.
+        bank: [Nb, C], a tensor or rows in files (`FileRows`, `BankFile`); with several processes the same in each, which
+            searches a part of the rows.
+        memory: budget in bytes for a bank that is not on the device of the query, see `plan_search`. On a GPU it covers the
+            block buffers; the working memory of the kernels (MONAI_WSCXR_CUDA_BLOCK_BYTES) is added.
         progress: show a progress bar over the bank's rows.
 
     Returns:
@@ -52,10 +52,10 @@ def nearest(
 
     Raises:
         ValueError: as `ops.min_distance`.
-        InputError: when the memory does not suffice for one block, or a file is damaged.
+        InputError: when the budget is too small for one block, or a file is damaged.
         LostProcessError: when another process has ended.
     """
-    if _in_place(query, bank) and process_count() == 1:
+    if _in_place(bank, query) and process_count() == 1:
         return min_distance(query, bank)
     first, end = row_share(bank.shape[0])
     squared, index = _least_over_processes(*_search(query, bank, first, end, memory, progress))
@@ -65,9 +65,9 @@ def nearest(
 def farthest(
     query: Tensor, bank: Tensor | RowSource, k: int, memory: int = SEARCH_MEMORY, progress: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Find the `k` query rows that lie farthest from the bank, Eq. 5; the same contract as `ops.mine_top_k`.
+    """Find the `k` query rows that are farthest from the bank, Eq. 5; the same contract as `ops.mine_top_k`.
 
-    In memory, rows that cannot be among the farthest are dropped early (`ops.mine_top_k`).
+    In memory, rows that cannot be among the farthest are discarded early (`ops.mine_top_k`).
 
     Args:
         query, bank, memory, progress: see `nearest`; at least one query row.
@@ -80,7 +80,7 @@ def farthest(
         ValueError: as `ops.mine_top_k`.
         InputError, LostProcessError: see `nearest`.
     """
-    if _in_place(query, bank) and process_count() == 1:
+    if _in_place(bank, query) and process_count() == 1:
         return mine_top_k(query, bank, k)
     if not 1 <= k <= query.shape[0]:
         raise ValueError(f"k must lie between 1 and the number of query rows ({query.shape[0]}), got {k}")
@@ -91,12 +91,12 @@ def farthest(
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How a bank is searched within a budget.
+    """Block size of a search within a memory budget.
 
     Attributes:
-        block_rows: bank rows that are read and searched at once (two such blocks are held).
+        block_rows: bank rows per block; two blocks are held.
         blocks: number of blocks.
-        peak_bytes: memory of the search at its peak, without the queries themselves.
+        peak_bytes: peak memory of the search in bytes, without the queries themselves.
     """
 
     block_rows: int
@@ -111,10 +111,10 @@ def plan_search(n_query: int, rows: int, channels: int, dtype: torch.dtype, memo
         n_query: number of query rows.
         rows, channels: shape of the bank.
         dtype: type of the bank's rows.
-        memory: bytes.
+        memory: budget in bytes.
 
     Raises:
-        InputError: when the memory does not suffice for a block of 32 rows; the message names the bytes needed.
+        InputError: when the budget is too small for blocks of 32 rows; the message names the bytes needed.
     """
     coded = -(-channels // 4) * 4
     fixed = n_query * 64 + min(n_query, _QUERIES_AT_ONCE) * (coded + _BYTES_PER_QUERY)
@@ -128,15 +128,15 @@ def plan_search(n_query: int, rows: int, channels: int, dtype: torch.dtype, memo
     return SearchPlan(block, -(-rows // block), fixed + block * per_row)
 
 
-def _in_place(query: Tensor, bank: Tensor | RowSource) -> bool:
-    """Whether the bank's rows lie where the search runs, so that nothing has to be read or copied."""
+def _in_place(bank: Tensor | RowSource, query: Tensor) -> TypeGuard[Tensor]:
+    """Return whether the bank is in memory where the search runs, so that nothing needs to be read or copied."""
     return isinstance(bank, Tensor) and bank.device == query.device
 
 
 def _search(
     query: Tensor, bank: Tensor | RowSource, first: int, end: int, memory: int, progress: bool
 ) -> tuple[Tensor, Tensor]:
-    """Search rows [first, end) of a bank: least squared distances [Nq] float64 and the rows [Nq] int64 that attain them."""
+    """Search rows [first, end) of a bank; return the least squared distances [Nq] float64 and their rows [Nq] int64."""
     sample = torch.empty(1, bank.shape[1], dtype=bank.dtype, device=query.device)
     check_rows(query, sample if bank.shape[0] else sample[:0], "nearest")
     squared, index = nothing_found(query)
@@ -150,9 +150,9 @@ def _search(
 
 
 def _least_over_processes(squared: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Reduce squared distances [Nq] over the processes, then the lowest of the rows [Nq] that attain the minimum.
+    """Reduce squared distances [Nq] to their minimum over the processes, and rows [Nq] to the lowest one that attains it.
 
-    Distances are compared as float64; rounding to float32 comes last, so it creates no tie.
+    Distances are compared as float64: rounding them to float32 first would create ties.
     """
     if process_count() == 1:
         return squared, index
@@ -164,11 +164,11 @@ def _least_over_processes(squared: Tensor, index: Tensor) -> tuple[Tensor, Tenso
 
 
 def _blocks(query: Tensor, bank: Tensor | RowSource, first: int, end: int, memory: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield first row and content of the blocks of rows [first, end), on the device of the query.
+    """Yield the first row and the content of each block of rows [first, end), on the device of the query.
 
     The next block is read, and copied to a GPU, while the current one is searched.
     """
-    if isinstance(bank, Tensor) and _in_place(query, bank):
+    if _in_place(bank, query):
         yield first, bank[first:end]
         return
     device = query.device
@@ -218,7 +218,7 @@ def _blocks(query: Tensor, bank: Tensor | RowSource, first: int, end: int, memor
             start, number, block = item
             yield start, block
             if on_gpu:
-                torch.cuda.current_stream(device).synchronize()  # the buffer of this block is filled again next
+                torch.cuda.current_stream(device).synchronize()  # the search is done before the buffer is filled again
             free.put(number)
     finally:
         free.put(None)

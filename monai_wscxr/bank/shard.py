@@ -1,7 +1,7 @@
-"""A shard: one file with the patch features of some images, their digests, and a checksum of each image's bytes.
+"""Shards: files that hold the patch features of some images, with a digest and a checksum for each.
 
-The file is a safetensors file with one tensor `features` [n, h*w, C]; the digests and CRC-32 checksums stand in its header.
-An image is checked when it is read for the first time by a process; that costs about a millisecond per megabyte.
+A shard is a safetensors file with one tensor `features` [n, h*w, C]; digests and CRC-32 checksums are in the metadata of its
+header. A process checks an image when it reads it for the first time, which takes about a millisecond per megabyte.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from monai_wscxr.system.atomic import DamagedError, replacing
 
 @dataclass
 class Shard:
-    """What the header of a shard says.
+    """An open shard: the content of its header, and access to its images.
 
     Attributes:
-        path: of the file.
-        digests: of its images, in order.
-        checksums: CRC-32 of each image's bytes.
+        path: path of the file.
+        digests: digest of each image, in order.
+        checksums: CRC-32 of the features of each image.
         shape: (images n, patches h*w, channels C).
         dtype: float32, float16 or bfloat16.
-        rows: its patches as rows [n * h*w, C].
-        header_crc32: checksum of the header.
+        rows: patches of all images as rows [n * h*w, C].
+        header_crc32: CRC-32 of the header.
     """
 
     path: Path
@@ -46,33 +46,35 @@ class Shard:
 
     @classmethod
     def open(cls, path: Path) -> Shard:
-        """Read the header.
+        """Open a shard by reading its header.
 
         Raises:
             DamagedError: when the file is no shard, or shorter or longer than its header says.
         """
+        header = read_header(path)
         try:
-            header = read_header(path)
             entry = header.tensors["features"]
             digests, checksums = json.loads(header.metadata["digests"]), json.loads(header.metadata["crc32"])
             n, patches, channels = entry.shape
             if len(header.tensors) != 1 or not len(digests) == len(checksums) == n:
-                raise ValueError("its header contradicts itself")
+                raise ValueError("numbers of images differ")
+            if not all(isinstance(digest, str) for digest in digests):
+                raise TypeError("digests must be strings")
         except (ValueError, KeyError, TypeError) as error:
-            raise DamagedError(str(error) or type(error).__name__) from error
+            raise DamagedError(f"its header is not that of a shard ({type(error).__name__}: {error})") from error
         rows = RowsOnDisk(path, entry.offset, n * patches)
         return cls(path, digests, checksums, (n, patches, channels), entry.dtype, rows, header.crc32)
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of one image."""
+        """Bytes of the features of one image."""
         return self.shape[1] * self.shape[2] * self.dtype.itemsize
 
     def read(self, position: int, out: Tensor) -> None:
-        """Read one image into the contiguous `out` [h*w, C].
+        """Read the features of one image into the contiguous `out` [h*w, C].
 
         Raises:
-            DamagedError: when its bytes are not those that were written, or the file cannot be read any more.
+            DamagedError: when they differ from what was written, or the file can no longer be read.
         """
         into = memoryview(out.view(torch.uint8).numpy().data).cast("B")
         try:
@@ -84,12 +86,16 @@ class Shard:
                 raise DamagedError(f"the checksum of image {position + 1} of {self.shape[0]} is wrong")
             self._verified.add(position)
 
+    def trust_all(self) -> None:
+        """Count every image as checked: this process has just written them."""
+        self._verified.update(range(self.shape[0]))
+
     def forget_checks(self) -> None:
         """Check every image again when it is read next."""
         self._verified.clear()
 
     def verify(self, position: int) -> None:
-        """Check one image that this process has not read yet.
+        """Check one image, unless this process has already done so.
 
         Raises:
             DamagedError: as `read`.
@@ -99,16 +105,16 @@ class Shard:
 
 
 def write_shard(path: Path, digests: Sequence[str], features: Tensor) -> Shard:
-    """Write a shard, whole or not at all.
+    """Write a shard atomically and open it.
 
     Args:
-        path: its file.
-        digests: of n images.
+        path: path of the new file.
+        digests: digests of n images.
         features: [n, h*w, C] float32, float16 or bfloat16.
 
     Raises:
-        InputError: when the disk is full; says how many bytes are missing.
-        OSError: when it cannot be written for another reason.
+        DiskFullError: when the disk is full; the message names the missing bytes.
+        OSError: when the file cannot be written for another reason.
     """
     features = features.contiguous()
     checksums = [zlib.crc32(image.view(torch.uint8).numpy().data) for image in features]
@@ -124,15 +130,15 @@ def write_shard(path: Path, digests: Sequence[str], features: Tensor) -> Shard:
         file.write(len(header).to_bytes(8, "little") + header)
         file.write(features.view(torch.uint8).numpy().data)
     shard = Shard.open(path)
-    shard._verified.update(range(len(checksums)))
+    shard.trust_all()
     return shard
 
 
 def shard_rows(places: Sequence[tuple[Shard, int]]) -> FileRows:
-    """The patches of images as rows [n * h*w, C] that stay in their shards.
+    """Return the patches of images as rows [n * h*w, C] that stay in their shards.
 
     Args:
-        places: shard and position of each of n >= 1 images, all of one shape and type.
+        places: shard and position in it for each of n >= 1 images, all with features of one shape and type.
     """
     shards = list({id(shard): shard for shard, _ in places}.values())
     number = {id(shard): i for i, shard in enumerate(shards)}

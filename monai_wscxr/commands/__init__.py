@@ -1,1 +1,1 @@
-"""The command line, one file per command; `main` is the door."""
+"""The command `monai-wscxr`: one module per command, listed in `main`."""

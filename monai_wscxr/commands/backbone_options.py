@@ -1,4 +1,4 @@
-"""Options that several commands share: the feature network and its features."""
+"""Options of several commands: the backbone and its patch features."""
 
 from __future__ import annotations
 
@@ -10,20 +10,50 @@ if TYPE_CHECKING:
 
 
 def add_backbone_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that describe a feature network."""
-    parser.add_argument("--backbone", default="efficientnet_lite0")
-    parser.add_argument("--weights", default="default", help="file of weights, or 'none' for random ones")
-    parser.add_argument("--layers", help="comma-separated; default: those of the backbone")
-    parser.add_argument("--neighbourhood", type=int, default=5)
-    parser.add_argument("--align_to", default="coarsest", choices=("coarsest", "finest"))
+    """Add the options that describe a backbone and its patch features; their defaults are those of `train.yaml`."""
     parser.add_argument(
-        "--image_size", type=int, default=320, metavar="N", help="pixels per side of the network's input"
+        "--backbone",
+        default="efficientnet_lite0",
+        metavar="NAME",
+        help="torchvision or timm model (default: %(default)s)",
     )
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--weights",
+        default="default",
+        metavar="FILE",
+        help="weights file, 'none' for random weights, or 'default' for the published ImageNet weights (default: %(default)s)",
+    )
+    parser.add_argument("--layers", metavar="A,B,...", help="layers of the backbone (default: those of its name)")
+    parser.add_argument(
+        "--neighbourhood",
+        type=int,
+        default=5,
+        metavar="P",
+        help="side of the neighbourhood, odd (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--align_to",
+        default="coarsest",
+        choices=("coarsest", "finest"),
+        help="layer whose resolution the patch features have (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        default=320,
+        metavar="N",
+        help="side of the network's input in pixels (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
 
 
-def extractor_of(options: argparse.Namespace, cache: bool = False, precision: str = "float32") -> PatchExtractor:
-    """Create the extractor that the backbone options describe."""
+def extractor_of(options: argparse.Namespace, precision: str = "float32") -> PatchExtractor:
+    """Create the extractor that the backbone options describe; it caches nothing.
+
+    Args:
+        options: parsed options of `add_backbone_options`; `max_bad_share` is used if there is one.
+        precision: see `PatchExtractor`.
+    """
     from monai_wscxr.data.transforms import Preprocessing
     from monai_wscxr.features.backbones import create_backbone
     from monai_wscxr.features.extraction import PatchExtractor
@@ -35,5 +65,5 @@ def extractor_of(options: argparse.Namespace, cache: bool = False, precision: st
     preprocessing = Preprocessing(options.image_size, backbone.mean, backbone.std, intensity="standardised")
     share = getattr(options, "max_bad_share", 0.05)
     return PatchExtractor(
-        features, preprocessing, options.device, None if cache else False, max_bad_share=share, precision=precision
+        features, preprocessing, options.device, cache=False, max_bad_share=share, precision=precision
     )

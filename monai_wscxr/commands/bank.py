@@ -1,4 +1,4 @@
-"""`monai-wscxr bank`: banks of patch features in folders that grow, shrink and merge."""
+"""`monai-wscxr bank`: manage banks of patch features in folders."""
 
 from __future__ import annotations
 
@@ -14,55 +14,65 @@ from monai_wscxr.commands.exit_status import ANSWER_NO
 from monai_wscxr.commands.parsers import Commands
 from monai_wscxr.errors import InputError
 
+_DTYPES = ("float32", "float16", "bfloat16")
+
 
 def add_parser(commands: Commands) -> None:
     """Add the command and its actions to the program's parser."""
-    bank = commands.add_parser(
-        "bank", help="banks of patch features in folders: list, add, remove, merge, compact, verify"
+    parser = commands.add_parser(
+        "bank", help="manage banks of patch features in folders: list, add, remove, merge, compact, verify"
     )
-    actions = bank.add_subparsers(required=True, metavar="ACTION")
+    parser.set_defaults(run=run)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    action = actions.add_parser("list", help="what a bank holds")
-    action.add_argument("bank", metavar="BANK")
-    action.add_argument("--digests", action="store_true", help="the digest of every image as well")
-    action.set_defaults(run=_bank_list)
+    action = actions.add_parser("list", help="show the size and the settings of a bank")
+    action.add_argument("bank", metavar="BANK", help="folder of the bank")
+    action.add_argument("--digests", action="store_true", help="also show the digest of every image")
 
-    action = actions.add_parser("add", help="add images; those that are there are not computed again")
-    action.add_argument("bank", metavar="BANK", help="new, or of the same settings")
-    action.add_argument("images", nargs="+", metavar="PATH", help="image files, or folders of them")
-    action.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="of a new bank")
-    action.add_argument("--max_bad_share", type=float, default=0.05)
-    add_backbone_options(action)
-    action.set_defaults(run=_bank_add)
-
-    action = actions.add_parser("remove", help="take images out")
-    action.add_argument("bank", metavar="BANK")
+    action = actions.add_parser("add", help="add images; images that are in the bank already are not computed again")
+    action.add_argument("bank", metavar="BANK", help="folder of the bank: new, or of a bank with the same settings")
+    action.add_argument("images", nargs="+", metavar="PATH", help="image files, or folders that are searched for them")
     action.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="files, or digests as `bank list --digests` shows them"
+        "--dtype", default="float32", choices=_DTYPES, help="type of the numbers in a new bank (default: %(default)s)"
     )
-    action.set_defaults(run=_bank_remove)
+    action.add_argument(
+        "--max_bad_share",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="largest share of images that may be unusable, from 0 to 1 (default: %(default)s)",
+    )
+    add_backbone_options(action)
 
-    action = actions.add_parser(
-        "merge", help="several banks as one; nothing is computed, files are shared where possible"
+    action = actions.add_parser("remove", help="remove images")
+    action.add_argument("bank", metavar="BANK", help="folder of the bank")
+    action.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, or digests as `bank list --digests` shows them"
     )
+
+    action = actions.add_parser("merge", help="merge banks into a new one, without computing features")
     action.add_argument("output", metavar="OUT", help="new folder")
-    action.add_argument("banks", nargs="+", metavar="BANK")
-    action.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: that of the first bank")
-    action.set_defaults(run=_bank_merge)
+    action.add_argument(
+        "banks", nargs="+", metavar="BANK", help="folders of the banks; their files are shared if possible"
+    )
+    action.add_argument("--dtype", choices=_DTYPES, help="type of the numbers (default: that of the first bank)")
 
-    action = actions.add_parser("compact", help="free the space of removed images")
-    action.add_argument("bank", metavar="BANK")
-    action.set_defaults(run=_bank_compact)
+    action = actions.add_parser("compact", help="free the disk space of removed images")
+    action.add_argument("bank", metavar="BANK", help="folder of the bank")
 
     action = actions.add_parser(
-        "verify", help="compare every image with its checksum; exit status 1 when one is damaged"
+        "verify", help="compare every image with its checksum; the exit status is 1 when one is damaged"
     )
-    action.add_argument("bank", metavar="BANK")
-    action.add_argument("--drop", action="store_true", help="take damaged shards out of the bank")
-    action.set_defaults(run=_bank_verify)
+    action.add_argument("bank", metavar="BANK", help="folder of the bank")
+    action.add_argument("--drop", action="store_true", help="remove damaged shards from the bank")
 
 
-def _bank_list(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
+    """Run one action; return ANSWER_NO when `verify` finds damage."""
+    return _ACTIONS[options.action](options)
+
+
+def _list(options: argparse.Namespace) -> int:
     from monai_wscxr.bank.folder import BankFolder
 
     bank = BankFolder(options.bank)
@@ -70,17 +80,16 @@ def _bank_list(options: argparse.Namespace) -> None:
     images = sum(entry.images for entry in bank.entries) - dead
     h, w = bank.grid
     print(f"{images:,} images, {len(bank):,} rows of {bank.channels} channels ({h} x {w} per image), {bank.dtype}")
-    print(
-        f"{len(bank.entries)} shards, {size / 1e9:.2f} GB; {dead} removed images in them (`bank compact` frees their space)"
-    )
+    print(f"{len(bank.entries)} shards, {size / 1e9:.2f} GB; {dead} removed images (`bank compact` frees their space)")
     for key in ("backbone", "layers", "neighbourhood", "align_to", "preprocessing", "inference"):
         if key in bank.settings:
             print(f"  {key}: {json.dumps(bank.settings[key])}")
     if options.digests:
         print("\n".join(bank.digests()))
+    return 0
 
 
-def _bank_add(options: argparse.Namespace) -> None:
+def _add(options: argparse.Namespace) -> int:
     from monai_wscxr.bank.folder import BankFolder
     from monai_wscxr.data.listing import list_images
 
@@ -89,7 +98,8 @@ def _bank_add(options: argparse.Namespace) -> None:
         bank = BankFolder(options.bank)
         if bank.settings != extractor.settings():
             raise InputError(
-                f"{options.bank} was made with other settings (`bank list` shows them); give the same backbone, size and so on"
+                f"{options.bank} was made with other settings; give the backbone, size and other options that "
+                "`monai-wscxr bank list` shows"
             )
     else:
         bank = BankFolder.create(
@@ -108,7 +118,8 @@ def _bank_add(options: argparse.Namespace) -> None:
         bank.add(digests, part.rows.reshape(len(digests), h * w, -1))
     for file, code, message in extractor.done.rejected:
         print(f"rejected ({code}): {file}: {message}", file=sys.stderr)
-    print(f"{extractor.done.extracted} images added, {len(known)} were there")
+    print(f"{extractor.done.extracted} images added, {len(known)} were in the bank already")
+    return 0
 
 
 def _is_in(digests: set[str], file: Path) -> bool:
@@ -121,7 +132,7 @@ def _is_in(digests: set[str], file: Path) -> bool:
         return False
 
 
-def _bank_remove(options: argparse.Namespace) -> None:
+def _remove(options: argparse.Namespace) -> int:
     from monai_wscxr.bank.folder import BankFolder
     from monai_wscxr.data.radiograph.read import file_digest
 
@@ -130,9 +141,10 @@ def _bank_remove(options: argparse.Namespace) -> None:
     if not removed:
         raise InputError(f"none of these {len(digests)} images is in {options.bank}; nothing was removed")
     print(f"{removed} images removed")
+    return 0
 
 
-def _bank_merge(options: argparse.Namespace) -> None:
+def _merge(options: argparse.Namespace) -> int:
     from monai_wscxr.bank.folder import BankFolder
 
     sources = [BankFolder(path) for path in options.banks]
@@ -141,15 +153,17 @@ def _bank_merge(options: argparse.Namespace) -> None:
     for source in tqdm(sources, desc="merging", unit="bank"):
         bank.merge(source)
     print(f"{len(bank.digests()):,} images, {len(bank):,} rows in {options.output}")
+    return 0
 
 
-def _bank_compact(options: argparse.Namespace) -> None:
+def _compact(options: argparse.Namespace) -> int:
     from monai_wscxr.bank.folder import BankFolder
 
     print(f"{BankFolder(options.bank).compact() / 1e6:.1f} MB freed")
+    return 0
 
 
-def _bank_verify(options: argparse.Namespace) -> int:
+def _verify(options: argparse.Namespace) -> int:
     from monai_wscxr.bank.folder import BankFolder
 
     bank = BankFolder(options.bank)
@@ -159,7 +173,17 @@ def _bank_verify(options: argparse.Namespace) -> int:
         print(f"{file}: {why}; {images} images")
     if damaged and options.drop:
         bank.drop(file for file, _, _ in damaged)
-        print(f"{len(damaged)} shards taken out; `bank add` the images again")
+        print(f"{len(damaged)} shards removed; add their images again with `monai-wscxr bank add`")
     if not damaged:
-        print(f"{len(bank.entries)} shards are whole")
+        print(f"{len(bank.entries)} shards are undamaged")
     return ANSWER_NO if damaged else 0
+
+
+_ACTIONS = {
+    "list": _list,
+    "add": _add,
+    "remove": _remove,
+    "merge": _merge,
+    "compact": _compact,
+    "verify": _verify,
+}

@@ -15,16 +15,26 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "check-precision",
         help="measure whether a backbone can run in bfloat16",
-        description="Compare features and image scores of a backbone in bfloat16 with float32. Exit status 0: within the "
-        "tolerances, 1: not.",
+        description="Compare features and anomaly scores of a backbone in bfloat16 with those in float32. The exit status is 0 "
+        "when the differences are within the tolerances, otherwise 1.",
     )
-    parser.add_argument("folder", nargs="?", metavar="DIR", help="data set; default: synthetic radiographs")
-    parser.add_argument("--precision", default="bfloat16", choices=("bfloat16",))
+    parser.add_argument("folder", nargs="?", metavar="DIR", help="data set (default: synthetic radiographs)")
+    parser.add_argument("--precision", default="bfloat16", choices=("bfloat16",), help="precision to check")
     parser.add_argument(
-        "--tolerance", type=float, default=0.05, help="relative error of whitened features (root mean square)"
+        "--tolerance",
+        type=float,
+        default=0.05,
+        metavar="X",
+        help="largest relative error of the whitened features, root mean square (default: %(default)s)",
     )
-    parser.add_argument("--auroc_tolerance", type=float, default=0.005, help="largest change of the AUROC")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "--auroc_tolerance",
+        type=float,
+        default=0.005,
+        metavar="X",
+        help="largest change of the AUROC (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_backbone_options(parser)
     parser.set_defaults(run=run)
 

@@ -1,4 +1,4 @@
-"""`monai-wscxr doctor`: say what is installed and which code runs each operator."""
+"""`monai-wscxr doctor`: show what is installed and which code runs each operator."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _PACKAGES = ("torch", "torchvision", "monai", "pytorch-ignite", "timm", "pydicom
 
 def add_parser(commands: Commands) -> None:
     """Add the command to the program's parser."""
-    parser = commands.add_parser("doctor", help="say what is installed and which code runs each operator")
+    parser = commands.add_parser("doctor", help="show what is installed and which code runs each operator")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print versions, extension, devices, back ends of the operators, and DICOM decoders."""
+    """Print versions, extensions, devices, implementations of the operators, and DICOM decoders."""
     import torch
 
     from monai_wscxr import ops
@@ -37,8 +37,8 @@ def run(options: argparse.Namespace) -> None:
     line("extension", ops.EXTENSION_STATE)
     if ops.EXTENSION is not None:
         line("  built with", ", ".join(f"{k} {v}" for k, v in ops.EXTENSION.build_info().items()))
-        features = [name for name, there in ops.EXTENSION.cpu_capabilities().items() if there]
-        line("  CPU", ", ".join(features) or "no vector extensions that kernels use")
+        features = [name for name, present in ops.EXTENSION.cpu_capabilities().items() if present]
+        line("  CPU", ", ".join(features) or "no vector extensions that the kernels use")
     line("CUDA extension", ops.CUDA_EXTENSION_STATE)
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

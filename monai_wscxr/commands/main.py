@@ -1,4 +1,4 @@
-"""The command `monai-wscxr`: one file per command beside this one."""
+"""The program `monai-wscxr`: parse the command line and run one command."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status, see `exit_status`.
 
     Args:
-        arguments: of the command line, without the program's name; None takes those of this process.
+        arguments: command line without the program's name; None takes that of this process.
     """
     options = create_parser().parse_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def create_parser() -> argparse.ArgumentParser:
-    """Build the parser of all commands; each sets `run`, the function that takes the parsed options."""
+    """Create the parser of all commands; each command sets `run`, the function that takes the parsed options."""
     parser = argparse.ArgumentParser(prog="monai-wscxr", description=monai_wscxr.__doc__)
     parser.add_argument("--version", action="version", version=monai_wscxr.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

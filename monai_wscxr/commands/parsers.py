@@ -1,4 +1,4 @@
-"""What the parsers of several commands share."""
+"""Types and converters for the parsers of several commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ else:
 
 
 def whole_numbers(text: str) -> list[int]:
-    """Read whole numbers separated by commas, for argparse."""
+    """Convert a text like "2,4,8" to a list of whole numbers, for argparse."""
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:

@@ -10,13 +10,27 @@ from monai_wscxr.commands.parsers import Commands
 def add_parser(commands: Commands) -> None:
     """Add the command to the program's parser."""
     parser = commands.add_parser("phantom", help="write a data set of synthetic chest radiographs with lesions")
-    parser.add_argument("folder", help="new or empty folder")
-    parser.add_argument("--train_normal", type=int, default=160, metavar="N")
-    parser.add_argument("--train_abnormal", type=int, default=8, metavar="N", help="per kind of lesion")
-    parser.add_argument("--test_normal", type=int, default=40, metavar="N")
-    parser.add_argument("--test_abnormal", type=int, default=10, metavar="N", help="per kind of lesion")
-    parser.add_argument("--image_size", type=int, default=256, metavar="N", help="pixels per side")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("folder", metavar="DIR", help="new or empty folder")
+    for part, name in (("train", "training"), ("test", "test")):
+        normal, abnormal = (160, 8) if part == "train" else (40, 10)
+        parser.add_argument(
+            f"--{part}_normal",
+            type=int,
+            default=normal,
+            metavar="N",
+            help=f"number of normal {name} images (default: %(default)s)",
+        )
+        parser.add_argument(
+            f"--{part}_abnormal",
+            type=int,
+            default=abnormal,
+            metavar="N",
+            help=f"number of abnormal {name} images per kind of lesion (default: %(default)s)",
+        )
+    parser.add_argument(
+        "--image_size", type=int, default=256, metavar="N", help="side of the images in pixels (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the images (default: %(default)s)")
     parser.set_defaults(run=run)
 
 

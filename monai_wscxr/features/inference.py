@@ -1,4 +1,4 @@
-"""A frozen network made ready for running over many images: folded normalisations, precision, compilation."""
+"""Prepare a frozen network for inference: fold batch normalisations, choose the precision, compile."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from monai_wscxr.errors import InputError
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16")
-_FOLDED_ERROR = 1e-4  # relative; folding is exact algebra, so anything above rounding means that it does not apply
+_FOLDED_ERROR = 1e-4  # relative; folding is exact up to rounding, so a larger difference means that it does not apply
 
 
 class Inference(nn.Module):
     """A copy of a network for inference.
 
-    Normalisations that follow a convolution directly are folded into it, which saves a pass over memory for each.
+    Batch normalisations that directly follow a convolution are folded into it, which saves a pass over memory for each.
 
     Args:
-        network: image [B, 3, H, W] float32 to a tensor; in evaluation mode.
-        precision: "float32", or "bfloat16" for weights and arithmetic; results are float32 either way. Whether a backbone
-            bears bfloat16 is measured, not assumed: `python -m monai_wscxr check-precision`.
-        compiled: compile with torch.compile; takes a minute or more, and on a CPU a C++ compiler.
+        network: images [B, 3, H, W] float32 to a tensor; in evaluation mode.
+        precision: type of the weights and the arithmetic, "float32" or "bfloat16"; results are float32 either way. Not every
+            backbone tolerates bfloat16; `monai-wscxr check-precision` measures it.
+        compiled: compile with torch.compile. That takes a minute or more, and on a CPU it needs a C++ compiler.
 
     Attributes:
-        folded: normalisations that were folded.
+        folded: number of batch normalisations that were folded.
+        compiled: whether the network is compiled.
 
     Raises:
-        InputError: on another precision, or when there is no compiler.
+        InputError: on another precision, or when there is no C++ compiler.
     """
 
     def __init__(self, network: nn.Module, precision: str = "float32", compiled: bool = False) -> None:
@@ -49,23 +50,26 @@ class Inference(nn.Module):
         network, self.folded = fold_normalisations(network)
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         network = network.to(self.dtype)
-        # stays in evaluation mode and outside of state dictionaries: it is derived from the network
         self._run = torch.compile(network) if compiled else network
         self.compiled = compiled
 
     def forward(self, image: Tensor) -> Tensor:
-        """The network's result, float32."""
+        """Return the network's result, float32."""
         return self._run(image.to(self.dtype)).float()
 
 
 def fold_normalisations(network: nn.Module) -> tuple[nn.Module, int]:
-    """A copy of a network in evaluation mode whose batch normalisations are folded into the convolutions before them.
+    """Copy a network and fold its batch normalisations into the convolutions before them.
 
-    A normalisation is folded when its input is the very tensor that a convolution returned, which one pass shows. Where the
-    result then differs by more than rounding (a convolution's result that is used twice), nothing is folded.
+    A normalisation is folded when its input is the very tensor that a convolution returned; a pass over a random image
+    shows which ones. If the result then differs by more than rounding, because the output of a convolution has another use,
+    nothing is folded.
+
+    Args:
+        network: images [B, 3, H, W] to a tensor.
 
     Returns:
-        the copy, and the number of normalisations folded.
+        The copy, in evaluation mode, and the number of normalisations folded.
     """
     plain = copy.deepcopy(network).eval()
     folded = copy.deepcopy(plain)
@@ -83,7 +87,7 @@ def fold_normalisations(network: nn.Module) -> tuple[nn.Module, int]:
         )
         convolution.weight, convolution.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
         parent, _, leaf = names[norm].rpartition(".")
-        # timm's normalisations hold the activation that follows
+        # timm's normalisation modules include the activation that follows
         setattr(folded.get_submodule(parent), leaf, getattr(norm, "act", nn.Identity()))
     with torch.inference_mode():
         expected, got = plain(image), folded(image)
@@ -95,8 +99,8 @@ def fold_normalisations(network: nn.Module) -> tuple[nn.Module, int]:
 
 
 def _convolution_pairs(network: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions and the normalisation that takes their result."""
-    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensors are kept, so that no other gets their id
+    """Return each convolution with the normalisation that takes its output, where both are called once."""
+    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # keeps the tensors, so that none of their ids is used again
     pairs: dict[nn.Conv2d, nn.BatchNorm2d] = {}
     calls: dict[nn.Module, int] = {}
 

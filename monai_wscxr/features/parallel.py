@@ -1,4 +1,4 @@
-"""Inference on a CPU: several small parts of a batch side by side instead of many threads inside each operation."""
+"""Inference on a CPU: parts of a batch run in parallel threads, each with single-threaded operations."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from monai_wscxr.system.heap import reused
 
 
 class ThreadParallel(nn.Module):
-    """Run a frozen network on parts of a CPU batch in threads, each of which computes alone.
+    """Run a frozen network on parts of a CPU batch in parallel threads.
 
-    Threads inside an operation wait for each other at its end. With small networks that waiting costs as much as the
-    work, and on a machine that does something else as well up to ten times as much. Parts that never meet do not wait.
-    On other devices the network is called as it is.
+    Threads inside an operation wait for each other at its end. With small networks they wait as long as they work, and up to
+    ten times as long on a busy machine. Threads that process separate parts do not wait. On other devices the network is called
+    on the whole batch.
 
     Args:
-        network: image [B, ...] to a tensor [B, ...]; used for inference only.
-        part: images per part; 1 keeps most activations in the processor's cache, and makes a result independent of the
-            other images of its batch.
-        threads: parts at a time; None takes torch's number of threads.
+        network: images [B, ...] to a tensor [B, ...]; used for inference only.
+        part: images per part, >= 1. With 1, most activations fit into the processor's cache, and a result does not depend
+            on the other images of its batch.
+        threads: parts in flight, >= 1; None takes torch's number of threads.
+
+    Raises:
+        ValueError: when a number is below 1.
     """
 
     def __init__(self, network: nn.Module, part: int = 1, threads: int | None = None) -> None:
@@ -32,7 +35,7 @@ class ThreadParallel(nn.Module):
         self.threads = torch.get_num_threads() if threads is None else threads
 
     def forward(self, image: Tensor) -> Tensor:
-        """The network's result for the whole batch."""
+        """Return the network's result for the whole batch."""
         if image.device.type != "cpu":
             return self.network(image)
         with reused(), ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -11,20 +11,22 @@ from monai_wscxr.features.backbones import Backbone
 
 
 class PatchFeatures(nn.Module):
-    """Images [B, 3, H, W] to patch features [B, C, h, w].
+    """Patch features [B, C, h, w] of images [B, 3, H, W].
 
-    The maps of the chosen layers are brought to one resolution, each is reduced to `aligned_channels` by adaptive
-    average pooling over channels where that is asked for, and they are concatenated: phi(x). Each position then becomes
-    the mean over its p x p neighbourhood (Eq. 1 and 2); positions beyond the border count as zeros, as in the authors'
-    code.
+    The maps of the chosen layers are brought to one resolution, reduced to `aligned_channels` channels each if that is given
+    (adaptive average pooling over channels), and concatenated to phi(x). Each position then becomes the mean over its p x p
+    neighbourhood (Eq. 1 and 2); positions beyond the border count as zeros, as in the authors' code.
 
     Args:
-        backbone: the frozen network.
-        neighbourhood: p, odd, >= 1; the published value is 5.
-        aligned_channels: channels per layer after alignment, or None to keep them all.
-        align_to: the common resolution. "finest": that of the finest map, others by bilinear interpolation, as in the
-            paper. "coarsest": that of the coarsest map, others by averaging over areas; fewer patches, and with two
-            layers of EfficientNet-Lite0 more accurate (docs/results.md).
+        backbone: frozen network.
+        neighbourhood: p, odd, >= 1; published: 5.
+        aligned_channels: channels per layer after alignment, >= 1; None keeps all channels.
+        align_to: common resolution. "finest", as published: maps are upsampled bilinearly to the finest one. "coarsest":
+            maps are averaged over areas down to the coarsest one, which gives fewer patches and, with two layers of
+            EfficientNet-Lite0, a higher accuracy (docs/results.md).
+
+    Attributes:
+        channels: C.
 
     Raises:
         InputError: on an even or non-positive neighbourhood, another `align_to`, or aligned_channels < 1.
@@ -53,11 +55,11 @@ class PatchFeatures(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """Patch features [B, C, h, w] of normalised images [B, 3, H, W]."""
+        """Return the patch features [B, C, h, w] of normalised images [B, 3, H, W]."""
         return self.aggregate(self.align(self.backbone(image)))
 
     def align(self, maps: list[Tensor]) -> Tensor:
-        """phi(x): layer maps [B, C_j, H_j, W_j] to one map [B, C, h, w] at the common resolution."""
+        """Return phi(x): layer maps [B, C_j, H_j, W_j] as one map [B, C, h, w] at the common resolution."""
         finest = self.align_to == "finest"
         height, width = maps[0].shape[2], maps[0].shape[3]
         for m in maps:
@@ -77,7 +79,7 @@ class PatchFeatures(nn.Module):
         return torch.cat(aligned, dim=1)
 
     def aggregate(self, phi: Tensor) -> Tensor:
-        """Z^p (Eq. 1): mean over the p x p neighbourhood of every position, zeros beyond the border."""
+        """Return Z^p (Eq. 1): the mean over the p x p neighbourhood of every position, with zeros beyond the border."""
         p = self.neighbourhood
         if p == 1:
             return phi
@@ -85,7 +87,7 @@ class PatchFeatures(nn.Module):
 
     @torch.jit.unused
     def grid(self, image_size: int) -> tuple[int, int]:
-        """Patch rows and columns (h, w) of a square image of this size."""
+        """Return the patch rows and columns (h, w) of a square image of this size in pixels."""
         weight = next(self.parameters())
         with torch.inference_mode():
             phi = self(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
@@ -93,5 +95,5 @@ class PatchFeatures(nn.Module):
 
 
 def to_rows(features: Tensor) -> Tensor:
-    """M(x) (Eq. 3): patch features [B, C, h, w] as rows [B*h*w, C] in the order b, y, x."""
+    """Return M(x) (Eq. 3): patch features [B, C, h, w] as rows [B*h*w, C] in the order b, y, x."""
     return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])

@@ -1,4 +1,4 @@
-"""The method: mining, mixing, the discriminator and its training loss, whitening, calibration, and the trained model."""
+"""The method: mining, mixing, discriminator and loss, whitening, calibration, and the trained model."""
 
 from monai_wscxr.system.lazy import attach
 

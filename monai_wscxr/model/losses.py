@@ -6,13 +6,12 @@ from torch import Tensor, nn
 
 
 class HingeLoss(nn.Module):
-    """mean max(0, D(m_n)) + mean max(0, margin - D(m_a)).
+    """Hinge loss: mean of max(0, D(m_n)) plus mean of max(0, margin - D(m_a)).
 
-    Eq. 7 averages max(0, D(m_n)) + max(0, 1 - D(m_a)) over all pairs; the sum separates, so the pair average is the sum
-    of the two averages.
+    Eq. 7 averages max(0, D(m_n)) + max(0, 1 - D(m_a)) over all pairs of patches, which equals the sum of the two means.
 
     Args:
-        margin: score from which an abnormal patch costs nothing; 1 in Eq. 7.
+        margin: score above which an abnormal patch has no loss; 1 in Eq. 7.
     """
 
     def __init__(self, margin: float = 1.0) -> None:
@@ -20,6 +19,6 @@ class HingeLoss(nn.Module):
         self.margin = margin
 
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
-        """Loss of patch scores [N] with target [N] (0 normal, 1 abnormal), at least one of each."""
+        """Return the loss of patch scores [N] with targets [N] (0 normal, 1 abnormal), at least one of each."""
         abnormal = target > 0.5
         return scores[~abnormal].clamp_min(0).mean() + (self.margin - scores[abnormal]).clamp_min(0).mean()

@@ -1,4 +1,4 @@
-"""Anomaly feature mining (Eq. 4 and 5): of the abnormal bank, the patches farthest from the normal bank."""
+"""Anomaly feature mining (Eq. 4 and 5): keep the patches of the abnormal bank that are farthest from the normal bank."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ def mine(normal: FeatureBank | BankOnDisk, abnormal: FeatureBank, retention: flo
     """Keep the abnormal patches with the largest distance to the normal bank, M'_a of Eq. 5.
 
     Args:
-        normal: normal bank, at least one row; in memory or on disk, with the same result.
-        abnormal: abnormal bank, at least one row, with as many channels; on the device of the normal bank if that is in
-            memory. For the scope "image" a bank of whole images.
+        normal: normal bank with at least one row; in memory or on disk, with the same result.
+        abnormal: abnormal bank with at least one row and the same number of channels, on the device of the normal bank if
+            that is in memory; for the scope "image" a bank of whole images.
         retention: retention rate r in (0, 1]; 1 keeps all patches (no mining).
         scope: "all" keeps the floor(r |M_a|) farthest patches of all images together, as published; "image" keeps that
-            share of every image, so that one unusual image does not fill the bank alone. At least one patch in both cases.
+            share of every image, so that one unusual image does not fill the bank alone. At least one patch is kept, in all
+            or of every image.
 
     Raises:
         ValueError: on empty banks, NaN or Inf, or r outside (0, 1].
@@ -56,7 +57,7 @@ def farthest_of_each(distance: Tensor, retention: float) -> Tensor:
     """Choose the largest distances of every image.
 
     Args:
-        distance: [n, hw], a row per image.
+        distance: [n, hw], one row per image.
         retention: retention rate r in (0, 1].
 
     Returns:
@@ -70,10 +71,10 @@ def farthest_of_each(distance: Tensor, retention: float) -> Tensor:
 
 
 def check_scope(scope: str) -> str:
-    """Return the scope of mining if there is such a scope.
+    """Return a scope of mining after checking it.
 
     Raises:
-        InputError: otherwise.
+        InputError: when it is neither "all" nor "image".
     """
     if scope not in SCOPES:
         raise InputError(f"mining_scope must be all (as published) or image, got {scope!r}")

@@ -1,4 +1,4 @@
-"""Eq. 6 inside MONAI's trainer: batches of normal patches, and the inferer that mixes abnormal patches into them."""
+"""Mixing (Eq. 6) inside MONAI's trainer: batches of normal patches, and the inferer that mixes abnormal patches into them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.ops import mixup
 from monai_wscxr.system.progress import ahead
 
-LOT_BYTES = 64 << 20  # rows that are gathered from a bank on disk at a time; two lots are held
+LOT_BYTES = 64 << 20  # bytes of rows that are gathered from a bank on disk at a time; two lots are held
 
 
-class PatchBatches(IterableDataset):
-    """Shuffled batches of normal patches; an epoch is one pass over the bank, or several over a small one.
+class PatchBatches(IterableDataset[dict[str, Any]]):
+    """Shuffled batches of normal patches; an epoch is one pass over the bank, or several over a small bank.
 
-    Every batch carries the number of its first row in the whole training run, which keys the mixing. The order depends on
-    (seed, epoch) alone, so a resumed run continues exactly. With several ranks each takes its equal part of every batch.
+    Every batch has the number of its first row in the whole training, from which mixing takes its random numbers. The order
+    depends on (seed, epoch) alone, so a resumed training continues exactly. Every rank takes an equal part of every batch.
 
     Args:
-        batch_size: rows per batch over all ranks, >= 2; the last batch of an epoch may be smaller.
-        seed: of the shuffling.
-        rank, world_size: of this process.
-        min_batches: least number of batches in an epoch; a bank that gives fewer is passed as often as that takes, so
-            that a small data set gets as many steps as a large one.
+        batch_size: rows per batch over all ranks, >= 2 per rank; the last batch of a pass may be smaller.
+        seed: seed of the shuffling.
+        rank, world_size: number of this process, and number of processes.
+        min_batches: smallest number of batches in an epoch, >= 1. A bank with fewer is passed several times, so that a
+            small data set gets as many steps as a large one.
+
+    Attributes:
+        epoch: number of epochs that are done.
+
+    Raises:
+        InputError: when a number is out of its range.
     """
 
     def __init__(
@@ -45,7 +51,11 @@ class PatchBatches(IterableDataset):
         self.epoch = 0
 
     def fill(self, rows: Tensor | RowSource) -> None:
-        """Set the normal bank's rows [N, C], in memory or on disk; N must give every rank at least two rows."""
+        """Set the rows [N, C] of the normal bank, in memory or on disk.
+
+        Raises:
+            InputError: when there are fewer than two rows per rank.
+        """
         if rows.shape[0] < 2 * self.world_size:
             raise InputError(
                 f"the normal bank holds {rows.shape[0]} patches; at least {2 * self.world_size} are needed"
@@ -53,18 +63,18 @@ class PatchBatches(IterableDataset):
         self.rows = rows
 
     def release(self) -> None:
-        """Hold no rows any more."""
+        """Drop the rows."""
         self.rows = torch.empty(0, 0)
 
     @property
     def batches_per_pass(self) -> int:
-        """Number of batches in one pass; a remainder too small for every rank is left out."""
+        """Number of batches in one pass; a remainder of fewer than two rows per rank is left out."""
         full, rest = divmod(self.rows.shape[0], self.batch_size)
         return full + (rest >= 2 * self.world_size)
 
     @property
     def passes_per_epoch(self) -> int:
-        """Passes over the bank in one epoch."""
+        """Number of passes over the bank in one epoch."""
         return -(-self.min_batches // self.batches_per_pass)
 
     @property
@@ -73,6 +83,7 @@ class PatchBatches(IterableDataset):
         return self.batches_per_pass * self.passes_per_epoch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the batches of the next epoch: `normal` [B, C] and `offset`, the number of the first row in the training."""
         for number in range(self.epoch * self.passes_per_epoch, (self.epoch + 1) * self.passes_per_epoch):
             yield from self._one_pass(number)
         self.epoch += 1
@@ -95,7 +106,7 @@ class PatchBatches(IterableDataset):
             for index in indices:
                 yield rows[index.to(rows.device)]
             return
-        # many batches at a time, so that rows which lie near each other are read together; the next lot is read meanwhile
+        # gathering many batches at once reads neighbouring rows together; the next lot is read in the meantime
         lot = max(1, LOT_BYTES // (self.batch_size * rows.shape[1] * rows.dtype.itemsize))
         lots = [indices[i : i + lot] for i in range(0, len(indices), lot)]
         for some, found in zip(lots, ahead(lambda some: rows.gather(torch.cat(some)), lots, 1, 2), strict=True):
@@ -104,8 +115,16 @@ class PatchBatches(IterableDataset):
 
 def prepare_patch_batch(
     batch: dict[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **_: Any
-) -> tuple[Tensor, Tensor, tuple, dict]:
-    """MONAI `prepare_batch`: normal rows [B, C], targets [2B] (0 normal, then 1 mixed), and the mixing offset."""
+) -> tuple[Tensor, Tensor, tuple[()], dict[str, Any]]:
+    """Prepare a batch for MONAI's trainer.
+
+    Args:
+        batch: batch of `PatchBatches`.
+        device, non_blocking: see `Tensor.to`.
+
+    Returns:
+        Normal rows [B, C], targets [2B] (0 for the normal rows, then 1 for their mixtures), and arguments of the inferer.
+    """
     normal = batch["normal"].to(device, non_blocking=non_blocking)
     target = torch.zeros(2 * normal.shape[0], device=normal.device)
     target[normal.shape[0] :] = 1
@@ -113,14 +132,17 @@ def prepare_patch_batch(
 
 
 class MixingInferer(Inferer):
-    """Scores of a batch of normal patches and of the same batch mixed with mined abnormal patches (Eq. 6).
+    """Score a batch of normal patches, and the same batch mixed with mined abnormal patches (Eq. 6).
 
     Args:
-        seed: of the random stream; a row's partner and factor depend on (seed, row number) alone.
-        alpha_min, alpha_max: range of the mixing factor; the paper draws from [0.1, 1].
-            Both 1 means no mixing: plain abnormal patches, drawn with replacement.
-        mix_hidden: mix behind the discriminator's first layer, which is linear (`Discriminator.mixed_scores`): the same
-            scores but for rounding, in less time.
+        seed: seed of the random stream; partner and mixing factor of a row depend on (seed, row number) alone.
+        alpha_min, alpha_max: range of the mixing factor in (0, 1]; published: [0.1, 1]. With both 1 there is no mixing: the
+            rows are replaced by abnormal patches drawn at random.
+        mix_hidden: mix after the first layer of the discriminator, which is linear, see `Discriminator.mixed_scores`: the
+            same scores up to rounding, in less time.
+
+    Raises:
+        InputError: when the range of the mixing factor is not within (0, 1].
     """
 
     def __init__(self, seed: int = 0, alpha_min: float = 0.1, alpha_max: float = 1.0, mix_hidden: bool = False) -> None:
@@ -130,17 +152,24 @@ class MixingInferer(Inferer):
         self.mined = torch.empty(0, 0)
 
     def fill(self, mined: Tensor) -> None:
-        """Set the mined bank's rows [M, C]."""
+        """Set the rows [M, C] of the mined bank."""
         self.mined = mined
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Patch scores [2B]: of the normal rows [B, C], then of their mixtures.
+        """Return patch scores [2B]: those of the normal rows, then those of their mixtures.
 
-        The keyword `offset`, from `prepare_patch_batch`, numbers the first row in the random stream.
+        Args:
+            inputs: normal rows [B, C].
+            network: discriminator.
+            args: not used.
+            kwargs: `offset`, the number of the first row in the random stream, from `prepare_patch_batch`.
         """
         options = (self.seed, kwargs["offset"], self.alpha_min, self.alpha_max)
-        if self.mix_hidden:  # partners and factors depend on no channel
+        scores: Tensor
+        if self.mix_hidden:  # rows without channels, since partners and factors do not depend on the features
             _, source, alpha = mixup(inputs[:, :0], self.mined[:, :0], *options)
-            return network(inputs, self.mined, source, alpha)
-        mixed, _, _ = mixup(inputs, self.mined, *options)
-        return network(torch.cat([inputs, mixed]))
+            scores = network(inputs, self.mined, source, alpha)
+        else:
+            mixed, _, _ = mixup(inputs, self.mined, *options)
+            scores = network(torch.cat([inputs, mixed]))
+        return scores

@@ -1,4 +1,4 @@
-"""The discriminator and the whole network from image to patch scores (Eq. 8)."""
+"""The discriminator, the network from image to patch scores (Eq. 8), and the anomaly score and map."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from monai_wscxr.model.whitening import NormalWhitening
 
 
 class Discriminator(nn.Module):
-    """MLP D from patch features to patch scores; higher is more abnormal.
+    """Multilayer perceptron D from patch features to patch scores; higher is more abnormal.
 
-    `depth` linear layers; between them batch normalisation and LeakyReLU(0.2). Depth 1, one linear layer, is what the
-    authors' code uses and what did best in cross-validation on training images (docs/results.md).
+    `depth` linear layers with batch normalisation and LeakyReLU(0.2) between them. The authors' code uses one linear layer,
+    which also did best in cross-validation on training images (docs/results.md).
 
     Args:
-        channels: C of the patch features.
+        channels: C of the patch features, >= 1.
         depth: number of linear layers, >= 1.
         width: hidden channels when depth > 1, >= 1.
         bias: whether the last layer has a bias.
         zero_start: start with zero weights and a bias of 1/2, halfway between the targets of Eq. 7, instead of at random.
-            Every example is then active, and the first steps follow the mean difference alone.
+            Every example then has a loss, and the first steps follow the difference of the two means.
 
     Attributes:
-        distance_weight: weight of the mean squared channel of a feature, added to its score in evaluation mode. On whitened
-            features that is the distance to the normals; `DistanceHandler` sets it, training never sees it.
+        distance_weight: weight of the mean square of a feature's channels, which is added to its score in evaluation mode.
+            For whitened features that is the squared Mahalanobis distance to the normals, divided by C. `DistanceHandler`
+            sets the weight; training does not use it.
 
     Raises:
-        InputError: on a depth, width or channel count below 1.
+        InputError: when `channels`, `depth` or `width` is below 1.
     """
 
     def __init__(
@@ -64,12 +65,12 @@ class Discriminator(nn.Module):
         source: Tensor | None = None,
         alpha: Tensor | None = None,
     ) -> Tensor:
-        """Rows [N, C] to scores [N], or maps [B, C, h, w] to patch scores [B, 1, h, w].
+        """Return the scores [N] of rows [N, C], or the patch scores [B, 1, h, w] of maps [B, C, h, w].
 
-        With abnormal rows [M, C], their numbers `source` [N] and factors `alpha` [N], as `mixup` draws them: scores [2N] of
-        the rows and of their mixtures, see `mixed_scores`.
+        With abnormal rows [M, C], their numbers `source` [N] and factors `alpha` [N] from `mixup`: return scores [2N] of
+        normal rows [N, C] and of their mixtures, see `mixed_scores`.
         """
-        if not torch.jit.is_scripting():  # noqa: SIM102 - alone, so that scripting leaves the training path out
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript drops a branch under this condition alone
             if abnormal is not None and source is not None and alpha is not None:
                 return self.mixed_scores(features, abnormal, source, alpha)
         if features.dim() == 2:
@@ -79,32 +80,39 @@ class Discriminator(nn.Module):
         return scores.reshape(features.shape[0], 1, features.shape[2], features.shape[3])
 
     def mixed_scores(self, normal: Tensor, abnormal: Tensor, source: Tensor, alpha: Tensor) -> Tensor:
-        """Scores [2N] in training of normal rows [N, C], then of alpha * abnormal[source] + (1 - alpha) * normal (Eq. 6).
+        """Return training scores [2N]: of normal rows, then of alpha * abnormal[source] + (1 - alpha) * normal (Eq. 6).
 
-        Mixing commutes with a linear layer, W (a m + (1 - a) n) = a W m + (1 - a) W n, and nothing comes before the first:
-        both sides pass it unmixed and are mixed in its few outputs, the same but for rounding. No mixed row is made.
+        Mixing commutes with the first layer, which is linear: W (a m + (1 - a) n) = a W m + (1 - a) W n. Both kinds of rows
+        therefore pass it unmixed, and its few outputs are mixed: the same up to rounding, without any mixed row.
+
+        Args:
+            normal: [N, C].
+            abnormal: [M, C].
+            source: [N] int64, number of the abnormal row for each normal row.
+            alpha: [N], mixing factors.
         """
         first, rest = self.layers[0], self.layers[1:]
         hidden = first(normal)  # [N, H]
-        # whichever is fewer rows: the abnormal ones that were drawn, or all there are
+        # pass the smaller number of rows: all abnormal ones, or those that were drawn
         drawn = first(abnormal)[source] if len(abnormal) <= len(source) else first(abnormal[source])
         weight = alpha[:, None].to(hidden.dtype)
-        return rest(torch.cat([hidden, torch.lerp(hidden, drawn, weight)])).squeeze(1)
+        scores: Tensor = rest(torch.cat([hidden, torch.lerp(hidden, drawn, weight)]))
+        return scores.squeeze(1)
 
     def score(self, rows: Tensor) -> Tensor:
-        """Scores [N] of rows [N, C]."""
-        learned = self.layers(rows).squeeze(1)
+        """Return the scores [N] of rows [N, C]."""
+        learned: Tensor = self.layers(rows).squeeze(1)
         if self.training:
             return learned
         return learned + self.distance_weight * rows.square().mean(1)
 
 
 class WSCXRNet(nn.Module):
-    """What is left at test time: image [B, 3, H, W] to patch scores [B, 1, h, w].
+    """The network of inference, from images [B, 3, H, W] to patch scores [B, 1, h, w].
 
     Args:
-        features: backbone and aggregation.
-        discriminator: from (whitened) patch features to patch scores.
+        features: patch features of images.
+        discriminator: patch scores of (whitened) patch features.
         whitening: statistics of the normal bank; None leaves features as they are.
     """
 
@@ -117,18 +125,23 @@ class WSCXRNet(nn.Module):
         self.discriminator = discriminator
 
     def forward(self, image: Tensor) -> Tensor:
-        """A(x) = {D(m) | m in M(x)} (Eq. 8)."""
+        """Return the patch scores A(x) = {D(m) | m in M(x)} (Eq. 8)."""
         return self.patch_scores(self.features(image))
 
     def patch_scores(self, features: Tensor) -> Tensor:
-        """Patch scores [B, 1, h, w] of patch features [B, C, h, w] as they come from `features`."""
-        return self.discriminator(self.whitening(features))
+        """Return the patch scores [B, 1, h, w] of patch features [B, C, h, w] that are not whitened yet."""
+        scores: Tensor = self.discriminator(self.whitening(features))
+        return scores
 
 
 class EpochScores(nn.Module):
-    """Patch scores of several discriminators on the same features, [B, E, h, w]; for the published protocol only.
+    """Patch scores [B, E, h, w] of the discriminators of E epochs; the backbone runs once.
 
-    That protocol picks the best epoch on the test images, so it needs the scores of every epoch. The backbone runs once.
+    Only for the published protocol, which chooses the best epoch on the test images.
+
+    Args:
+        network: network whose features and whitening are used.
+        discriminators: discriminator of each epoch.
     """
 
     def __init__(self, network: WSCXRNet, discriminators: list[Discriminator]) -> None:
@@ -138,22 +151,22 @@ class EpochScores(nn.Module):
         self.discriminators = nn.ModuleList(discriminators)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Patch scores of discriminator e in channel e."""
+        """Return the patch scores of images [B, 3, H, W]; channel e is that of discriminator e."""
         return self.patch_scores(self.features(image))
 
     def patch_scores(self, features: Tensor) -> Tensor:
-        """The same from patch features [B, C, h, w] as they come from `features`."""
+        """Return the same for patch features [B, C, h, w] that are not whitened yet."""
         phi = self.whitening(features)
         return torch.cat([discriminator(phi) for discriminator in self.discriminators], dim=1)
 
 
 def anomaly_score(patch_scores: Tensor, share: float = 0.0) -> Tensor:
-    """Image score, from the patch scores before upsampling: [B, E, h, w] to [B, E].
+    """Return the anomaly scores [B, E] of images: the mean of their highest patch scores.
 
     Args:
-        patch_scores: of the network.
-        share: mean over this share of the patches, the highest ones (rounded to whole patches, at least one), in [0, 1];
-            0 is the maximum, as published, 1 the mean over all.
+        patch_scores: [B, E, h, w], before upsampling.
+        share: share of the patches that count, in [0, 1], rounded to whole patches and at least one; 0 gives the maximum,
+            as published, 1 the mean over all patches.
     """
     patches = patch_scores.flatten(2)
     count = max(1, round(share * patches.shape[2]))
@@ -163,24 +176,24 @@ def anomaly_score(patch_scores: Tensor, share: float = 0.0) -> Tensor:
 def image_scores(
     patch_scores: Callable[[Tensor], Tensor], images: Tensor, share: float = 0.0, batch_size: int = 32
 ) -> Tensor:
-    """Anomaly scores [n, E] of images whose patch features are known, on the CPU.
+    """Return the anomaly scores [n, E], on the CPU, of images whose patch features are known.
 
     Args:
-        patch_scores: from features to patch scores [B, E, h, w]: `patch_scores` of a network, or a discriminator where
-            the features are whitened already.
-        images: [n, C, h, w], on the device of the network.
+        patch_scores: function from patch features [B, C, h, w] to patch scores [B, E, h, w]: the method `patch_scores` of a
+            network, or a discriminator if the features are whitened already.
+        images: patch features [n, C, h, w], on the device of the network.
         share: see `anomaly_score`.
-        batch_size: images at a time; few, so that what is computed on the way stays in the processor's cache.
+        batch_size: images at a time; few, so that intermediate results stay in the processor's cache.
     """
     with torch.inference_mode():
         return torch.cat([anomaly_score(patch_scores(part), share).cpu() for part in images.split(batch_size)])
 
 
 def check_score_share(share: float) -> float:
-    """The share of patches that make an image's score.
+    """Return the share of `anomaly_score` as a float after checking it.
 
     Raises:
-        InputError: outside [0, 1].
+        InputError: when it is not a number in [0, 1].
     """
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise InputError(f"score_share must lie in [0, 1] (0: the maximum, as published), got {share!r}")
@@ -188,16 +201,16 @@ def check_score_share(share: float) -> float:
 
 
 def anomaly_map(patch_scores: Tensor, size: tuple[int, int], sigma: float = 4.0) -> Tensor:
-    """Patch scores [B, 1, h, w] as a map [B, 1, H, W]: bilinear, then a Gaussian with reflected borders.
+    """Return the anomaly maps [B, 1, H, W]: patch scores, upsampled bilinearly and smoothed by a Gaussian.
 
     Both steps are linear and separable, so together they are one small matrix per axis: A scores B^T, with A [H, h] and
-    B [W, w]. That is exact, and hundreds of times less work than to filter the upsampled map.
+    B [W, w]. The result is the same, for hundreds of times less work than filtering the upsampled map.
 
     Args:
-        patch_scores: of the network.
-        size: height and width of the map.
-        sigma: of the Gaussian in map pixels, >= 0; the authors use 4 at 256 pixels. It is cut off at 4 sigma, or at the
-            shorter side.
+        patch_scores: [B, 1, h, w].
+        size: height H and width W of the map.
+        sigma: standard deviation of the Gaussian in pixels of the map, >= 0; published: 4 at 256 pixels. The Gaussian is
+            cut off at 4 sigma, or at the shorter side of the map; borders are reflected.
     """
     radius = min(math.ceil(4 * sigma), min(size) - 1) if sigma > 0 else 0
     rows, columns = (
@@ -209,13 +222,18 @@ def anomaly_map(patch_scores: Tensor, size: tuple[int, int], sigma: float = 4.0)
 
 @functools.lru_cache(maxsize=16)
 def _map_axis(patches: int, pixels: int, sigma: float, radius: int) -> Tensor:
-    """What upsampling and smoothing do along one axis, float64 [pixels, patches]: column i is their answer to patch i."""
-    with torch.inference_mode(False), torch.no_grad():  # kept for any later caller
-        answers = F.interpolate(
+    """Return the matrix [pixels, patches] float64 of upsampling and smoothing along one axis.
+
+    Column i is the response to patch i.
+    """
+    with torch.inference_mode(False), torch.no_grad():  # the cached matrix must also serve callers that need gradients
+        responses = F.interpolate(
             torch.eye(patches, dtype=torch.float64)[:, None], size=pixels, mode="linear", align_corners=False
         )  # [patches, 1, pixels]
         if radius > 0:
             offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
             kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-            answers = F.conv1d(F.pad(answers, (radius, radius), mode="reflect"), (kernel / kernel.sum())[None, None])
-        return answers[:, 0].T.contiguous()
+            responses = F.conv1d(
+                F.pad(responses, (radius, radius), mode="reflect"), (kernel / kernel.sum())[None, None]
+            )
+        return responses[:, 0].T.contiguous()

@@ -1,4 +1,11 @@
-"""What an alteration of images does to their patch features."""
+"""Within-class covariance normalisation: how much patch features move when the same radiograph is taken differently.
+
+The covariance of the differences between images and their altered copies (another framing, detector or angle) is added to the
+covariance of the normal bank. Whitening then gives less weight to directions in which features vary within one chest (Hatch,
+Kajarekar and Stolcke, Within-class covariance normalization for SVM-based speaker recognition, 2006). The option is called
+`nuisance` after nuisance attribute projection, which removes such directions altogether (Solomonoff, Campbell and Boardman,
+Advances in channel compensation for SVM speaker recognition, 2005).
+"""
 
 from __future__ import annotations
 
@@ -11,21 +18,21 @@ from monai_wscxr.features.extraction import PatchExtractor
 
 
 def nuisance_covariance(original: Tensor, altered: Tensor, part: int = 8192) -> Tensor:
-    """Mean outer product of what an alteration does to patch features, [C, C] float64.
-
-    Added to the covariance of the normals it makes directions count less in which features move when another framing,
-    detector or angle shows the same chest (within-class covariance normalisation, Hatch, Kajarekar and Stolcke, 2006).
+    """Return the mean outer product [C, C] float64 of the differences between original and altered patch features.
 
     Args:
-        original: [N, C] rows of images.
+        original: [N, C] rows of images, N >= 1.
         altered: [N, C] rows of altered copies of the same images, in the same order.
-        part: rows taken at a time.
+        part: rows per step.
 
     Raises:
-        ValueError: when the two do not have the same shape, or no rows.
+        ValueError: when the shapes differ, or there are no rows.
     """
     if original.shape != altered.shape or not len(original):
-        raise ValueError(f"rows {tuple(original.shape)} and of their altered copies {tuple(altered.shape)} do not fit")
+        raise ValueError(
+            f"original rows {tuple(original.shape)} and altered rows {tuple(altered.shape)} must have one shape "
+            "and not be empty"
+        )
     total = torch.zeros(original.shape[1], original.shape[1], dtype=torch.float64, device=original.device)
     for before, after in zip(original.split(part), altered.split(part), strict=True):
         moved = after - before
@@ -34,13 +41,16 @@ def nuisance_covariance(original: Tensor, altered: Tensor, part: int = 8192) -> 
 
 
 def nuisance_of(extractor: PatchExtractor, normal: FeatureBank | BankOnDisk, count: int, copies: int) -> Tensor:
-    """What `ALTERED` does to the patch features of normal images, see `nuisance_covariance`.
+    """Return the nuisance covariance [C, C] float64 of the alteration `ALTERED` on images of the normal bank.
 
     Args:
-        extractor: made the bank.
+        extractor: extractor that made the bank.
         normal: bank of whole images.
-        count: how many of them are copied, see `copied_images`.
-        copies: of each.
+        count: number of images to copy, see `copied_images`.
+        copies: number of copies per image.
+
+    Raises:
+        InputError: as `copy_features`.
     """
     chosen = copied_images(extractor, normal.files, count)
     made = copy_features(extractor, [normal.files[n] for n in chosen], ALTERED, copies)

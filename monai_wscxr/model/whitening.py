@@ -1,4 +1,4 @@
-"""Statistics of the normal bank: patch features centred and whitened with a shrunken covariance."""
+"""Whitening: patch features centred and scaled by the statistics of the normal bank, with a shrunken covariance."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from torch import Tensor, nn
 from monai_wscxr.bank.rows import BLOCK_ROWS, RowSource, row_blocks
 from monai_wscxr.errors import InputError
 
-_PART_NUMBERS = 1 << 19  # of a part of the rows: 2 MB
+_PART_NUMBERS = 1 << 19  # numbers in the rows that are whitened at a time: 2 MB of float32
 
 
 class NormalWhitening(nn.Module):
-    """z = W (m - mu) for a patch feature m, with the mean mu of the normal bank and W = (Sigma + s t I)^(-1/2).
+    """Whitening by the normal bank: z = W (m - mu) for a patch feature m, with W = (Sigma + s t I)^(-1/2).
 
-    Sigma is the covariance of the normal bank, t the mean of its diagonal and s the shrinkage: directions in which normal
-    patches vary a lot count less, directions in which they hardly vary are not blown up. In these coordinates the first
-    gradient of Eq. 7 points along Fisher's linear discriminant with that covariance (Friedman, Regularized Discriminant
-    Analysis, 1989), and |z| is a Mahalanobis distance to the normals. Mixing (Eq. 6) is unchanged by it: whitening is affine.
+    mu and Sigma are mean and covariance of the normal bank, t is the mean of the diagonal of Sigma, and s the shrinkage.
+    Directions in which normal patches vary much count less; the shrinkage keeps directions in which they hardly vary from being
+    amplified. In these coordinates the first gradient of Eq. 7 has the direction of Fisher's linear discriminant with that
+    covariance (Friedman, Regularized Discriminant Analysis, 1989), and |z| is a Mahalanobis distance to the normals. Whitening
+    is affine, so mixing (Eq. 6) commutes with it.
 
     Args:
         channels: C of the patch features, >= 1.
-        active: False leaves features as they are, as in the paper.
+        active: False leaves features as they are, as published.
 
     Attributes:
         mean: [C], zeros until `fit`.
         matrix: [C, C] symmetric, the identity until `fit`.
 
     Raises:
-        InputError: on a channel count below 1.
+        InputError: when `channels` is below 1.
     """
 
     def __init__(self, channels: int, active: bool = True) -> None:
@@ -45,7 +46,7 @@ class NormalWhitening(nn.Module):
         self.register_buffer("matrix", torch.eye(kept))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Rows [N, C] or maps [B, C, h, w], whitened, in the same shape."""
+        """Return whitened rows [N, C] or maps [B, C, h, w]."""
         if not self.active:
             return features
         if features.dim() == 2:
@@ -56,7 +57,7 @@ class NormalWhitening(nn.Module):
     def into(self, rows: Tensor, out: Tensor) -> None:
         """Write whitened rows [N, C] into `out` [N, C], which may be the rows themselves.
 
-        On a CPU it works on parts that stay in the processor's cache and takes no memory as large as the rows.
+        On a CPU the rows are processed in parts that fit into the processor's cache, so little memory is needed besides.
         """
         if not self.active or self.mean.device.type != "cpu":
             out.copy_(self(rows.to(self.mean.device)))
@@ -69,20 +70,21 @@ class NormalWhitening(nn.Module):
     def fit(
         self, rows: Tensor | RowSource, shrinkage: float, nuisance: Tensor | None = None, part: int = BLOCK_ROWS
     ) -> None:
-        """Take mean and covariance from the normal bank; nothing happens when not active.
+        """Fit mean and covariance to the normal bank, if the whitening is active.
 
-        One pass: sums and products of rows minus the mean of the first part, added up in float64, are corrected for the
-        mean of all at the end. The root is symmetric, so the result hardly depends on rounding, whatever the first part is:
-        where its mean lies far from that of all, its own rows make the covariance as large.
+        One pass over the rows: sums and products of the rows minus the mean of the first part are accumulated in float64 and
+        corrected for the overall mean at the end. The correction does not lose accuracy when the first part is an outlier,
+        because its rows then make the covariance large as well. The square root is the symmetric one, which is stable under
+        rounding.
 
         Args:
-            rows: [N, C] of the normal bank, at least one; in memory or on disk, with the same result.
+            rows: [N, C] of the normal bank, N >= 1; in memory or on disk, with the same result.
             shrinkage: s > 0.
-            nuisance: [C, C] covariance added to that of the bank, see `nuisance_covariance`; None adds nothing.
-            part: rows taken at a time.
+            nuisance: [C, C] covariance that is added to that of the bank, see `nuisance_covariance`; None adds nothing.
+            part: rows per step.
 
         Raises:
-            InputError: when the shrinkage is not a positive number or all rows are equal.
+            InputError: when the shrinkage is not a positive number, or all rows are equal.
         """
         if not self.active:
             return

@@ -1,4 +1,4 @@
-"""Operators on tensors: exact nearest-normal search, mining and mixing."""
+"""Operators on tensors: exact nearest-row search, mining, mixing and the k-centre coreset."""
 
 from monai_wscxr.ops._library import (
     CUDA_EXTENSION,

@@ -1,8 +1,8 @@
-"""The operator library: schemas, and which code runs each operator on which device.
+"""The operator library: schemas, references, and which code runs each operator on which device.
 
-Every operator is declared here in Python and has a plain-torch reference that serves all devices. A compiled kernel,
-where there is one, is registered for a single device by the extension and takes precedence there; nothing else in the
-package asks whether an extension exists.
+Every operator is declared in Python and has a plain-torch reference that runs on all devices. A compiled kernel is
+registered by the extension for one device and takes precedence there. No other code depends on whether the extension
+exists.
 """
 
 from __future__ import annotations
@@ -11,29 +11,50 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 
 NAMESPACE = "monai_wscxr"
-_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+_torch_library: Any = torch.library  # without type annotations
+_LIBRARY = _torch_library.Library(NAMESPACE, "DEF")
 
 OPERATORS: list[str] = []
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Which code runs an operator (`name`: "reference" or "compiled") and why."""
+    """Code that runs an operator.
+
+    Attributes:
+        name: "reference" or "compiled".
+        reason: why this code was chosen.
+    """
 
     name: str
     reason: str
 
 
-def define(name: str, schema: str, reference: Callable, fake: Callable) -> None:
-    """Declare operator `name` with its schema, its reference for every device and its fake (shape-only) kernel."""
+def define(name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Declare an operator.
+
+    Args:
+        name: operator name.
+        schema: arguments and results in the notation of torch.library.
+        reference: plain-torch implementation for all devices.
+        fake: implementation that only returns the shapes and types of the results.
+    """
     _LIBRARY.define(f"{name}{schema}", tags=torch.Tag.pt2_compliant_tag)
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
     OPERATORS.append(name)
+
+
+def define_autograd(
+    name: str, backward: Callable[..., Any], setup_context: Callable[[Any, Any, Any], None] | None = None
+) -> None:
+    """Register the gradient of an operator that `define` has declared."""
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
 
 
 def _extension(name: str) -> tuple[ModuleType | None, str]:
@@ -41,8 +62,8 @@ def _extension(name: str) -> tuple[ModuleType | None, str]:
         return importlib.import_module(f"{NAMESPACE}.{name}"), "loaded"
     except ModuleNotFoundError:
         return None, f"the extension module {NAMESPACE}.{name} was not built"
-    except ImportError as error:  # built, but for another Python, another libc or a missing driver library
-        return None, f"the extension module {NAMESPACE}.{name} is there but does not load: {error}"
+    except ImportError as error:  # built for another Python or libc, or a library is missing
+        return None, f"the extension module {NAMESPACE}.{name} was built but cannot be loaded: {error}"
 
 
 EXTENSION, EXTENSION_STATE = _extension("_C")
@@ -50,14 +71,17 @@ CUDA_EXTENSION, CUDA_EXTENSION_STATE = _extension("_C_cuda")
 
 
 def backend(operator: str, device: str | torch.device = "cpu") -> Backend:
-    """Say which code runs `operator` on `device`, and why.
+    """Return which code runs an operator on a device, and why.
 
     Args:
         operator: operator name, one of `OPERATORS`.
         device: "cpu" or "cuda".
 
+    Returns:
+        The code that torch dispatches to.
+
     Raises:
-        ValueError: when the operator is unknown.
+        ValueError: if the operator is unknown.
     """
     if operator not in OPERATORS:
         raise ValueError(f"unknown operator {operator!r}: the operators are {', '.join(OPERATORS)}")
@@ -67,4 +91,4 @@ def backend(operator: str, device: str | torch.device = "cpu") -> Backend:
     module, state = (CUDA_EXTENSION, CUDA_EXTENSION_STATE) if key == "CUDA" else (EXTENSION, EXTENSION_STATE)
     if module is None:
         return Backend("reference", state)
-    return Backend("reference", f"the extension holds no {key} kernel for {operator}")
+    return Backend("reference", f"the extension contains no {key} kernel for {operator}")

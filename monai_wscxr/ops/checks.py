@@ -1,10 +1,11 @@
-"""What the search operators ask of their inputs."""
+"""Checks of the inputs that the search operators share."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,7 +21,15 @@ def _check_matrix(rows: Tensor, name: str, operator: str) -> None:
 
 
 def check_bank(bank: Tensor, operator: str) -> None:
-    """Check a bank on its own; raise ValueError with the remedy otherwise."""
+    """Check that a bank is a floating-point matrix with at least one row and one channel.
+
+    Args:
+        bank: tensor to check, expected [N, C].
+        operator: name of the calling operator, for the message.
+
+    Raises:
+        ValueError: if it is not.
+    """
     _check_matrix(bank, "bank", operator)
     if bank.shape[0] == 0:
         raise ValueError(f"{operator}: the bank is empty, so nothing can be nearest; fill it with normal patches first")
@@ -29,7 +38,16 @@ def check_bank(bank: Tensor, operator: str) -> None:
 
 
 def check_rows(query: Tensor, bank: Tensor, operator: str) -> None:
-    """Check what all search operators ask of their two row matrices; raise ValueError with the remedy otherwise."""
+    """Check that query and bank are matrices of equal width on one device, and that the bank is not empty.
+
+    Args:
+        query: tensor to check, expected [Nq, C].
+        bank: tensor to check, expected [Nb, C].
+        operator: name of the calling operator, for the message.
+
+    Raises:
+        ValueError: if they are not.
+    """
     for name, rows in (("query", query), ("bank", bank)):
         _check_matrix(rows, name, operator)
     if query.shape[1] != bank.shape[1] or query.shape[1] == 0:
@@ -43,7 +61,11 @@ def check_rows(query: Tensor, bank: Tensor, operator: str) -> None:
 
 
 def check_finite(rows: Tensor, name: str) -> None:
-    """Raise ValueError that counts the rows holding NaN or Inf."""
+    """Check that a matrix holds neither NaN nor Inf.
+
+    Raises:
+        ValueError: if it does, with the number of affected rows.
+    """
     if not bool(torch.isfinite(rows).all()):
         bad = int((~torch.isfinite(rows)).any(dim=1).sum())
         raise ValueError(
@@ -57,26 +79,27 @@ def _value_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        sentence = re.search(r"(query|bank) holds NaN or Inf.*", str(error))
-        if sentence is None:
+        message = re.search(r"(query|bank) holds NaN or Inf.*", str(error))
+        if message is None:
             raise
-        raise ValueError(sentence.group()) from None
+        raise ValueError(message.group()) from None
 
 
 def plain_errors() -> contextlib.AbstractContextManager[None]:
-    """Turn the error that a compiled kernel raises for NaN or Inf into the ValueError of the reference.
+    """Return a context that turns a kernel's error about NaN or Inf into the ValueError of the reference.
 
-    (A kernel can only raise RuntimeError. Under torch.compile it stays one: the kernel runs outside of this code.)
+    Kernels can only raise RuntimeError. Under torch.compile it is not translated, because the kernel runs outside of the
+    context.
     """
     return contextlib.nullcontext() if torch.compiler.is_compiling() else _value_errors()
 
 
-def no_gradient(operator: str):
-    """A backward formula that says why there is none."""
+def no_gradient(operator: str) -> Callable[..., NoReturn]:
+    """Return a backward function that raises an error explaining why the operator has no gradient."""
 
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
         raise RuntimeError(
-            f"{operator} has no gradient: the nearest row changes by jumps. Detach its inputs, "
+            f"{operator} has no gradient: the index of the nearest row is not differentiable. Detach its inputs, "
             "or compute the distance to the returned rows with ordinary tensor operations"
         )
 

@@ -1,4 +1,4 @@
-"""The k-centre greedy coreset: rows chosen one by one, each the farthest from all chosen before."""
+"""The k-centre greedy coreset: rows chosen one by one, each the farthest from all rows chosen before."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ _DTYPES = (torch.float32, torch.float64)
 
 
 def coreset(rows: Tensor, count: int, start: int) -> Tensor:
-    """Choose `count` rows by the greedy rule for the k-centre problem (Gonzalez, 1985; step of PatchCore).
+    """Choose rows by the greedy algorithm for the k-centre problem (Gonzalez, 1985), as PatchCore does.
 
-    The first choice is row `start`. Every further one is the row with the largest Euclidean distance to its nearest
-    chosen row. Distances are compared as float64 sums of squared differences of the stored values; equal ones go to the
-    lowest row, and no row is chosen twice. Sums that differ in their last bits may count as equal or not.
+    The first choice is row `start`. Each further choice is the row with the largest Euclidean distance to its nearest
+    chosen row. Distances are compared as float64 sums of squared differences of the stored values. Ties go to the lowest
+    row, and no row is chosen twice. Whether sums that differ only in their last bits tie is not defined.
 
     Args:
         rows: [N, C] float32 or float64, N >= 1, finite.
-        count: rows to choose, 1 <= count <= N.
-        start: row number of the first choice, 0 <= start < N.
+        count: number of rows to choose, in [1, N].
+        start: index of the first choice, in [0, N).
 
     Returns:
-        Row numbers [count] int64 in the order of choice.
+        Row indices [count] int64 in the order of choice.
 
     Raises:
-        ValueError: on another shape or type, NaN or Inf, or numbers outside their range.
+        ValueError: on wrong shapes or types, NaN or Inf, or numbers outside their ranges.
     """
     if rows.ndim != 2 or rows.dtype not in _DTYPES:
         raise ValueError(f"coreset: rows must be [N, C] float32 or float64, got {tuple(rows.shape)} {rows.dtype}")
     if not 1 <= count <= rows.shape[0]:
         raise ValueError(f"coreset: count must lie in [1, {rows.shape[0]}], the number of rows, got {count}")
     if not 0 <= start < rows.shape[0]:
-        raise ValueError(f"coreset: start must be a row number below {rows.shape[0]}, got {start}")
+        raise ValueError(f"coreset: start must be a row index below {rows.shape[0]}, got {start}")
     if not bool(torch.isfinite(rows).all()):
         raise ValueError("coreset: rows hold NaN or Inf, which have no distance; remove them")
-    return torch.ops.monai_wscxr.coreset(rows, count, start)
+    chosen: Tensor = torch.ops.monai_wscxr.coreset(rows, count, start)
+    return chosen
 
 
 def _reference(rows: Tensor, count: int, start: int) -> Tensor:
@@ -47,13 +48,13 @@ def _reference(rows: Tensor, count: int, start: int) -> Tensor:
     for step in range(1, count):
         last = chosen[step - 1]
         nearest = torch.minimum(nearest, (wide - wide[last]).square().sum(dim=1))
-        nearest[last] = -1  # below every distance: never again, and minima only fall
-        # the first of all maxima; argmax does not promise which one it gives
+        nearest[last] = -1  # below every distance, so that it is never chosen again
+        # the first of equal maxima; argmax does not promise which one it returns
         chosen[step] = (nearest == nearest.max()).nonzero()[0, 0]
     return chosen
 
 
-def _fake(rows, count, start):
+def _fake(rows: Tensor, count: int, start: int) -> Tensor:
     return rows.new_empty(count, dtype=torch.int64)
 
 

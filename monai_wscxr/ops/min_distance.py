@@ -1,9 +1,9 @@
-"""Nearest-row search: for each query row the exact L2 distance to a bank and the row that attains it (Eq. 4).
+"""Nearest-row search: the exact L2 distance of each query row to a bank, and the row that attains it (Eq. 4).
 
-The reference follows filter, certify, refine. A float32 matrix product gives an approximate squared distance of every
-pair together with a rigorous error bound; pairs that the bound cannot rule out are evaluated again in float64 from the
-stored values. The result is therefore that of a float64 search at about the cost of one float32 matrix product, and
-the Nq x Nb matrix is never held: blocks of `_QUERY_BLOCK` x `_BANK_BLOCK` are.
+The reference filters candidates and then evaluates them exactly. A float32 matrix product gives an approximate squared
+distance of every pair and a rigorous bound of its error; pairs that the bound cannot exclude are evaluated again in
+float64 from the stored values. The result is that of a float64 search, at about the cost of one float32 matrix product.
+The Nq x Nb matrix never exists as a whole, only blocks of `_QUERY_BLOCK` x `_BANK_BLOCK`.
 """
 
 from __future__ import annotations
@@ -17,78 +17,91 @@ from monai_wscxr.ops.packed_bank import PackedBank
 
 _QUERY_BLOCK = 1024
 _BANK_BLOCK = 8192
-_PILE_LIMIT = 1 << 21  # candidate pairs that are kept before they are refined
+_PILE_LIMIT = 1 << 21  # candidate pairs held before they are evaluated
 _NO_ROW = 2**63 - 1
-_REFINE_ELEMENTS = 1 << 23  # float64 numbers held while pairs are refined
+_REFINE_ELEMENTS = 1 << 23  # float64 numbers held while candidates are evaluated
 
 
 def min_distance(query: Tensor, bank: Tensor | PackedBank) -> tuple[Tensor, Tensor]:
-    """Distance of every query row to its nearest bank row, S(m) of Eq. 4.
+    """Compute the distance of every query row to its nearest bank row, S(m) of Eq. 4.
 
-    Exact with respect to the stored values: each reported distance is that of a float64 evaluation, rounded once to
-    float32, and the index is the row that attains the float64 minimum; ties go to the lowest index. A distance beyond
-    the range of float32 is reported as infinity; where even the squares overflow float64 (differences above about
-    1e154), rows tie at infinity. Has no gradient.
+    The result is exact for the stored values: each distance is evaluated in float64 and rounded once to float32, and the
+    index is the row that attains the float64 minimum. Ties go to the lowest index. A distance beyond the range of float32
+    is infinity; where even the squares overflow float64 (differences above about 1e154), rows tie at infinity. Has no
+    gradient.
 
     Args:
-        query: [Nq, C], float64, float32, float16 or bfloat16; Nq may be 0.
-        bank: [Nb, C], Nb >= 1, on the same device; its floating type may differ. A `PackedBank` saves the preparation
-            where one bank is searched several times.
+        query: [Nq, C] float64, float32, float16 or bfloat16; Nq may be 0.
+        bank: [Nb, C], Nb >= 1, on the same device; its floating-point type may differ. A `PackedBank` saves the
+            preparation if one bank is searched several times.
 
     Returns:
         distance [Nq] float32 (not squared) and index [Nq] int64 into `bank`.
 
     Raises:
-        ValueError: on wrong ranks, types, widths or devices, an empty bank, or a NaN or Inf in either input.
+        ValueError: on wrong ranks, types, widths or devices, an empty bank, or NaN or Inf in either input.
     """
     if isinstance(bank, PackedBank):
         squared, index = search_packed(query, bank)
         return squared.sqrt().float(), index
     check_rows(query, bank, "min_distance")
+    found: tuple[Tensor, Tensor]
     with plain_errors():
-        return torch.ops.monai_wscxr.min_distance(query, bank)
+        found = torch.ops.monai_wscxr.min_distance(query, bank)
+    return found
 
 
 def search_packed(query: Tensor, bank: PackedBank) -> tuple[Tensor, Tensor]:
-    """`min_distance` before its last step: least squared distances [Nq] float64 and their rows [Nq] int64."""
+    """Search a packed bank; return the squared distances [Nq] float64 and the rows [Nq] int64."""
     check_rows(query, bank.rows, "min_distance")
+    found: tuple[Tensor, Tensor]
     with plain_errors():
-        return torch.ops.monai_wscxr.search_packed(query, bank.rows, *bank.packed, *nothing_found(query), 0)
+        found = torch.ops.monai_wscxr.search_packed(query, bank.rows, *bank.packed, *nothing_found(query), 0)
+    return found
 
 
 def search_block(
     query: Tensor, block: Tensor, squared: Tensor, index: Tensor, first_row: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Search one block of a larger bank, going on from what the blocks before it gave.
+    """Search one block of a larger bank, starting from the result for the blocks before it.
+
+    Blocks may come in any order. The first one starts from `nothing_found`.
 
     Args:
         query: [Nq, C].
         block: [Nb, C], Nb >= 1, on the same device.
-        squared: [Nq] float64, least squared distances so far; `nothing_found` before the first block.
+        squared: [Nq] float64, smallest squared distances so far.
         index: [Nq] int64, the rows that attain them; 2^63 - 1 where there is none.
-        first_row: number of the block's first row in the larger bank. Blocks may come in any order.
+        first_row: index of the block's first row in the larger bank.
 
     Returns:
-        squared [Nq] float64 and index [Nq] int64 over the rows so far; ties stay with the lowest row.
+        squared [Nq] float64 and index [Nq] int64 over all rows so far; ties go to the lowest row.
 
     Raises:
         ValueError: as `min_distance`.
     """
     check_rows(query, block, "min_distance")
+    found: tuple[Tensor, Tensor]
     with plain_errors():
-        return torch.ops.monai_wscxr.search_block(query, block, squared, index, first_row)
+        found = torch.ops.monai_wscxr.search_block(query, block, squared, index, first_row)
+    return found
 
 
 def nothing_found(query: Tensor) -> tuple[Tensor, Tensor]:
-    """What `search_block` takes before the first block: infinite squared distances [Nq] and no rows [Nq]."""
+    """Return the start of `search_block`: infinite squared distances [Nq] float64, and index 2^63 - 1 [Nq] int64."""
     n = query.shape[0]
     return query.new_full((n,), torch.inf, dtype=torch.float64), query.new_full((n,), _NO_ROW, dtype=torch.int64)
 
 
 def _filter_dtype(query: Tensor, bank: Tensor, largest: float) -> torch.dtype:
-    """float32 where its bound is rigorous, float64 elsewhere (float64 data, extreme norms, reduced-precision products)."""
+    """Choose the type of the filter: float32 if its error bound holds, otherwise float64.
+
+    The bound does not hold for float64 data, extreme norms, and products that torch is allowed to compute with reduced
+    precision.
+    """
     double = torch.float64 in (query.dtype, bank.dtype) or not 1e-10 < largest < 1e15
-    # the old switches (set_float32_matmul_precision, allow_tf32) show here too; asking them raises once both were used
+    # These also reflect the older switches (set_float32_matmul_precision, allow_tf32), which raise an error when read
+    # after both kinds have been set.
     switches = {
         torch.backends.cuda.matmul.fp32_precision,
         torch.backends.mkldnn.matmul.fp32_precision,  # type: ignore[attr-defined]
@@ -102,7 +115,7 @@ def _reference(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _search(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """Least squared distances [Nq] float64 and their rows [Nq] int64."""
+    """Find the smallest squared distances [Nq] float64 and the rows [Nq] int64 that attain them."""
     check_finite(query, "query")
     check_finite(bank, "bank")
     n_query = query.shape[0]
@@ -110,14 +123,16 @@ def _search(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
     index = torch.empty(n_query, dtype=torch.int64, device=query.device)
     if n_query == 0:
         return least, index
-    # Distances do not change under translation; centring makes the norms, and with them the bound, small.
+    # Translation preserves distances, and centring makes the norms and therefore the bound small.
     centre = torch.zeros(bank.shape[1], dtype=torch.float64, device=bank.device)
-    for block in bank.split(_BANK_BLOCK):
+    for block in torch.split(bank, _BANK_BLOCK):
         centre += block.double().sum(0) / bank.shape[0]
-    largest = max(float((rows.double() - centre).norm(dim=1).max()) for rows in query.split(_QUERY_BLOCK))
-    largest = max(largest, *(float((rows.double() - centre).norm(dim=1).max()) for rows in bank.split(_BANK_BLOCK)))
+    largest = max(float((rows.double() - centre).norm(dim=1).max()) for rows in torch.split(query, _QUERY_BLOCK))
+    largest = max(
+        largest, *(float((rows.double() - centre).norm(dim=1).max()) for rows in torch.split(bank, _BANK_BLOCK))
+    )
     dtype = _filter_dtype(query, bank, largest)
-    # autocast would compute the product in half precision, outside the bound
+    # under autocast, the product would be computed in half precision, for which the bound does not hold
     with torch.autocast(query.device.type, enabled=False):
         for start in range(0, n_query, _QUERY_BLOCK):
             rows = slice(start, start + _QUERY_BLOCK)
@@ -126,24 +141,24 @@ def _search(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _search_block(query: Tensor, bank: Tensor, centre: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Exact squared distance (float64) and index for one block of queries."""
+    """Find exact squared distances (float64) and indices for one block of queries."""
     best = _Best(query, bank)
     q = (query.double() - centre).to(dtype)
     q_norm = q.double().norm(dim=1)
-    upper = torch.full_like(q_norm, torch.inf)  # a certified upper bound of the least squared distance
-    pile: list[tuple[Tensor, Tensor, Tensor]] = []  # candidate pairs: query row, bank row, certified lower bound
+    upper = torch.full_like(q_norm, torch.inf)  # upper bound of the smallest squared distance
+    pile: list[tuple[Tensor, Tensor, Tensor]] = []  # candidate pairs: query row, bank row, lower bound
     held = 0
     for start in range(0, bank.shape[0], _BANK_BLOCK):
         b = (bank[start : start + _BANK_BLOCK].double() - centre).to(dtype)
         b_norm = b.double().norm(dim=1)
         bound = _error_bound(q_norm, b_norm.max(), q.shape[1], dtype)
-        # |q - b|^2 - |q|^2 = |b|^2 - 2 q.b : one product, no other pass over the block
+        # |q - b|^2 - |q|^2 = |b|^2 - 2 q.b: one product, no other pass over the block
         partial = torch.addmm(b_norm.square().to(dtype), q, b.T, alpha=-2)
         offset = q_norm.square() - bound
         upper = torch.minimum(upper, partial.amin(dim=1).double() + q_norm.square() + bound)
-        # rounding the threshold to the filter's type must not lose a pair: go to the next representable number
+        # rounding the threshold to the type of the filter must not exclude a pair: take the next larger number
         threshold = torch.nextafter((upper - offset).to(dtype), torch.full_like(upper, torch.inf).to(dtype))
-        # "not greater" rather than "at most": where norms overflow, the bound is NaN and rules nothing out
+        # "not greater" instead of "at most": where norms overflow, the bound is NaN and excludes nothing
         rows, columns = torch.nonzero(~(partial > threshold[:, None]), as_tuple=True)
         pile.append((rows, columns + start, partial[rows, columns].double() + offset[rows]))
         held += rows.numel()
@@ -155,11 +170,11 @@ def _search_block(query: Tensor, bank: Tensor, centre: Tensor, dtype: torch.dtyp
 
 
 def _error_bound(q_norm: Tensor, b_norm: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
-    """Bound of |approximate - exact| squared distance for centred rows of these norms, per query.
+    """Bound |approximate - exact| squared distance of centred rows with these norms, per query.
 
-    Three sources: the product accumulates at most gamma = C u / (1 - C u) relative to |q||b| whatever its order
-    (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), rounding of norms and sums, and rounding of the
-    centred rows themselves; each is at most a multiple of u (|q| + |b|)^2. The constants are doubled.
+    The error has three sources: the product, whose relative error in any order of additions is at most
+    gamma = C u / (1 - C u) times |q||b| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1); rounding of norms
+    and sums; and rounding of the centred rows. Each is at most a multiple of u (|q| + |b|)^2. The constants are doubled.
     """
     unit = torch.finfo(dtype).eps / 2
     gamma = channels * unit / (1 - channels * unit)
@@ -168,7 +183,7 @@ def _error_bound(q_norm: Tensor, b_norm: Tensor, channels: int, dtype: torch.dty
 
 
 class _Best:
-    """Running exact minimum of one query block."""
+    """Exact minimum so far of one block of queries."""
 
     def __init__(self, query: Tensor, bank: Tensor) -> None:
         self.query, self.bank = query, bank
@@ -176,18 +191,18 @@ class _Best:
         self.index = torch.full((query.shape[0],), bank.shape[0], dtype=torch.int64, device=query.device)
 
     def refine(self, pile: list[tuple[Tensor, Tensor, Tensor]], upper: Tensor) -> Tensor:
-        """Evaluate in float64 the pairs that `upper` does not rule out; return the exact squared minima so far."""
+        """Evaluate the pairs that `upper` does not exclude in float64; return the exact squared minima so far."""
         if not pile:
             return self.squared
         rows, columns, lower = (torch.cat(parts) for parts in zip(*pile, strict=True))
         keep = ~(lower > upper[rows])
         rows, columns = rows[keep], columns[keep]
         step = max(1, _REFINE_ELEMENTS // self.query.shape[1])
-        for r, c in zip(rows.split(step), columns.split(step), strict=True):
+        for r, c in zip(torch.split(rows, step), torch.split(columns, step), strict=True):
             exact = (self.query[r].double() - self.bank[c].double()).square().sum(dim=1)
             before = self.squared
             self.squared = before.scatter_reduce(0, r, exact, "amin")
-            # an index found earlier stays a contender only where the minimum did not fall
+            # an index found earlier remains a candidate only where the minimum has not decreased
             contender = torch.where(self.squared < before, self.bank.shape[0], self.index)
             attains = exact == self.squared[r]
             self.index = contender.scatter_reduce(0, r[attains], c[attains], "amin")
@@ -210,7 +225,7 @@ def _packed_reference(
     index: Tensor,
     first_row: int,
 ) -> tuple[Tensor, Tensor]:
-    """The rows alone decide; codes are only a help that the reference does without."""
+    """Search the rows; the reference does not need the codes."""
     return _block_reference(query, bank, squared, index, first_row)
 
 
@@ -222,16 +237,27 @@ def _block_reference(
     return torch.where(better, here, squared), torch.where(better, at + first_row, index)
 
 
-def _packed_fake(query, bank, codes, columns, centre, row, layout, squared, index, first_row):
-    return torch.empty_like(squared), torch.empty_like(index)
+def _packed_fake(
+    query: Tensor,
+    bank: Tensor,
+    codes: Tensor,
+    columns: Tensor,
+    centre: Tensor,
+    row: Tensor,
+    layout: Tensor,
+    squared: Tensor,
+    index: Tensor,
+    first_row: int,
+) -> tuple[Tensor, Tensor]:
+    return _block_fake(query, bank, squared, index, first_row)
 
 
-def _block_fake(query, bank, squared, index, first_row):
+def _block_fake(query: Tensor, bank: Tensor, squared: Tensor, index: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
     return torch.empty_like(squared), torch.empty_like(index)
 
 
 _library.define("min_distance", "(Tensor query, Tensor bank) -> (Tensor, Tensor)", _reference, _fake)
-torch.library.register_autograd("monai_wscxr::min_distance", no_gradient("min_distance"), lib=_library._LIBRARY)
+_library.define_autograd("min_distance", no_gradient("min_distance"))
 _library.define(
     "search_packed",
     "(Tensor query, Tensor bank, Tensor codes, Tensor columns, Tensor centre, Tensor row, Tensor layout,"
@@ -239,11 +265,11 @@ _library.define(
     _packed_reference,
     _packed_fake,
 )
-torch.library.register_autograd("monai_wscxr::search_packed", no_gradient("min_distance"), lib=_library._LIBRARY)
+_library.define_autograd("search_packed", no_gradient("min_distance"))
 _library.define(
     "search_block",
     "(Tensor query, Tensor bank, Tensor squared, Tensor index, SymInt first_row) -> (Tensor, Tensor)",
     _block_reference,
     _block_fake,
 )
-torch.library.register_autograd("monai_wscxr::search_block", no_gradient("min_distance"), lib=_library._LIBRARY)
+_library.define_autograd("search_block", no_gradient("min_distance"))

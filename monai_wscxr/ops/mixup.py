@@ -1,11 +1,13 @@
 """Linear mixing of normal and mined abnormal patches (Eq. 6) with a counter-based random stream.
 
-Row i of a call draws from Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011) with
-key `seed` and counter `offset + i`, so which abnormal patch it meets and how strongly depends on nothing else: not on
-the device, the number of threads or ranks, or how rows are batched.
+Row i of a call takes its random numbers from Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3,
+SC 2011) with key `seed` and counter `offset + i`. The abnormal patch and the mixing factor of a row therefore do not
+depend on the device, the number of threads or processes, or the batch size.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,24 +29,24 @@ def mixup(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mix each normal row with a random abnormal row: alpha * m_a + (1 - alpha) * m_n (Eq. 6).
 
-    `source` and `alpha` are the same bits on every device. Differentiable with respect to both row matrices.
+    `source` and `alpha` are bit-identical on all devices. Differentiable with respect to both row matrices.
 
     Args:
         normal: [N, C] normal patch features, floating point; N may be 0.
         abnormal: [M, C] mined abnormal patch features of the same type and device, M >= 1; drawn with replacement.
-        seed: key of the random stream, 0 <= seed < 2^63.
-        offset: number of the first row in the stream, 0 <= offset < 2^63; row i uses offset + i.
-        alpha_min: least mixing factor, 0 <= alpha_min <= alpha_max.
-        alpha_max: largest mixing factor, <= 1.
-        out: contiguous [N, C] for the mixed rows, sharing no memory with the inputs; has no gradient. Large results take
-            most of their time to get fresh memory from the system, so a loop over large ones keeps one.
+        seed: key of the random stream, in [0, 2^63).
+        offset: position of the first row in the stream, in [0, 2^63); row i uses position offset + i.
+        alpha_min: smallest mixing factor, in [0, alpha_max].
+        alpha_max: largest mixing factor, in [alpha_min, 1].
+        out: contiguous [N, C] tensor for the mixed rows that shares no memory with the inputs; has no gradient. For
+            large results most time is spent on allocating fresh memory, so loops should reuse one tensor.
 
     Returns:
-        mixed [N, C] in the inputs' type, source [N] int64 into `abnormal`, alpha [N] float32 in [alpha_min, alpha_max].
+        mixed [N, C] of the inputs' type, source [N] int64 into `abnormal`, alpha [N] float32 in [alpha_min, alpha_max].
 
     Raises:
-        ValueError: on wrong shapes, types or devices, no abnormal row, numbers outside their range, or an `out` where a
-            gradient is asked for.
+        ValueError: on wrong shapes, types or devices, no abnormal row, numbers outside their ranges, or an `out` when a
+            gradient is required.
     """
     for name, rows in (("normal", normal), ("abnormal", abnormal)):
         if rows.ndim != 2 or rows.dtype not in _DTYPES:
@@ -61,20 +63,26 @@ def mixup(
     if not 0 <= seed < 2**63 or not 0 <= offset < 2**63:
         raise ValueError(f"mixup: seed and offset must lie in [0, 2^63), got {seed} and {offset}")
     if out is None:
-        return torch.ops.monai_wscxr.mixup(normal, abnormal, seed, offset, alpha_min, alpha_max)
+        result: tuple[Tensor, Tensor, Tensor]
+        result = torch.ops.monai_wscxr.mixup(normal, abnormal, seed, offset, alpha_min, alpha_max)
+        return result
     if out.shape != normal.shape or out.dtype != normal.dtype or out.device != normal.device or not out.is_contiguous():
         raise ValueError(
-            f"mixup: out must be contiguous, {tuple(normal.shape)} {normal.dtype} on {normal.device} as the normal rows, "
+            f"mixup: out must be contiguous, {tuple(normal.shape)} {normal.dtype} on {normal.device} like the normal rows, "
             f"got {tuple(out.shape)} {out.dtype} on {out.device}"
         )
     if torch.is_grad_enabled() and (normal.requires_grad or abnormal.requires_grad or out.requires_grad):
-        raise ValueError("mixup: out has no gradient; detach the rows, or leave out away")
+        raise ValueError("mixup: out has no gradient; detach the rows, or omit out")
     source, alpha = torch.ops.monai_wscxr.mixup_into(normal, abnormal, seed, offset, alpha_min, alpha_max, out)
     return out, source, alpha
 
 
 def philox(counter: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10 of the 64-bit counters [N] (upper counter words 0) under the 64-bit key `seed`.
+    """Compute Philox4x32-10 of 64-bit counters (upper two counter words 0) under a 64-bit key.
+
+    Args:
+        counter: [N] int64.
+        seed: key, in [0, 2^63).
 
     Returns:
         Four int64 tensors [N] that hold the 32-bit words.
@@ -86,7 +94,7 @@ def philox(counter: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def philox_rounds(
     words: tuple[Tensor, Tensor, Tensor, Tensor], key0: int, key1: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The ten rounds on 32-bit words held in int64 (products wrap, their 64 bits are still right)."""
+    """Apply the ten rounds to 32-bit words held in int64. Products wrap as signed numbers; their 64 bits are correct."""
     c0, c1, c2, c3 = words
     for _ in range(10):
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
@@ -101,22 +109,24 @@ def philox_rounds(
 
 
 def _below(low: Tensor, high: Tensor, n: int) -> Tensor:
-    """floor(u * n / 2^64) for the 64-bit number u = high * 2^32 + low: an index below n, by 32-bit limbs."""
+    """Compute floor(u * n / 2^64), an index below n, for u = high * 2^32 + low by multiplication of 32-bit limbs."""
     n_low, n_high = n & _MASK, n >> 32
     carry = (((low * n_low) >> 32) & _MASK) + ((high * n_low) & _MASK) + ((low * n_high) & _MASK)
     upper = (((high * n_low) >> 32) & _MASK) + (((low * n_high) >> 32) & _MASK) + high * n_high
     return upper + (carry >> 32)
 
 
-def draw(n: int, m: int, seed: int, offset: int, alpha_min: float, alpha_max: float, device) -> tuple[Tensor, Tensor]:
-    """The random part of `mixup`: source [n] int64 below m, alpha [n] float32."""
+def draw(
+    n: int, m: int, seed: int, offset: int, alpha_min: float, alpha_max: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Draw the random part of `mixup`: source [n] int64 in [0, m) and alpha [n] float32."""
     counter = torch.arange(n, dtype=torch.int64, device=device) + offset
     w0, w1, w2, _ = philox(counter, seed)
     source = _below(w0, w1, m)
     uniform = (w2 >> 8).to(torch.float32) * 2.0**-24  # exact, in [0, 1)
     low = torch.tensor(alpha_min, dtype=torch.float32, device=device)
     high = torch.tensor(alpha_max, dtype=torch.float32, device=device)
-    # two separately rounded float32 operations: kernels must not fuse them, or the last bit differs
+    # Product and sum are rounded separately. Kernels must not fuse them, or the last bit differs.
     return source, torch.minimum(low + (high - low) * uniform, high)
 
 
@@ -138,11 +148,15 @@ def _into_reference(
     return source, alpha
 
 
-def _into_fake(normal, abnormal, seed, offset, alpha_min, alpha_max, mixed):
+def _into_fake(
+    normal: Tensor, abnormal: Tensor, seed: int, offset: int, alpha_min: float, alpha_max: float, mixed: Tensor
+) -> tuple[Tensor, Tensor]:
     return _fake(normal, abnormal, seed, offset, alpha_min, alpha_max)[1:]
 
 
-def _fake(normal, abnormal, seed, offset, alpha_min, alpha_max):
+def _fake(
+    normal: Tensor, abnormal: Tensor, seed: int, offset: int, alpha_min: float, alpha_max: float
+) -> tuple[Tensor, Tensor, Tensor]:
     n = normal.shape[0]
     return (
         torch.empty_like(normal, memory_format=torch.contiguous_format),
@@ -151,14 +165,18 @@ def _fake(normal, abnormal, seed, offset, alpha_min, alpha_max):
     )
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(
+    ctx: Any, inputs: tuple[Tensor, Tensor, int, int, float, float], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
     _, source, alpha = output
     ctx.rows = inputs[1].shape[0]
     ctx.save_for_backward(source, alpha)
     ctx.mark_non_differentiable(source, alpha)
 
 
-def _backward(ctx, grad_mixed, grad_source, grad_alpha):
+def _backward(
+    ctx: Any, grad_mixed: Tensor, grad_source: Tensor, grad_alpha: Tensor
+) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
     source, alpha = ctx.saved_tensors
     weight = alpha[:, None].to(grad_mixed.dtype)
     grad_abnormal = None
@@ -175,7 +193,7 @@ _library.define(
     _reference,
     _fake,
 )
-torch.library.register_autograd("monai_wscxr::mixup", _backward, setup_context=_setup_context, lib=_library._LIBRARY)
+_library.define_autograd("mixup", _backward, _setup_context)
 _library.define(
     "mixup_into",
     "(Tensor normal, Tensor abnormal, int seed, int offset, float alpha_min, float alpha_max, Tensor(a!) mixed)"

@@ -1,8 +1,8 @@
 """PackedBank: a bank prepared once for many searches.
 
-Packing is what a search does first: rows are centred and quantised to bytes, equal rows are found, and for every row the
-length of what quantisation left out is kept. The bytes are a quarter of float32; only the few rows that they cannot rule out
-are read in full. Results do not depend on it: the exact rows decide.
+Packing is the first step of every search: rows are centred and quantised to bytes, duplicates are found, and the norm of
+the quantisation error is stored for every row. The bytes need a quarter of the memory of float32, and a search reads only
+the few rows in full that the bytes cannot exclude. Packing does not affect results, because exact distances decide.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from monai_wscxr.ops import _library
 from monai_wscxr.ops.checks import check_bank, check_finite, plain_errors
 
-COLUMNS = 32  # rows of a panel, csrc/cpu/search.h
-CODED_CHANNELS = 65_536
+COLUMNS = 32  # rows per panel, kColumns of csrc/cpu/search.h
+CODED_CHANNELS = 65_536  # further channels count as quantisation error
 _VERSION = 1
 _LEVELS = 127
 _BLOCK = 4096
@@ -24,14 +24,14 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class PackedBank:
-    """Rows of a bank with their codes; give it to `min_distance` or `mine_top_r` in place of the rows.
+    """Rows of a bank with their codes; `min_distance` and `mine_top_r` accept it in place of the rows.
 
     Attributes:
         rows: [N, C] the bank itself, float64, float32, float16 or bfloat16, on the CPU.
-        codes: [panels, ceil(C / 4), 128] uint8; a panel holds 32 rows, four channels of one row side by side.
-        columns: [panels, 4, 32] float32: of each coded row |b~|^2, twice its scale, the length of the residual, |b~|.
-        centre: [C] float64, subtracted before coding.
-        row: [panels * 32] int64, the bank row of each column; -1 where there is none. Of equal rows only the first is kept.
+        codes: [panels, ceil(C / 4), 128] uint8; a panel holds 32 rows, with four channels of one row next to each other.
+        columns: [panels, 4, 32] float32: |b~|^2 of each coded row b~, twice its scale, the norm of its residual, |b~|.
+        centre: [C] float64, subtracted before quantisation.
+        row: [panels * 32] int64, the bank row of each column; -1 for none. Duplicates of an earlier row have no column.
         layout: [6] int64: version, largest code, exponent of the unit, columns in use, N, C.
     """
 
@@ -44,7 +44,13 @@ class PackedBank:
 
     @classmethod
     def pack(cls, rows: Tensor) -> PackedBank:
-        """Pack a bank [N, C], N >= 1.
+        """Pack a bank.
+
+        Args:
+            rows: [N, C], N >= 1, floating point, on the CPU, finite.
+
+        Returns:
+            The packed bank; it keeps a reference to `rows`.
 
         Raises:
             ValueError: on wrong shapes or types, an empty bank, rows that are not on the CPU, NaN or Inf.
@@ -62,18 +68,18 @@ class PackedBank:
 
     @property
     def shape(self) -> torch.Size:
-        """[N, C]."""
+        """Shape [N, C] of the rows."""
         return self.rows.shape
 
     @property
     def packed(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What the operators take beside the rows."""
+        """Arguments that the operators take in addition to the rows."""
         return self.codes, self.columns, self.centre, self.row, self.layout
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows and of all that packing added."""
-        return sum(getattr(self, field.name).nbytes for field in fields(self))
+        """Number of bytes of the rows and all packed data."""
+        return sum(int(getattr(self, field.name).nbytes) for field in fields(self))
 
 
 def _exponent(largest: float, double: bool) -> int:
@@ -84,14 +90,15 @@ def _exponent(largest: float, double: bool) -> int:
 
 
 def _reference(bank: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Packing in plain torch: the same layout as the compiled kernel's; equal rows are all kept."""
+    """Pack in plain torch, in the layout of the compiled kernel; duplicates are kept."""
     check_finite(bank, "bank")
     n, channels = bank.shape
     double = bank.dtype == torch.float64
-    centre = sum(block.double().sum(0) / n for block in bank.split(_BLOCK))
-    assert isinstance(centre, Tensor)
+    centre = torch.zeros(channels, dtype=torch.float64, device=bank.device)
+    for block in torch.split(bank, _BLOCK):
+        centre += block.double().sum(0) / n
     centre = centre if double else centre.float().double()
-    exponent = _exponent(max(float((b.double() - centre).abs().max()) for b in bank.split(_BLOCK)), double)
+    exponent = _exponent(max(float((b.double() - centre).abs().max()) for b in torch.split(bank, _BLOCK)), double)
     panels, coded = -(-n // COLUMNS), min(channels, CODED_CHANNELS)
     depth = -(-coded // 4)
     codes = torch.full((panels * COLUMNS, depth * 4), _LEVELS + 1, dtype=torch.uint8, device=bank.device)

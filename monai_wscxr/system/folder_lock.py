@@ -1,4 +1,4 @@
-"""One process at a time in an output folder."""
+"""Locks that let one process at a time write to an output folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from monai_wscxr.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # not on this platform
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
@@ -27,17 +27,17 @@ _files: weakref.WeakSet[FolderLock] = weakref.WeakSet()
 
 
 class FolderLock:
-    """A lock on a folder for as long as this object lives and its process runs; get it from `lock_folder`.
+    """A lock on a folder, held while this object exists and its process runs; create it with `lock_folder`.
 
-    It is `flock` on the file `.lock`, which the kernel drops when the process ends, however it ends: the file of a killed run
-    blocks nobody. On NFS, Linux turns it into a lock of the server, so it holds between machines too, unless the mount says
-    `nolock` or `local_lock=flock`; a file system without locks is said in a warning.
+    The lock is `flock` on the file `.lock`. The kernel releases it when the process ends, in whichever way, so a killed run
+    leaves no lock behind. On NFS, Linux uses a lock of the server, which holds between machines as well, unless the mount
+    options include `nolock` or `local_lock=flock`. A file system without locks causes a warning.
 
     Args:
-        folder: an existing folder.
+        folder: existing folder.
 
     Raises:
-        InputError: when another process holds it; names its host and process.
+        InputError: when another process holds the lock; the message names the process and its host.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,7 +57,8 @@ class FolderLock:
     def _lock(self) -> None:
         if fcntl is None:
             logger.warning(
-                "no file locks on this platform: two runs in %s at once would not be noticed", self.path.parent
+                "this platform has no file locks: two runs in %s at the same time would not be noticed",
+                self.path.parent,
             )
             return
         try:
@@ -71,8 +72,9 @@ class FolderLock:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
             logger.warning(
-                "the file system of %s has no locks (%s): two runs there at once would not be noticed",
-                *(self.path.parent, error.strerror),
+                "the file system of %s has no locks (%s): two runs there at the same time would not be noticed",
+                self.path.parent,
+                error.strerror,
             )
 
     def _owner(self) -> str:
@@ -84,15 +86,15 @@ class FolderLock:
             return "a process that has just started"
 
     def forget(self) -> None:
-        """Close the file in a forked child: the lock stays with the parent and ends with it."""
+        """Close the file in a forked child, so that the lock belongs to the parent alone."""
         self._file.close()
 
 
 def lock_folder(folder: Path) -> FolderLock:
-    """The lock of a folder: a new one, or the one that this process already holds.
+    """Return the lock of a folder: the one that this process already holds, or a new one.
 
     Raises:
-        InputError: see `FolderLock`.
+        InputError: when another process holds it.
     """
     key = folder.resolve()
     lock = _held.get(key)

@@ -1,6 +1,6 @@
-"""How the C library keeps the memory that was freed: for reuse while a network runs, back to the system otherwise (glibc).
+"""Control of freed memory in glibc: kept for reuse while a network runs, returned to the system otherwise.
 
-Elsewhere than on Linux with glibc nothing here has an effect; other C libraries need none of it.
+These functions have an effect only on Linux with glibc; other C libraries do not need them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import threading
 from collections.abc import Iterator
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGE = 4 << 20  # blocks that go back at once, outside of `reused`
-_LARGEST = 32 << 20  # the most that glibc takes for it
+_LARGE = 4 << 20  # bytes; larger blocks return to the system at once, outside of `reused`
+_LARGEST = 32 << 20  # the largest threshold that glibc accepts
 
 
 def _find_library() -> ctypes.CDLL | None:
@@ -22,7 +22,7 @@ def _find_library() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL("libc.so.6")
         _ = library.malloc_trim, library.mallopt
-    except (OSError, AttributeError):  # another C library than glibc, which gives memory back by itself
+    except (OSError, AttributeError):  # not glibc
         return None
     return library
 
@@ -33,10 +33,10 @@ _users = 0
 
 
 def give_back() -> None:
-    """Return freed memory to the system; call it after a stage that used much.
+    """Return freed memory to the system; to be called after a stage that used much of it.
 
-    glibc keeps what threads have freed in heaps of their own. With activations of changing sizes these grow to several times
-    what is in use: an evaluation of 500 images held up to 0.7 GB that way.
+    glibc keeps freed memory in one heap per thread. With activations of changing sizes the heaps grow to several times the
+    memory in use: an evaluation of 500 images held up to 0.7 GB that way.
     """
     if _library is not None:
         _library.malloc_trim(0)
@@ -45,8 +45,9 @@ def give_back() -> None:
 def give_back_large_blocks() -> None:
     """Make the C library return freed blocks of 4 MiB or more to the system at once, outside of `reused`.
 
-    It keeps them for reuse otherwise, up to 32 MiB each. But an aligned block never fits the hole that one of the same size
-    left, so with small results between large temporaries a pass over a bank would come to hold as much as the bank.
+    By default it keeps blocks of up to 32 MiB for reuse. An aligned block, however, does not fit the gap that a block of the
+    same size left, so a pass over a bank that keeps small results between large temporaries would come to hold as much memory
+    as the bank.
     """
     with _lock:
         if _library is not None and not _users:
@@ -55,11 +56,11 @@ def give_back_large_blocks() -> None:
 
 @contextlib.contextmanager
 def reused() -> Iterator[None]:
-    """While this lasts freed memory stays with the process; afterwards it goes back to the system.
+    """Keep freed memory in the process during this context, and return it to the system afterwards.
 
-    For a network that runs over many images: its activations of some megabytes are freed and needed again a moment later,
-    and clearing the pages of new ones would take a quarter of the processor time. Holds for the whole process; threads may
-    enter and leave as they like.
+    Meant for running a network over many images: its activations of some megabytes are freed and allocated again a moment
+    later, and clearing new pages for them would take a quarter of the processor time. It applies to the whole process; several
+    threads may be in the context at a time.
     """
     global _users
     with _lock:

@@ -1,7 +1,7 @@
-"""Names that a package exports, imported when they are first used.
+"""Lazy imports of the names that a package exports.
 
-The names stand once, in the package's `__init__.pyi`, where type checkers and editors read them too. So a configuration or a
-user names `monai_wscxr.features.PatchFeatures` wherever the class is defined, and importing a package imports nothing heavy.
+The names are listed once, in the package's `__init__.pyi`, which type checkers and editors read as well. A configuration or a
+user writes `monai_wscxr.features.PatchFeatures` without knowing the module of the class, and importing a package is cheap.
 """
 
 from __future__ import annotations
@@ -15,23 +15,26 @@ from typing import Any
 
 
 def exported_names(package: str) -> dict[str, str]:
-    """Return the exported names of a package with the module that defines each, as `__init__.pyi` lists them."""
+    """Return the names that the `__init__.pyi` of a package exports, each with the module that defines it.
+
+    As for type checkers, only `from MODULE import NAME as NAME` exports a name.
+    """
     stub = importlib.resources.files(package).joinpath("__init__.pyi").read_text(encoding="utf-8")
     found: dict[str, str] = {}
     for node in ast.parse(stub).body:
         if isinstance(node, ast.ImportFrom) and node.module is not None:
-            found.update({alias.asname or alias.name: node.module for alias in node.names})
+            found.update({alias.name: node.module for alias in node.names if alias.asname == alias.name})
     return found
 
 
 def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Make the names of `__init__.pyi` attributes of a package.
+    """Make the names in the `__init__.pyi` of a package, and its modules, attributes that are imported on first use.
 
     Args:
-        package: its `__name__`.
+        package: `__name__` of the package.
 
     Returns:
-        `__getattr__`, `__dir__` and `__all__` of the package.
+        `__getattr__`, `__dir__` and `__all__` for the package.
     """
     names = exported_names(package)
 
@@ -42,4 +45,7 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
             return importlib.import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return get, lambda: sorted(names), sorted(names)
+    def list_names() -> list[str]:
+        return sorted(names)
+
+    return get, list_names, sorted(names)

@@ -1,4 +1,4 @@
-"""What this machine has and what a piece of work takes on it: memory and time."""
+"""Memory of the machine and of this process, in bytes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 def available_memory() -> int:
-    """Bytes of memory that can be used without swapping, a container's limit included."""
-    free = _from_table(Path("/proc/meminfo"), "MemAvailable")
+    """Return the bytes of memory that can be used without swapping, within the limit of a container."""
+    free = _read_table(Path("/proc/meminfo"), "MemAvailable")
     if free is None:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 4 << 30
     try:
@@ -19,37 +19,38 @@ def available_memory() -> int:
             used = int(Path("/sys/fs/cgroup/memory.current").read_text())
             free = min(free, max(0, int(limit) - used))
     except (OSError, ValueError):
-        pass  # no container, or one that does not say
+        pass  # no container, or no limit that can be read
     return free
 
 
 def resident_memory() -> int:
-    """Bytes of memory that this process holds now, mapped files included."""
-    return _own("VmRSS")
+    """Return the bytes of memory that this process holds now, mapped files included."""
+    return _of_this_process("VmRSS")
 
 
 def peak_memory() -> int:
-    """The most that it has held since it started, or since `reset_peak_memory`."""
-    return _own("VmHWM")
+    """Return the most bytes that this process has held since it started, or since `reset_peak_memory`."""
+    return _of_this_process("VmHWM")
 
 
 def reset_peak_memory() -> None:
-    """Let `peak_memory` count from here (Linux; elsewhere nothing happens)."""
+    """Restart the measurement of `peak_memory`; only Linux supports it, elsewhere nothing happens."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _own(key: str) -> int:
-    found = _from_table(Path("/proc/self/status"), key)
+def _of_this_process(key: str) -> int:
+    found = _read_table(Path("/proc/self/status"), key)
     if found is not None:
         return found
-    import resource
+    import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _from_table(path: Path, key: str) -> int | None:
+def _read_table(path: Path, key: str) -> int | None:
+    """Return the bytes of an entry "key: N kB" in a table of /proc, or None without such a table or entry."""
     try:
         for line in path.read_text().splitlines():
             if line.startswith(key + ":"):

@@ -1,4 +1,4 @@
-"""Several processes as one (torch.distributed): who takes part, who does what, and sums that do not depend on their number."""
+"""Work shared by several processes (torch.distributed): joining, dividing the work, exchanging values, lost processes."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ T = TypeVar("T")
 
 
 class LostProcessError(InputError):
-    """Another process of the run has ended or does not answer."""
+    """Another process of the run has ended or does not respond."""
 
 
 def process_count() -> int:
-    """Number of processes of this run."""
+    """Return the number of processes of this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_number() -> int:
-    """Number of this process, from 0."""
+    """Return the number (rank) of this process, from 0."""
     return dist.get_rank() if process_count() > 1 else 0
 
 
 def first_process() -> bool:
-    """Whether this process writes: the only one, or rank 0 of several."""
+    """Return whether this is the only process or rank 0: the one that writes files."""
     return process_number() == 0
 
 
 def join_processes(timeout: float = 30) -> torch.device:
-    """Join the processes that torchrun started (NCCL with GPUs, gloo without); returns this process's device.
+    """Join the processes that torchrun started (NCCL with GPUs, gloo without), and return the device of this process.
 
     Args:
-        timeout: minutes that a process waits for the others before it gives up, > 0.
+        timeout: minutes to wait for another process before giving up, > 0.
 
     Raises:
-        InputError: when torchrun did not start this process.
+        InputError: when torchrun did not start this process, or the timeout is not positive.
     """
     if not dist.is_torchelastic_launched():
         raise InputError(
@@ -64,25 +64,34 @@ def join_processes(timeout: float = 30) -> torch.device:
 
 
 def leave() -> None:
-    """Last step: nobody leaves before all are done."""
+    """Wait until all processes are done, then leave the group; the last step of a run."""
     wait_for_all()
     dist.destroy_process_group()
 
 
 def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    """The same network with gradients averaged over all processes."""
+    """Wrap a network so that its gradients are averaged over all processes.
+
+    Args:
+        network: network on `device`; its batch normalisations are synchronised on a GPU.
+        device: device of this process.
+    """
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(network) if device.type == "cuda" else network
     return DistributedDataParallel(synchronised, device_ids=[device] if device.type == "cuda" else None)
 
 
 def wait_for_all() -> None:
-    """Go on when every process has come here; nothing to wait for with one."""
+    """Wait until every process has reached this call; return at once when there is only one."""
     if process_count() > 1:
         together(dist.barrier)
 
 
 def from_first(value: T) -> T:
-    """The value of the first process, in every process: tensors and plain values; tensors come to the CPU."""
+    """Return the value of the first process in every process.
+
+    Args:
+        value: value that can be pickled; its tensors should be on the CPU.
+    """
     if process_count() == 1:
         return value
     box: list[Any] = [value]
@@ -91,21 +100,24 @@ def from_first(value: T) -> T:
 
 
 def share(items: Sequence[T]) -> list[T]:
-    """The part of the items that is this process's: every so-manieth, so that all parts are alike."""
+    """Return the items of this process: every n-th one of n processes, so that all get similar items."""
     return list(items[process_number() :: process_count()])
 
 
 def row_share(rows: int) -> tuple[int, int]:
-    """First row and end of this process's part of a bank; parts follow each other and differ by one row at most."""
+    """Return first row and end of the part of a bank that belongs to this process.
+
+    The parts are consecutive, and their sizes differ by one row at most.
+    """
     number, count = process_number(), process_count()
     return rows * number // count, rows * (number + 1) // count
 
 
 def together(step: Callable[[], T]) -> T:
-    """Run something that all processes have to do; one that is gone is told in a sentence.
+    """Run a step in which all processes take part, and return its result.
 
     Raises:
-        LostProcessError: when another process has ended or does not answer in time.
+        LostProcessError: when another process has ended or does not respond in time.
     """
     try:
         return step()
@@ -117,7 +129,14 @@ def together(step: Callable[[], T]) -> T:
 
 
 def lost_process(error: BaseException | None) -> LostProcessError | None:
-    """What to tell when one of the errors on this chain says that another process is gone; None when none does."""
+    """Find out whether an error was caused by a lost process.
+
+    Args:
+        error: error with its chain of causes.
+
+    Returns:
+        The error to show, or None when no error on the chain is a sign of a lost process.
+    """
     if process_count() == 1:
         return None
     signs = (
@@ -132,13 +151,14 @@ def lost_process(error: BaseException | None) -> LostProcessError | None:
         text = str(error).lower()
         if isinstance(error, dist.DistError) or any(sign in text for sign in signs):
             return LostProcessError(
-                f"process {process_number()} of {process_count()} waited for another one that has ended or does not answer "
-                f"({str(error).splitlines()[0][:120]}). The first error above, or in the other machines' logs, is the cause. "
-                "Whatever was finished is kept: give the same command again"
+                f"process {process_number()} of {process_count()} waited for another one that has ended or does not respond "
+                f"({str(error).splitlines()[0][:120]}). The first error above, or in the logs of the other machines, is the "
+                "cause. Everything finished so far is kept: run the same command again"
             )
         error = error.__cause__ or error.__context__
     return None
 
 
 def _transport() -> torch.device:
+    """Return the device through which values are exchanged."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

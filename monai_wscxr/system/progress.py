@@ -1,4 +1,4 @@
-"""Progress bars, and work done ahead of its use in threads."""
+"""Progress bars, and computing results in threads before they are needed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,29 @@ R = TypeVar("R")
 
 
 def progress_bar(total: int, what: str, shown: bool = True) -> tqdm:
-    """A bar over images; in a log file it writes a line every 15 seconds instead of redrawing."""
-    return tqdm(
-        total=total, desc=what, unit="image", disable=not shown, mininterval=0.1 if sys.stderr.isatty() else 15.0
-    )
+    """Create a progress bar over images on stderr; in a log file it adds a line every 15 seconds.
+
+    Args:
+        total: number of images.
+        what: text in front of the bar.
+        shown: False creates a bar that shows nothing.
+    """
+    interval = 0.1 if sys.stderr.isatty() else 15.0
+    return tqdm(total=total, desc=what, unit="image", disable=not shown, mininterval=interval)
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], threads: int, depth: int) -> Iterator[R]:
-    """`map` with `threads` threads that run at most `depth` items ahead; results come in order.
+    """Yield `function` of every item in order, computed in threads ahead of their use.
 
-    After an error, or when no more results are asked for, what has not begun is not begun any more.
+    After an error, or when the generator is closed, items that have not been started are dropped.
+
+    Args:
+        function: called in the threads.
+        items: consumed in the calling thread, `depth` items ahead.
+        threads: number of threads, at least 1.
+        depth: largest number of results that are computed or being computed at a time, at least 1.
     """
-    # each thread computes alone: threads of operations inside it would wait for each other
+    # torch operations in each thread are single-threaded: nested threads would wait for each other
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting: deque[Future[R]] = deque()
         try:

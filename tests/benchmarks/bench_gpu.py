@@ -1,12 +1,12 @@
-"""The CUDA operators beside their peers and beside what the same GPU does in the same minutes. Not collected by default:
+"""The CUDA operators compared with alternatives and with the throughput of the same GPU. Not collected by default; run
 
-    make gpu-check        (tests marked gpu, then all benchmarks, JSON in benchmark_gpu.json)
+    make gpu-check        (tests marked gpu, then this benchmark; results in benchmark_gpu.json)
     python -m pytest tests/benchmarks/bench_gpu.py --benchmark-enable --benchmark-json=benchmark_gpu.json
 
-Every test measures its methods in turns, round by round, between two synchronisations, and with them the rate of a
-16-bit matrix product or of a plain copy; pytest-benchmark's own figures are those of the operator alone. Medians and
-shares go to `extra_info`. `MONAI_WSCXR_BENCH=full` takes the sizes of docs/performance.md,
-`huge` adds a bank of 10 million rows.
+Every test times its methods alternately, round by round, with a synchronisation before and after, together with a 16-bit
+matrix product or a plain copy for reference. Medians and ratios are in `extra_info`; the figures of pytest-benchmark itself
+are those of the operator alone. `MONAI_WSCXR_BENCH=full` uses the sizes of docs/performance.md, `huge` also a bank of 10
+million rows.
 """
 
 import datetime
@@ -35,11 +35,11 @@ if LEVEL == "huge":
     SEARCHES += [(65_536, 10_000_000, 1024)]
 KERNELS = ["portable", "int8", "hopper", "hopper-int8"]
 ROUNDS = 7
-LARGEST_MATRIX = 1 << 33  # bytes of the distance matrix that torch.cdist may take
+LARGEST_MATRIX = 1 << 33  # largest distance matrix for torch.cdist, in bytes
 
 
 def driver():
-    """Version of the NVIDIA driver, or why it is not known."""
+    """Return the version of the NVIDIA driver, or why it is unknown."""
     try:
         found = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
@@ -75,7 +75,7 @@ def seconds(work):
 
 
 def in_turns(methods):
-    """Median seconds of each method: warm-up first, then rounds in which every method runs once."""
+    """Return the median seconds of each method over rounds in which every method runs once, after a warm-up."""
     for work in methods.values():
         work()
     times = {name: [] for name in methods}
@@ -87,18 +87,18 @@ def in_turns(methods):
 
 
 def with_kernel(name, work):
-    """`work` under WSCXR_CUDA_KERNEL=name."""
+    """Return a function that calls `work` with MONAI_WSCXR_CUDA_KERNEL=name."""
 
     def run():
-        before = os.environ.get("WSCXR_CUDA_KERNEL")
-        os.environ["WSCXR_CUDA_KERNEL"] = name
+        before = os.environ.get("MONAI_WSCXR_CUDA_KERNEL")
+        os.environ["MONAI_WSCXR_CUDA_KERNEL"] = name
         try:
             return work()
         finally:
             if before is None:
-                del os.environ["WSCXR_CUDA_KERNEL"]
+                del os.environ["MONAI_WSCXR_CUDA_KERNEL"]
             else:
-                os.environ["WSCXR_CUDA_KERNEL"] = before
+                os.environ["MONAI_WSCXR_CUDA_KERNEL"] = before
 
     return run
 
@@ -112,7 +112,7 @@ def runnable_kernels():
 
 
 def features(n, channels, seed, dtype=torch.float32):
-    """Like patch features: not negative, a few directions, some noise; made in pieces."""
+    """Return rows like patch features: non-negative, along a few directions, with noise; created in pieces."""
     g = torch.Generator("cuda").manual_seed(seed)
     directions = torch.randn(48, channels, generator=torch.Generator("cuda").manual_seed(1), device="cuda")
     rows = torch.empty(n, channels, device="cuda", dtype=dtype)
@@ -124,7 +124,7 @@ def features(n, channels, seed, dtype=torch.float32):
 
 
 def matmul_only(query, bank):
-    """The products of a search in half precision into a buffer of one block, nothing else: the ceiling."""
+    """Return a function that only computes the products of a search, in half precision: an upper limit of the speed."""
     q, block = query.half(), bank[: 1 << 17].half()
     out = torch.empty(min(len(q), 8192), len(block), device="cuda", dtype=torch.float16)
 

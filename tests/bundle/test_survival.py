@@ -53,7 +53,7 @@ def test_a_signal_stops_cleanly_and_the_printed_command_goes_on(training, phanto
     assert not (folder / "artefact.json").exists()
     if number == signal.SIGINT:  # once is enough for the long way
         return
-    command = output.partition("Go on with:\n")[2].strip()
+    command = output.partition("Resume with:\n")[2].strip()
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "continuing after epoch" in done.stdout + done.stderr

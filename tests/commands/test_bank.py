@@ -15,7 +15,7 @@ NETWORK = ["--backbone", "timm/test_resnet", "--weights", "none", "--image_size"
 
 @pytest.fixture(autouse=True)
 def same_random_weights(monkeypatch):
-    """'none' draws weights; these commands must see the same ones."""
+    """Let every command of a test draw the same random weights for 'none'."""
     from monai_wscxr.features import backbones
 
     create = backbones.create_backbone
@@ -35,9 +35,9 @@ def test_a_bank_grows_shrinks_and_merges(tmp_path, normal_items, capsys):
     files = [item["image"] for item in normal_items]
     digests = [file_digest(file) for file in files]
     run("bank", "add", tmp_path / "a", *files[:5], *NETWORK)
-    assert "5 images added, 0 were there" in capsys.readouterr().out
+    assert "5 images added, 0 were in the bank already" in capsys.readouterr().out
     run("bank", "add", tmp_path / "a", *files[3:7], *NETWORK)
-    assert "2 images added, 5 were there" in capsys.readouterr().out
+    assert "2 images added, 5 were in the bank already" in capsys.readouterr().out
     run("bank", "add", tmp_path / "b", *files[6:9], *NETWORK)
     run("bank", "merge", tmp_path / "all", tmp_path / "a", tmp_path / "b")
     run("bank", "remove", tmp_path / "all", files[0], digests[8])
@@ -48,7 +48,7 @@ def test_a_bank_grows_shrinks_and_merges(tmp_path, normal_items, capsys):
     assert "7 images" in listed
     assert sorted(listed.split()[-7:]) == sorted(digests[1:8])
     run("bank", "verify", tmp_path / "all")
-    assert "shards are whole" in capsys.readouterr().out
+    assert "shards are undamaged" in capsys.readouterr().out
     # the rows are those that are computed at once
     run("bank", "add", tmp_path / "once", *files[1:8], *NETWORK)
     merged, once = BankFolder(tmp_path / "all").bank(), BankFolder(tmp_path / "once").bank()

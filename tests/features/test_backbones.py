@@ -299,7 +299,7 @@ def test_what_is_no_weights_file(tmp_path, suffix, content):
     path.write_bytes(content)
     message = refusal("timm/test_resnet", weights=str(path))
     assert str(path) in message
-    assert "cannot be read as a weights file" in message or "holds no table of tensors" in message
+    assert "cannot be read as a weights file" in message or "holds no state_dict" in message
 
 
 class Model:
@@ -310,8 +310,8 @@ class Model:
     ("content", "reason"),
     [
         (Model(), "cannot be read as a weights file"),
-        ({"state_dict": {"a": 1}}, "holds no table of tensors"),
-        ([1, 2], "holds no table of tensors"),
+        ({"state_dict": {"a": 1}}, "holds no state_dict"),
+        ([1, 2], "holds no state_dict"),
         ({}, "75 of 90 tensors are missing"),
     ],
 )

@@ -1,13 +1,13 @@
-"""Altered copies: what they depend on, their cache, and the covariance and bank that training makes of them."""
+"""Altered copies: what they depend on, their cache, and the covariance that training computes from them."""
 
 import shutil
 
 import pytest
 import torch
 
+from monai_wscxr.bank.shard import Shard
 from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.errors import InputError
-from monai_wscxr.features import copies as module
 from monai_wscxr.features.copies import ALTERED, Alteration, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.nuisance import nuisance_of
@@ -45,12 +45,17 @@ def test_copies_that_nothing_altered_are_the_images(extractor, normal_items):
 
 def test_cached_copies_are_not_made_again(extractor, normal_items, monkeypatch):
     bank = extractor.bank(normal_items[:3])
-    extractor.shard_images = 2  # several shards
+    extractor.shard_images = 4  # two shards
+    forward, passed = extractor.runner.forward, []
+    monkeypatch.setattr(extractor.runner, "forward", lambda batch: passed.extend(batch) or forward(batch))
     first = copy_features(extractor, files_of(bank), ALTERED, 2)
-    monkeypatch.setattr(module, "_extract", None)
+    assert len(passed) == 6
+    folder = next(p for p in extractor.cache.folder.parent.iterdir() if p != extractor.cache.folder)
+    assert sorted(len(Shard.open(path).digests) for path in folder.glob("*.safetensors")) == [2, 4]
     assert torch.equal(copy_features(extractor, files_of(bank), ALTERED, 2), first)
-    with pytest.raises(TypeError):
-        copy_features(extractor, files_of(bank), Alteration("altered", 3, ALTERED.change), 2)  # another version
+    assert len(passed) == 6
+    copy_features(extractor, files_of(bank), Alteration("altered", 3, ALTERED.change), 2)  # another version
+    assert len(passed) == 12
 
 
 def test_the_nuisance_covariance_is_that_of_the_chosen_images(extractor, normal_items):

@@ -110,12 +110,12 @@ def training(rank, world, folder):
     import torch
     from ignite.engine import Events
 
-    from monai_wscxr.features.extraction import PatchExtractor
+    from monai_wscxr.features.running import NetworkRunner
 
     os.environ["MONAI_WSCXR_CACHE"] = str(folder / "cache")
     forwarded = []
-    forward = PatchExtractor._forward
-    PatchExtractor._forward = lambda self, *given: (forwarded.append(len(given[0])), forward(self, *given))[1]
+    forward = NetworkRunner.forward
+    NetworkRunner.forward = lambda self, *given: (forwarded.append(len(given[0])), forward(self, *given))[1]
     started = workflow(folder)
     trainer = started.parser.get_parsed_content("train#trainer")
     losses = []

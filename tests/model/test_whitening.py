@@ -140,5 +140,8 @@ def test_nuisance_directions_count_less():
     plain.fit(x, 0.1)
     movement, before = ((f(x + moved) - f(x)).square().sum(1).mean() for f in (whitening, plain))
     assert movement < 0.3 * before
-    with pytest.raises(ValueError, match="do not fit"):
-        nuisance_covariance(x, x[:-1])
+    for copies in (x[:-1], x[:, :-1]):
+        with pytest.raises(ValueError, match="must have one shape"):
+            nuisance_covariance(x, copies)
+    with pytest.raises(ValueError, match="not be empty"):
+        nuisance_covariance(x[:0], x[:0])

@@ -1,4 +1,4 @@
-"""The k-centre greedy operator against a naive float64 search, on data that invites mistakes."""
+"""The k-centre greedy operator against a naive float64 search, on difficult data."""
 
 import importlib
 
@@ -12,13 +12,13 @@ module = importlib.import_module("monai_wscxr.ops.coreset")
 
 
 def naive(rows, count, start):
-    """All distances again for every choice, in numpy."""
+    """Choose with numpy; compute all distances again for every choice."""
     x = rows.double().numpy()
     chosen = [start]
     while len(chosen) < count:
         nearest = np.min([((x - x[c]) ** 2).sum(axis=1) for c in chosen], axis=0)
         nearest[chosen] = -1
-        chosen.append(int(np.argmax(nearest)))  # the first of all maxima
+        chosen.append(int(np.argmax(nearest)))  # the first of equal maxima
     return torch.tensor(chosen)
 
 

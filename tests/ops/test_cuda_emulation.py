@@ -1,8 +1,8 @@
-"""The CUDA kernels without a GPU: the same sources compiled for the host, a fiber per thread, against naive searches.
+"""The CUDA kernels without a GPU: the same sources, compiled for the host with one fiber per thread, against naive searches.
 
-The emulation runs blocks and threads in shuffled orders, fills memory that nothing wrote with NaN, carries out background
-copies as late as the program allows, and lets the matrix units truncate. What it cannot show is speed and races inside
-one warp; the instructions themselves are as the PTX manual describes them.
+The emulation runs blocks and threads in shuffled orders, fills unwritten memory with NaN, completes asynchronous copies as
+late as the program allows, and truncates in the matrix units. It shows neither speed nor races within a warp, and it
+implements the instructions as the PTX manual describes them.
 """
 
 import importlib
@@ -11,38 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from monai_wscxr import ops
-from tests.ops.test_min_distance import assert_nearest, naive_squared
+from tests.helpers.cuda_emulation import EMULATION, TYPES, filtered, mine, mix, needs_emulation, search, search_block
+from tests.helpers.search_samples import assert_nearest, naive_squared
 
-EMULATION = getattr(ops.CUDA_EXTENSION, "emulation", None)
-pytestmark = pytest.mark.skipif(EMULATION is None, reason=f"the CUDA module was not built: {ops.CUDA_EXTENSION_STATE}")
+pytestmark = needs_emulation
 MIXUP = importlib.import_module("monai_wscxr.ops.mixup")
-TYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 FILTERS = ["portable", "int8"]
-GROUP = 64
+GROUP = 64  # bank rows per record of the filter
 
 
 @pytest.fixture
 def device():
     return "cpu"
-
-
-def described(rows):
-    assert rows.is_contiguous()
-    return rows.data_ptr(), rows.shape[0], rows.shape[1], TYPES[rows.dtype]
-
-
-def search(query, bank, **options):
-    query, bank = query.contiguous(), bank.contiguous()
-    distance, index = torch.full((len(query),), torch.nan), torch.full((len(query),), -1)
-    report = EMULATION.min_distance(described(query), described(bank), distance.data_ptr(), index.data_ptr(), options)
-    return distance, index, report
-
-
-def mine(query, bank, k, **options):
-    distance, index = torch.full((k,), torch.nan), torch.full((k,), -1)
-    report = EMULATION.mine_top_r(described(query), described(bank), k, index.data_ptr(), distance.data_ptr(), options)
-    return index, distance, report
 
 
 def test_the_emulation_notices_wrong_programs():
@@ -51,7 +31,7 @@ def test_the_emulation_notices_wrong_programs():
         waiting,
         waiting,
         "the lanes of a warp meet at different instructions",
-        "a background copy is not aligned to 16 bytes",
+        "an asynchronous copy is not aligned to 16 bytes",
         "not a number",
         "not a number",
     ]
@@ -71,7 +51,7 @@ def test_every_width(generator, kernel, channels):
     distance, index, report = search(query, bank, kernel=kernel)
     assert_nearest(query, bank, distance, index)
     assert report["tiles"] == 1
-    assert channels < 30 or report["candidates"] < 0.5 * len(query) * len(bank), "the filter rules out next to nothing"
+    assert channels < 30 or report["candidates"] < 0.5 * len(query) * len(bank), "the filter excludes next to nothing"
 
 
 @pytest.mark.parametrize("kernel", FILTERS)
@@ -135,7 +115,7 @@ def test_the_plan_keeps_within_its_bytes(n_query, n_bank, channels, whole):
         assert used <= budget
         assert bank_block % 256 == 0
         assert 1 <= query_block <= min(n_query, 65_536)
-        if bank_block < n_bank:  # nothing is left lying about: another tile of rows would not fit
+        if bank_block < n_bank:  # memory is used up: another tile of rows would not fit
             grown = 256 * (channels * (1 if whole else 2) + 200 + query_block * 8 / GROUP)
             assert used + 1.5 * grown > budget
 
@@ -197,13 +177,16 @@ def test_mining_drops_queries_and_finds_what_search_and_stable_sort_find(kind, k
     assert index.tolist() == order.tolist()
     assert torch.allclose(distance, every[order], rtol=2.0**-23, atol=0)
     assert report["pairs"] <= len(query) * len(bank)
-    if (kind, k) == ("shifted", 9):  # nine queries lead clearly: nearly all others stop after the first share
+    if (kind, k) == (
+        "shifted",
+        9,
+    ):  # nine queries are clearly farthest, so nearly all others stop after the first share
         assert report["pairs"] < 0.4 * len(query) * len(bank), "nothing was dropped"
 
 
 def test_a_query_that_ties_with_the_cut_is_not_dropped():
-    # after the first share of the bank (256 rows) query 5 leads with 3 and ends at 2, where query 0 stands so far; it
-    # comes first among equals, but ends at 1
+    # After the first share of the bank (256 rows), query 5 is farthest with 3 and ends at 2. Query 0 is at 2 so far, a tie
+    # that it would win by its index, but it ends at 1.
     query = torch.tensor([2.0, 0, 0, 0, 0, -3])[:, None]
     bank = torch.zeros(300, 1)
     bank[290], bank[295] = -5, 3
@@ -221,39 +204,14 @@ def test_blocks_of_a_streamed_bank_add_up_to_the_whole(generator, kernel):
     squared = torch.full((50,), torch.inf, dtype=torch.float64)
     index = torch.full((50,), 2**63 - 1)
     for begin, end in ((300, 500), (0, 130), (130, 300)):
-        EMULATION.min_distance_block(
-            described(query),
-            described(bank[begin:end]),
-            begin,
-            squared.data_ptr(),
-            index.data_ptr(),
-            {"kernel": kernel},
-        )
+        search_block(query, bank[begin:end], squared, index, begin, kernel=kernel)
     whole = search(query, bank)
     assert torch.equal(index, whole[1])
     assert torch.equal(squared.sqrt().float(), whole[0])
 
 
-def filtered(query, bank, whole, scale=1.0, **options):
-    """Minima [q, groups, 2], bounds [q, groups] and |q|^2 [q] of one pass of the filter, uncentred."""
-    groups = -(-len(bank) // GROUP)
-    minima, bound = torch.full((len(query), groups, 2), torch.nan), torch.full((len(query), groups), torch.nan).double()
-    squared = torch.full((len(query),), torch.nan).double()
-    EMULATION.filter(
-        described(query),
-        described(bank),
-        whole,
-        scale,
-        minima.data_ptr(),
-        bound.data_ptr(),
-        squared.data_ptr(),
-        options,
-    )
-    return minima.numpy(), bound.numpy(), squared.numpy()
-
-
 def representable(g, n, channels):
-    """Positive half-precision numbers with full mantissas: nothing is lost in rounding, everything in the sums."""
+    """Return positive half-precision numbers with full mantissas: errors come only from the sums, not from rounding."""
     return ((1 + torch.rand(n, channels, generator=g)).half().double() - 2.0**-10).half().float()
 
 
@@ -303,7 +261,7 @@ def test_the_certificate_holds(generator, name, truncating, whole):
 def test_the_accumulation_error_is_needed_and_is_enough(generator):
     query, bank = CERTIFIED["one_sign"](generator)
     minima, bound, squared = filtered(query, bank, False)
-    assert torch.equal(query.half().float(), query), "nothing is lost in rounding to half precision"
+    assert torch.equal(query.half().float(), query), "rounding to half precision is exact"
     columns = np.array([[EMULATION.packed_column(float(v)) for v in row[:, 0]] for row in minima])
     exact = np.take_along_axis(naive_squared(query, bank), columns, axis=1)
     low, high = (
@@ -313,7 +271,7 @@ def test_the_accumulation_error_is_needed_and_is_enough(generator):
     error = np.maximum(low - exact, exact - high)
     norms = query.double().norm(dim=1).numpy(), float(bank.double().norm(dim=1).max())
     without_accumulation = 2.0**-22 * (norms[0][:, None] + norms[1]) ** 2
-    assert (error > without_accumulation).any(), "the emulated matrix units lose too little to test anything"
+    assert (error > without_accumulation).any(), "the errors of the emulated matrix units are too small for this test"
     assert (error <= bound).all()
 
 
@@ -348,19 +306,10 @@ def test_philox_and_index_are_those_of_the_reference(generator):
 )
 def test_mixup_gives_the_bits_of_the_reference(generator, dtype, n, m, channels, blocks, seed, offset):
     normal, abnormal = (torch.randn(rows, channels, generator=generator).to(dtype) for rows in (n, m))
-    if blocks == 3:  # a start that is no multiple of 16 bytes
+    if blocks == 3:  # not aligned to 16 bytes
         store = torch.empty(n * channels + 1, dtype=dtype)
         store[1:] = normal.flatten()
         normal = store[1:].view(n, channels)
-    mixed, source, alpha = torch.full_like(normal, torch.nan), torch.full((n,), -1), torch.full((n,), torch.nan)
-    places = mixed.data_ptr(), source.data_ptr(), alpha.data_ptr()
-    EMULATION.mixup(described(normal), described(abnormal), seed, offset, 0.1, 0.9, blocks, *places, {"seed": 3})
+    got = mix(normal, abnormal, seed, offset, 0.1, 0.9, blocks, order=3)
     expected = MIXUP._reference(normal, abnormal, seed, offset, 0.1, 0.9)
-    assert all(map(torch.equal, (mixed, source, alpha), expected))
-
-
-def test_the_hopper_kernel_reads_the_sums_where_cutlass_puts_them():
-    built = ops.CUDA_EXTENSION.build_info()
-    if built["hopper_kernel"] != "built":
-        pytest.skip(f"the Hopper kernel is {built['hopper_kernel']}")
-    assert built["hopper_layout_is_as_assumed"]
+    assert all(map(torch.equal, got, expected))

@@ -1,4 +1,4 @@
-"""The compiled CUDA kernels on a GPU, each one that the device can run, beyond what every operator test covers there."""
+"""Every compiled CUDA kernel that the GPU can run, in addition to the operator tests, which run on the GPU as well."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from monai_wscxr import ops
 from monai_wscxr.ops import backend, min_distance, mine_top_r, mixup
 from monai_wscxr.ops.min_distance import nothing_found, search_block
-from tests.ops.test_min_distance import assert_nearest
+from tests.helpers.search_samples import assert_nearest
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,12 +29,12 @@ def kernel(request, monkeypatch):
             pytest.skip(f"the Hopper kernel is {built}")
         if torch.cuda.get_device_capability() != (9, 0):
             pytest.skip("the Hopper kernel needs compute capability 9.0")
-    monkeypatch.setenv("WSCXR_CUDA_KERNEL", request.param)
+    monkeypatch.setenv("MONAI_WSCXR_CUDA_KERNEL", request.param)
     return request.param
 
 
 def truth(query, bank):
-    """Least squared distance and its first row in float64, by blocks, on the device."""
+    """Compute the smallest squared distances and the first rows that attain them in float64, on the device."""
     least = torch.full((len(query),), torch.inf, dtype=torch.float64, device=query.device)
     index = torch.zeros(len(query), dtype=torch.int64, device=query.device)
     for start in range(0, len(bank), 512):
@@ -78,7 +78,7 @@ def test_sizes_of_a_real_search(kernel, n_query, n_bank, channels):
     )
     first = min_distance(query, bank)
     assert_true(query, bank, *first)
-    for _ in range(3):  # no order of threads shows
+    for _ in range(3):  # the order of threads must not matter
         assert all(map(torch.equal, first, min_distance(query, bank)))
 
 
@@ -92,7 +92,7 @@ def test_near_copies_compete(kernel):
 
 @pytest.mark.parametrize("case", ["one_sign", "one_sign_aligned", "wide_range"])
 def test_matrix_units_stay_within_the_accumulation_error(kernel, case):
-    """Sums in which truncation shows most: an argmin that only the certificate saves."""
+    """Search with sums that truncation affects most, so that the argmin is right only because of the error bound."""
     g = torch.Generator("cuda").manual_seed(11)
     base = 1 + torch.rand(1, 4096, generator=g, device="cuda")
     if case == "wide_range":
@@ -101,7 +101,7 @@ def test_matrix_units_stay_within_the_accumulation_error(kernel, case):
     query = base + 2.0**-11 * torch.randint(-2, 3, (40, 4096), generator=g, device="cuda")
     if case == "one_sign_aligned":
         bank, query = bank.half().float(), query.half().float()
-    bank = torch.cat([bank, -bank])  # the mean is zero, so that centring does not take the offset away
+    bank = torch.cat([bank, -bank])  # with a mean of zero, centring does not remove the offset
     assert_true(query, bank, *min_distance(query, bank))
 
 
@@ -111,7 +111,7 @@ def test_small_blocks_change_no_bit(kernel, monkeypatch):
     bank[30_000:30_100] = bank[:100]
     query[:50] = bank[30_020:30_070]
     expected = min_distance(query, bank)
-    monkeypatch.setenv("WSCXR_CUDA_BLOCK_BYTES", str(6 << 20))
+    monkeypatch.setenv("MONAI_WSCXR_CUDA_BLOCK_BYTES", str(6 << 20))
     assert all(map(torch.equal, expected, min_distance(query, bank)))
     assert int(expected[1][0]) == 20
 
@@ -149,7 +149,7 @@ def test_runs_on_the_current_stream(kernel):
     with torch.cuda.stream(stream):
         late = torch.zeros_like(query)
         torch.cuda._sleep(50_000_000)
-        late += query  # on this stream only, after the wait
+        late += query  # on this stream, after the delay
         result = min_distance(late, bank)
     stream.synchronize()
     assert all(map(torch.equal, expected, result))

@@ -1,4 +1,4 @@
-"""min_distance against a naive float64 search: same rows, same distances, whatever the numbers and the blocking."""
+"""min_distance against a naive float64 search: same rows and same distances for all kinds of numbers and block sizes."""
 
 import importlib
 import re
@@ -9,28 +9,26 @@ import torch
 
 from monai_wscxr import ops
 from monai_wscxr.ops import OPERATORS, PackedBank, _library, backend, min_distance
+from tests.helpers.search_samples import assert_nearest, naive_squared
 
 MODULE = importlib.import_module("monai_wscxr.ops.min_distance")
 PACKING = importlib.import_module("monai_wscxr.ops.packed_bank")
 KERNELS = ops.EXTENSION.available_search_kernels() if ops.EXTENSION is not None else []
-# "float64, rounded once to float32": half a unit in the last place, and one more half where two float64 sums differ
-ONE_ROUNDING = 2.0**-23
-SMALLEST = 2.0**-149
 
 
 def packed(query, bank):
-    """A packed bank where there is one (on the CPU)."""
+    """Search a packed bank; on devices other than the CPU, which have none, the plain one."""
     return min_distance(query, PackedBank.pack(bank) if bank.device.type == "cpu" else bank)
 
 
 def packed_in_plain_torch(query, bank):
-    """Codes made by the reference of packing, searched by whatever is compiled."""
+    """Search a bank packed by the reference with the compiled kernels."""
     codes = PackedBank(bank, *PACKING._reference(bank))
     return min_distance(query, codes if bank.device.type == "cpu" else bank)
 
 
-# public: what users call, compiled where a kernel is registered; then each instruction set by name, packed banks, and the
-# reference, driven through every branch
+# The public function (compiled if a kernel is registered), each instruction set by name, packed banks, and the reference
+# with constants that exercise every branch.
 IMPLEMENTATIONS = {
     "public": (min_distance, {}),
     **{name: (min_distance, {"kernels": name}) for name in KERNELS},
@@ -52,33 +50,6 @@ def search(request, monkeypatch):
     for name, value in constants.items():
         monkeypatch.setattr(MODULE, name, value)
     return function
-
-
-def naive_squared(query, bank):
-    """[Nq, Nb] squared distances in float64, one query row at a time."""
-    query, bank = query.cpu().double().numpy(), bank.cpu().double().numpy()
-    with np.errstate(over="ignore"):
-        return np.stack([((row - bank) ** 2).sum(axis=1) for row in query])
-
-
-def assert_nearest(query, bank, distance, index):
-    """The row of the float64 minimum (the lowest of equals) and its distance, rounded once."""
-    assert distance.shape == index.shape == query.shape[:1]
-    assert (distance.dtype, index.dtype) == (torch.float32, torch.int64)
-    assert distance.device == index.device == query.device
-    squared = naive_squared(query, bank)
-    least, first = squared.min(axis=1), squared.argmin(axis=1)  # argmin: the first of equals
-    # rows that float64 itself cannot tell apart; with integers and copies there are none, with real numbers hardly any
-    rounding = 4 * (bank.shape[1] + 2) * 2.0**-53
-    rival = squared <= (least * (1 + rounding))[:, None]
-    doubtful = (rival & (squared != least[:, None])).any(axis=1)
-    assert doubtful.mean() <= 0.02, "the sample would not decide anything"
-    found = index.cpu().numpy()
-    assert np.array_equal(found[~doubtful], first[~doubtful])
-    assert rival[np.arange(len(found)), found].all()
-    with np.errstate(over="ignore"):
-        expected = np.sqrt(least).astype(np.float32).astype(np.float64)
-    np.testing.assert_allclose(distance.cpu().double().numpy(), expected, rtol=ONE_ROUNDING, atol=SMALLEST)
 
 
 def test_equals_naive_float64_search(search, searched):
@@ -117,8 +88,9 @@ def test_plain_float32_expansion_and_cdist_fail_where_this_does_not(search, samp
 
 
 def test_faiss_and_the_expansion_fail_where_this_does_not(search, generator):
-    faiss = pytest.importorskip("faiss", reason="a peer, no dependency: pip install faiss-cpu")
-    # sixteen copies of each of 64 rows, and queries, all 1e-3 beside the row; large enough for the products of faiss
+    faiss = pytest.importorskip("faiss", reason="faiss is not a dependency: pip install faiss-cpu")
+    # sixteen near-copies of each of 64 rows, and queries next to them, all about 1e-3 apart; large enough for faiss to use
+    # matrix products
     rows = torch.randn(64, 1024, generator=generator)
     bank, query = (rows.repeat_interleave(n, 0) for n in (16, 4))
     bank, query = (x * (1 + 1e-3 * torch.randn(x.shape, generator=generator)) for x in (bank, query))
@@ -141,7 +113,7 @@ def test_a_copy_of_a_bank_row_is_at_distance_zero_exactly(search, sample):
     distance, index = search(query, bank)
     assert torch.equal(distance, torch.zeros_like(distance))
     assert torch.equal(bank[index], query)
-    assert int(index.max()) < len(bank) // 2, "the bank holds each row twice: the lower index is asked for"
+    assert int(index.max()) < len(bank) // 2, "the bank holds each row twice, and the lower index is expected"
 
 
 def test_ties_go_to_the_lowest_index(search, sample):
@@ -200,7 +172,7 @@ def test_reduced_precision_products_change_nothing(search, sample, matmul_precis
 def test_the_filter_multiplies_in_float64_where_float32_products_are_reduced(
     sample, matmul_precision, recorder, switch
 ):
-    # a processor without reduced-precision units ignores the switches, so look at the types as well
+    # CPUs without reduced-precision units ignore the switches, so check the types of the products
     query, bank = sample("random")
     with recorder:
         MODULE._reference(query, bank)
@@ -243,7 +215,7 @@ def test_no_tensor_holds_all_pairs(monkeypatch, device, generator, recorder, nam
     assert_nearest(query, bank, *result)
     block = 64 * 50
     assert block <= recorder.largest < n_query * n_bank / 10
-    # two numbers (row and column) for each pair of the pile and of the block that made it overflow
+    # two numbers (row and column) for each pair of the pile and of the block that exceeded its limit
     assert recorder.largest <= max(2 * block + constants["_PILE_LIMIT"], constants["_REFINE_ELEMENTS"])
 
 
@@ -307,7 +279,9 @@ def test_backward_says_why_there_is_none(device, argument):
     {"query": query, "bank": bank}[argument].requires_grad_()
     distance, index = min_distance(query, bank)
     assert not index.requires_grad
-    with pytest.raises(RuntimeError, match=r"min_distance has no gradient: the nearest row changes by jumps\. Detach"):
+    with pytest.raises(
+        RuntimeError, match=r"min_distance has no gradient: the index of the nearest row is not differentiable\. Detach"
+    ):
         distance.sum().backward()
 
 
@@ -353,7 +327,7 @@ def test_backend_says_which_code_runs_and_why(monkeypatch, operator):
     assert operator in OPERATORS
     for kernel, extension, name, reason in (
         (True, object(), "compiled", "a compiled CPU kernel is registered"),
-        (False, object(), "reference", f"the extension holds no CPU kernel for {operator}"),
+        (False, object(), "reference", f"the extension contains no CPU kernel for {operator}"),
         (False, None, "reference", _library.EXTENSION_STATE),
     ):
         monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_, has=kernel: has)
@@ -366,7 +340,7 @@ def test_without_an_extension_the_reference_runs(device, operator):
     if _library.EXTENSION is not None:
         pytest.skip(f"the extension is {_library.EXTENSION_STATE}")
     assert backend(operator, device).name == "reference"
-    assert re.search("not built|does not load", backend(operator, device).reason)
+    assert re.search("not built|cannot be loaded", backend(operator, device).reason)
 
 
 def test_unknown_operator_is_an_error():
@@ -406,6 +380,6 @@ def test_an_extension_that_is_missing_or_broken_is_told_apart(monkeypatch):
     module, state = _library._extension("_C")
     assert module is None
     assert state == (
-        "the extension module monai_wscxr._C is there but does not load: "
+        "the extension module monai_wscxr._C was built but cannot be loaded: "
         "libcudart.so.99: cannot open shared object file"
     )

@@ -1,4 +1,4 @@
-"""mine_top_r against a naive float64 search and a stable sort: the same rows in the same order."""
+"""mine_top_r against a naive float64 search and a stable sort: same rows, same order."""
 
 from fractions import Fraction
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from monai_wscxr.ops import min_distance, mine_top_r, mined_count
+from monai_wscxr.ops import PackedBank, backend, min_distance, mine_top_k, mine_top_r, mined_count
 
 TRIALS = 300
 
 
 def naive(query, bank, k):
-    """Distances in float64 by broadcasting, rounded once to float32, then a stable sort: index [k], distance [k]."""
+    """Compute distances in float64, round once to float32 and sort stably; return index [k] and distance [k]."""
     query, bank = query.cpu().double().numpy(), bank.cpu().double().numpy()
     with np.errstate(over="ignore"):
         squared = np.stack([((row - bank) ** 2).sum(axis=1) for row in query])
@@ -32,7 +32,7 @@ def assert_mined(query, bank, r, k):
 
 
 def trial(number):
-    """Random sizes and retention; integers (ties), copies of bank rows (zeros), repeated queries (ties) or plain."""
+    """Return random rows: plain, integers (ties), copies of bank rows (distance 0) or repeated queries (ties)."""
     g = torch.Generator().manual_seed(number)
     n_query, n_bank, channels, percent = (
         int(torch.randint(low, high, (1,), generator=g)) for low, high in ((1, 60), (1, 40), (1, 9), (1, 101))
@@ -90,6 +90,10 @@ def test_r_1_keeps_every_row_once(sample):
     [
         (100, 0.29, 29),  # 28.999999999999996 in binary floating point
         (100, 0.57, 57),
+        (10, 0.1, 1),
+        (3, 1 / 3, 1),
+        (3, 2 / 3, 2),
+        (49, 1 / 49, 1),  # 0.9999999999999999 in binary floating point, although r is the closest number to 1/49
         (1000, 0.001, 1),
         (5, 0.2, 1),
         (10, 0.3, 3),
@@ -99,6 +103,7 @@ def test_r_1_keeps_every_row_once(sample):
         (7, 1, 7),
         (7, 1.0, 7),
         (7, 0.9999, 6),
+        (10**6, 0.999999, 999_999),
         (1, 1.0, 1),
         (10**9, 0.2, 2 * 10**8),
     ],
@@ -115,7 +120,37 @@ def test_count_equals_exact_arithmetic_on_written_decimals():
             assert mined_count(n, float(f"{hundredths / 100:.2f}")) == max(1, n * hundredths // 100)
 
 
+@pytest.mark.parametrize("k", [1, 7, 40])
+@pytest.mark.parametrize("kind", ["plain", "packed"])
+def test_mine_top_k_keeps_the_first_k_of_all_rows(sample, kind, k):
+    query, bank = sample("clustered")
+    everything = mine_top_r(query, bank, 1)
+    if kind == "packed":
+        if bank.device.type != "cpu":
+            pytest.skip("banks are packed on the CPU")
+        bank = PackedBank.pack(bank)
+    index, distance = mine_top_k(query, bank, k)
+    assert torch.equal(index, everything[0][:k])
+    assert torch.equal(distance, everything[1][:k])
+
+
 ROWS = torch.ones(3, 2)
+
+
+@pytest.mark.parametrize("k", [-1, 0, 4])
+def test_k_outside_its_range_is_an_error(k):
+    message = r"k must lie between 1 and the number of query rows \(3\), got " + str(k)
+    with pytest.raises(ValueError, match=message):
+        mine_top_k(ROWS, ROWS, k)
+
+
+@pytest.mark.parametrize("k", [-1, 4])
+@pytest.mark.skipif(backend("mine_top_r").name == "reference", reason="no compiled kernel for the CPU")
+def test_the_kernels_check_k_themselves(k):
+    with pytest.raises(RuntimeError, match=f"k must lie between 0 and 3, got {k}"):
+        torch.ops.monai_wscxr.mine_top_r(ROWS, ROWS, k)
+    with pytest.raises(RuntimeError, match=f"k must lie between 0 and 3, got {k}"):
+        torch.ops.monai_wscxr.mine_packed(ROWS, ROWS, *PackedBank.pack(ROWS).packed, k)
 
 
 @pytest.mark.parametrize("r", [0, 0.0, -0.2, 1.0000001, 20, float("nan"), float("inf"), -float("inf")])
@@ -158,7 +193,9 @@ def test_backward_says_why_there_is_none(device):
     query = torch.ones(3, 2, device=device, requires_grad=True)
     index, distance = mine_top_r(query, torch.zeros(1, 2, device=device), 1)
     assert not index.requires_grad
-    with pytest.raises(RuntimeError, match=r"mine_top_r has no gradient: the nearest row changes by jumps\. Detach"):
+    with pytest.raises(
+        RuntimeError, match=r"mine_top_r has no gradient: the index of the nearest row is not differentiable\. Detach"
+    ):
         distance.sum().backward()
 
 
@@ -203,7 +240,7 @@ class Mine(torch.nn.Module):
 
 def test_exports_with_free_sizes(device, generator):
     query, bank = torch.randn(40, 6, generator=generator).to(device), torch.randn(9, 6, generator=generator).to(device)
-    # from 10 rows on: below, k = max(1, floor(0.2 n)) is the constant 1, which export does not take as a free size
+    # from 10 rows on: with fewer, k = max(1, floor(0.2 n)) is the constant 1, which export does not treat as a free size
     free = {"query": {0: torch.export.Dim("n", min=10)}, "bank": {0: torch.export.Dim("m")}}
     program = torch.export.export(Mine(), (query, bank), dynamic_shapes=free)
     for n_query, n_bank in ((40, 9), (25, 3), (10, 1)):

@@ -1,4 +1,4 @@
-"""mixup: the random stream against published answers and plain integers, the mixing against float64, the gradients."""
+"""mixup: the random stream against published values and Python integers, the mixing against float64, the gradients."""
 
 import importlib
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from monai_wscxr import ops
 from monai_wscxr.ops import backend, mixup
 
 MODULE = importlib.import_module("monai_wscxr.ops.mixup")
@@ -26,7 +27,7 @@ def words(text):
 
 
 def naive_philox(counter, key):
-    """Philox4x32-10 with Python's own integers."""
+    """Compute Philox4x32-10 with Python integers."""
     c, k = list(counter), list(key)
     for _ in range(10):
         high0, low0 = divmod(0xD2511F53 * c[0], WORD)
@@ -37,7 +38,7 @@ def naive_philox(counter, key):
 
 
 def naive_draw(row, m, seed, alpha_min, alpha_max):
-    """(source, alpha) of one row of the stream: integers, and float32 arithmetic one operation at a time."""
+    """Compute (source, alpha) of one row with Python integers and separately rounded float32 operations."""
     w = naive_philox([row % WORD, row // WORD, 0, 0], [seed % WORD, seed // WORD])
     source = (w[1] * WORD + w[0]) * m >> 64
     uniform = np.float32(w[2] >> 8) * np.float32(2.0**-24)
@@ -51,7 +52,7 @@ def patches(g, n, m, channels=3, dtype=torch.float32, device="cpu"):
 
 
 def drawn(n, m, *args, device="cpu"):
-    """source and alpha of a call on n and m rows."""
+    """Return source and alpha of a call with n normal and m abnormal rows."""
     return mixup(torch.zeros(n, 1, device=device), torch.zeros(m, 1, device=device), *args)[1:]
 
 
@@ -176,7 +177,7 @@ def test_mixed_is_the_weighted_sum_of_its_two_rows(device, generator, dtype, lay
     assert (mixed.dtype, mixed.device, mixed.shape) == (dtype, normal.device, normal.shape)
     weight = alpha.double()[:, None]
     parts = weight * abnormal.double()[source], (1 - weight) * normal.double()
-    # 1 - alpha, a product and a sum round once each, here as well as there; half precision is rounded to once more
+    # 1 - alpha, product and sum are rounded once each on both sides; half precision is rounded once more
     unit = torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps / 2
     tolerance = 3.01 * (unit + 2.0**-53) * (parts[0].abs() + parts[1].abs())
     if dtype in (torch.float16, torch.bfloat16):
@@ -212,7 +213,7 @@ def test_gradients(device, generator, asked, m):
     normal, abnormal = patches(generator, 8, m, 2, torch.float64, device)
     normal.requires_grad_(asked[0])
     abnormal.requires_grad_(asked[1])
-    # m = 1 and 3: an abnormal row that several rows met; m = 20: abnormal rows that none met
+    # m = 1 and 3: several rows share an abnormal row; m = 20: some abnormal rows are not drawn
     assert torch.autograd.gradcheck(lambda n, a: mixup(n, a, 3, 5, 0.2, 0.9)[0], (normal, abnormal))
 
 
@@ -335,10 +336,29 @@ def test_the_compiled_kernel_gives_the_bits_of_the_reference(dtype, rows, channe
     assert all(map(torch.equal, compiled, reference))
 
 
+SPECIAL = [0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45, -1e-40, 6e-8, 65_504.0, 65_520.0, 3.3895e38, 1.0, -1.5]
+
+
+@pytest.mark.parametrize("name", ops.EXTENSION.available_search_kernels() if ops.EXTENSION else [])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 7, 8, 9, 15, 16, 17, 33, 320])
+def test_every_instruction_set_gives_the_bits_of_the_reference(kernels, name, dtype, channels, generator):
+    kernels(name)
+    pairs = [patches(generator, 50, 9, channels)]
+    pairs.append(
+        [torch.tensor(SPECIAL)[torch.randint(len(SPECIAL), (n, channels), generator=generator)] for n in (50, 9)]
+    )
+    for normal, abnormal in pairs:
+        arguments = (normal.to(dtype), abnormal.to(dtype), 3, 2**33 + 1, 0.1, 0.9)
+        got, expected = mixup(*arguments), MODULE._reference(*arguments)
+        for x, y in zip(got, expected, strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "channels"), [(0, 3), (37, 5), (300, 328), (9000, 1000)])
 def test_out_takes_the_same_bits(device, dtype, rows, channels, generator):
-    # 9000 x 1000 numbers are written past the caches; of 1000 channels some rows begin where that is possible
+    # 9000 x 1000 numbers bypass the caches, in those rows whose start is aligned
     normal, abnormal = patches(generator, rows, 19, channels, dtype, device)
     out = torch.full_like(normal, torch.nan)
     arguments = (normal, abnormal, 5, 2**33 + 1, 0.1, 0.9)

@@ -1,4 +1,4 @@
-"""What is particular to the compiled CPU search: instruction sets, panels, bounds, threads, blocks, dropping."""
+"""The compiled CPU search: instruction sets, panels, error bounds, threads, blocks, and dropping of queries."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def threads():
 
 
 def exact(query, bank):
-    """Least squared distances in float64 and the lowest rows that attain them, by broadcasting."""
+    """Compute the smallest squared distances in float64 and the lowest rows that attain them."""
     squared = np.stack([((q - bank.double().numpy()) ** 2).sum(1) for q in query.double().numpy()])
     return squared.min(1), squared.argmin(1)
 
@@ -65,7 +65,7 @@ def test_sizes_around_tiles_and_panels(kernel, generator, n_query, n_bank):
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("n_query", [3, 50, 700])
 def test_the_number_of_threads_changes_nothing(generator, threads, count, n_query):
-    query, bank = clustered(generator, n_query, 4000, 16)  # few queries: the bank is divided among threads
+    query, bank = clustered(generator, n_query, 4000, 16)  # with few queries, the bank is divided among the threads
     threads(1)
     before = min_distance(query, bank)
     threads(count)
@@ -88,10 +88,9 @@ def test_instruction_sets_agree_bit_for_bit(generator, kernels, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 30.0])
 def test_the_residual_bounds_what_the_codes_leave_out(kernel, generator, dtype, scale):
-    # float64 evaluation of |row - centre - scale * code| against the stored bound, which must hold for every row, and be
-    # no looser than a part in a thousand
+    # The stored bound must hold for |row - centre - scale * code| in float64, and exceed it by at most one part in a thousand.
     _, bank = clustered(generator, 1, 100, 45)
-    bank[3] *= 200  # an outlier of its own scale
+    bank[3] *= 200  # an outlier
     bank = (bank * scale).to(dtype)
     packed = PackedBank.pack(bank)
     levels, exponent = packed.layout[1:3].tolist()
@@ -139,7 +138,7 @@ def test_more_channels_than_are_coded(kernel, generator):
     query, bank = clustered(generator, 3, 40, 65_536 + 50)
     query[0] = bank[17]
     bank[20] = bank[17]
-    bank[20, -1] += 1e-3  # differs in a channel that has no code
+    bank[20, -1] += 1e-3  # differs in a channel that is not quantised
     assert_exact(query, bank, min_distance(query, bank))
 
 
@@ -158,7 +157,7 @@ def test_a_packed_bank_that_does_not_fit_is_packed_anew(generator, damage):
     query, bank = clustered(generator, 20, 300, 16)
     packed = PackedBank.pack(bank)
     if damage == "row":
-        packed.row[5] = 300  # beyond the bank: would be read outside of it
+        packed.row[5] = 300  # would be read out of bounds
     elif damage == "layout":
         packed.layout[4] = 299
     else:

@@ -90,7 +90,7 @@ except DiskFullError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "not become larger than 2.0 MB" in done.stdout
+    assert "not be larger than 2.0 MB" in done.stdout
     assert "3.0 MB are missing" in done.stdout
     assert (tmp_path / "file").read_bytes() == b"old"
     assert names(tmp_path) == ["file"]

@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import sys
-from monai_wscxr import heap
+from monai_wscxr.system import heap
 def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) >> 10
 if heap._library is None:
@@ -29,7 +29,7 @@ def test_freed_memory_leaves_the_process():
 REUSED = """
 import resource, sys, threading
 import torch
-from monai_wscxr import heap
+from monai_wscxr.system import heap
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):

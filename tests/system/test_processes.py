@@ -105,7 +105,7 @@ def test_a_rank_that_dies_ends_the_others_with_a_sentence(one):
     assert statuses == [3, -9], output
     message = (folder / "dying" / "0.txt").read_text()
     assert "process 0 of 2 waited for another one that has ended" in message
-    assert "give the same command again" in message
+    assert "run the same command again" in message
 
 
 def test_one_process_waits_for_nobody():

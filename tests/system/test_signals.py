@@ -71,5 +71,5 @@ def test_the_first_signal_unwinds_and_the_second_ends_at_once(second, status):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == status
     assert done.stdout == "cleaned up\n"
-    assert "stopped by SIGTERM; whatever was finished is kept. Go on with:\n  cd " in done.stderr
+    assert "stopped by SIGTERM; everything finished so far is kept. Resume with:\n  cd " in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,10 +1,9 @@
-#include "rows.h"
+#include "packed_bank.h"
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
-#include <string>
 
 namespace wscxr::search {
 
@@ -15,37 +14,11 @@ namespace {
 
 constexpr std::int64_t kVersion = 1;
 
-void fail_not_finite(const std::string& name, std::int64_t bad, std::int64_t count) {
-  const std::string message = name + " holds NaN or Inf in " + std::to_string(bad) + " of " + std::to_string(count) +
-                              " rows; distances to them mean nothing. Look for damaged images or a broken weights file";
-  STD_TORCH_CHECK(false, message);
+void fail_not_finite(const char* name, std::int64_t bad, std::int64_t count) {
+  STD_TORCH_CHECK(false, not_finite_message(name, bad, count));
 }
 
 }  // namespace
-
-Rows rows_of(const Tensor& tensor) {
-  Rows rows;
-  rows.data = static_cast<const char*>(tensor.data_ptr());
-  rows.count = tensor.size(0);
-  rows.channels = tensor.size(1);
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      rows.type = Type::kDouble;
-      break;
-    case ScalarType::Float:
-      rows.type = Type::kFloat;
-      break;
-    case ScalarType::Half:
-      rows.type = Type::kHalf;
-      break;
-    case ScalarType::BFloat16:
-      rows.type = Type::kBFloat16;
-      break;
-    default:
-      STD_TORCH_CHECK(false, "rows must be float64, float32, float16 or bfloat16");
-  }
-  return rows;
-}
 
 void check_finite(const Rows& rows, const char* name) {
   const std::int64_t bad = count_not_finite(kernels(), rows);
@@ -65,7 +38,7 @@ Packed view_of(const PackedOut& out, std::int64_t channels) {
   packed.columns = out.columns;
   packed.centre = out.centre;
   packed.row = out.row;
-  packed.panels = panels_of(out.unique);  // columns beyond those in use are left out
+  packed.panels = panels_of(out.unique);  // without columns that are not in use
   packed.depth = depth_of(channels);
   packed.exponent = out.exponent;
   return packed;

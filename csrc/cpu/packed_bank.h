@@ -1,4 +1,4 @@
-// Tensors as rows and packed banks: what the search operators share.
+// Packed banks as arrays and as tensors, for the search operators.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -9,13 +9,10 @@
 
 namespace wscxr::search {
 
-// The matrix [N, C] behind a contiguous tensor.
-Rows rows_of(const torch::stable::Tensor& tensor);
-
-// Stops with a message that counts the rows holding NaN or Inf.
+// Raise an error with the number of affected rows if any row holds NaN or Inf.
 void check_finite(const Rows& rows, const char* name);
 
-// Packed form of a bank that one call makes and uses.
+// Packed bank for the duration of one call.
 class PackedArrays {
  public:
   explicit PackedArrays(const Rows& bank);
@@ -29,21 +26,21 @@ class PackedArrays {
   Packed view_;
 };
 
-// Packed form of a bank as tensors. `layout` holds version, levels, exponent, columns in use, bank rows and channels.
+// Packed bank as tensors. `layout` holds version, levels, exponent, columns in use, bank rows and channels.
 struct PackedTensors {
   torch::stable::Tensor codes, columns, centre, row, layout;
   Packed view() const;
-  // Whether it was packed from a bank of this shape for the instruction set that runs here.
+  // Whether it was packed from a bank of this shape, for the instruction set in use.
   bool usable(const Rows& bank) const;
 };
 PackedTensors pack_rows(const Rows& bank, const torch::stable::Tensor& like);
 
-// Calls `use` with these tensors, or with the bank packed anew where they do not fit it.
+// Call `use` with these tensors, or pack the bank again if they do not match it.
 template <typename Use>
 auto with_packed(const PackedTensors& tensors, const Rows& bank, Use use) {
   if (tensors.usable(bank)) return use(tensors.view());
-  const PackedArrays anew(bank);
-  return use(anew.view());
+  const PackedArrays repacked(bank);
+  return use(repacked.view());
 }
 
 }  // namespace wscxr::search

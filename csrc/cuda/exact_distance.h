@@ -1,8 +1,5 @@
-// Rows of the four floating-point types, read as double, and the exact distance of a pair.
+// Exact distance of a pair of rows in float64, for rows of the four floating-point types.
 #pragma once
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include <cmath>
 #include <cstdint>
@@ -12,12 +9,11 @@
 #include "problems.h"
 
 namespace wscxr {
-inline namespace WSCXR_SIDE {
 
-WSCXR_BOTH double as_double(double value) { return value; }
-WSCXR_BOTH double as_double(float value) { return value; }
-WSCXR_BOTH double as_double(__half value) { return static_cast<double>(__half2float(value)); }
-WSCXR_BOTH double as_double(__nv_bfloat16 value) { return static_cast<double>(__bfloat162float(value)); }
+WSCXR_DEVICE double as_double(double value) { return value; }
+WSCXR_DEVICE double as_double(float value) { return value; }
+WSCXR_DEVICE double as_double(dev::Half value) { return static_cast<double>(dev::to_float(value)); }
+WSCXR_DEVICE double as_double(dev::BFloat16 value) { return static_cast<double>(dev::to_float(value)); }
 
 WSCXR_DEVICE double load_double(const Rows& rows, std::int64_t row, std::int64_t channel) {
   const std::int64_t at = row * rows.channels + channel;
@@ -27,13 +23,13 @@ WSCXR_DEVICE double load_double(const Rows& rows, std::int64_t row, std::int64_t
     case Type::kFloat:
       return static_cast<const float*>(rows.data)[at];
     case Type::kHalf:
-      return as_double(static_cast<const __half*>(rows.data)[at]);
+      return as_double(static_cast<const dev::Half*>(rows.data)[at]);
     default:
-      return as_double(static_cast<const __nv_bfloat16*>(rows.data)[at]);
+      return as_double(static_cast<const dev::BFloat16*>(rows.data)[at]);
   }
 }
 
-// Calls f with a value of the element type.
+// Call f with a value of the element type.
 template <typename F>
 void with_type(Type type, const F& f) {
   switch (type) {
@@ -42,14 +38,14 @@ void with_type(Type type, const F& f) {
     case Type::kFloat:
       return f(float{});
     case Type::kHalf:
-      return f(__half{});
+      return f(dev::Half{});
     case Type::kBFloat16:
-      return f(__nv_bfloat16{});
+      return f(dev::BFloat16{});
   }
 }
 
-// Squared distance in float64 of a query (its coordinates as double through `query`) and a bank row, by one warp. The
-// order of the sum depends on the bank's type and width alone: equal rows give equal bits, wherever they lie.
+// Compute the squared distance of a query and a bank row with one warp. query(c) is coordinate c as double. The order
+// of the additions depends only on the type and width of the bank, so equal rows give equal bits at every position.
 template <typename T, typename Query>
 WSCXR_DEVICE double exact_squared(const Query& query, const T* row, std::int64_t channels, bool aligned) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
@@ -75,5 +71,4 @@ WSCXR_DEVICE double exact_squared(const Query& query, const T* row, std::int64_t
   return sum;
 }
 
-}  // namespace WSCXR_SIDE
 }  // namespace wscxr
