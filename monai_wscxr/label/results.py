@@ -47,7 +47,7 @@ class ImagePrediction:
             "p_value": self.score.p_value,
             "abnormal": self.score.abnormal,
             "threshold": calibration.threshold,
-            "operating_point": calibration.false_positive_rate,
+            "operating_point": calibration.supported_rate,
             "peak": list(self.score.peak),
             "model_sha256": self.model.sha256,
         }
@@ -114,7 +114,7 @@ def encoded_results(prediction: ImagePrediction, allow: Collection[str] = ()) ->
         p_value=prediction.score.p_value,
         abnormal=prediction.score.abnormal,
         threshold=calibration.threshold,
-        false_positive_rate=calibration.false_positive_rate,
+        false_positive_rate=calibration.supported_rate,
         model_sha256=prediction.model.sha256,
         anomaly_map=prediction.anomaly_map,
         scale=prediction.model.colour_scale,

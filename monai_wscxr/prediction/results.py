@@ -90,7 +90,8 @@ def _json(model: TrainedModel, records: Sequence[Record]) -> str:
         "model": {
             "sha256": model.sha256,
             "threshold": calibration.threshold,
-            "false_positive_rate": calibration.false_positive_rate,
+            "false_positive_rate": calibration.supported_rate,
+            "wanted_false_positive_rate": calibration.false_positive_rate,
             "colour_low": calibration.colour_low,
             "colour_high": calibration.colour_high,
             "image_size": model.preprocessing.image_size,
@@ -107,15 +108,16 @@ def _report(folder: Path, model: TrainedModel, records: Sequence[Record], device
     settings = {
         **model.settings,
         "model_sha256": model.sha256,
-        "false_positive_rate": calibration.false_positive_rate,
+        "false_positive_rate": calibration.supported_rate,
+        "wanted_false_positive_rate": calibration.false_positive_rate,
         "reader_chain": model.preprocessing.reader_chain,
         "device": device,
     }
     settings.pop("dataset_dir", None)
     normals = len(calibration.normal_scores)
     notes = [
-        f"The threshold is set to flag at most {calibration.false_positive_rate:.0%} of normal images like the {normals} held "
-        f"out in training; with {normals} images, the smallest possible p-value is {1 / (normals + 1):.2g}."
+        f"Threshold: {calibration.rate_text}. With {normals} held-out normals, the smallest possible p-value is "
+        f"{1 / (normals + 1):.2g}."
     ]
     if summary.rejected:
         notes.append(f"{summary.rejected} inputs were rejected and have no score: {summary.listed_reasons()}.")

@@ -217,7 +217,7 @@ def _dicom_results(
         p_value=prediction.p_value,
         abnormal=prediction.abnormal,
         threshold=model.calibration.threshold,
-        false_positive_rate=model.calibration.false_positive_rate,
+        false_positive_rate=model.calibration.supported_rate,
         model_sha256=model.sha256,
         anomaly_map=anomaly_map,
         scale=model.colour_scale,

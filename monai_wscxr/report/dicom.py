@@ -68,7 +68,8 @@ class Finding:
 
     Attributes:
         anomaly_score, p_value, abnormal: score, calibrated p-value and decision.
-        threshold, false_positive_rate: operating point on the score, and the rate it was chosen for.
+        threshold: operating point on the score.
+        false_positive_rate: rate that the operating point supports, see `Calibration.supported_rate`.
         model_sha256: hash of the model's weights.
         anomaly_map: float32 [S, S]; the whole image, stretched to a square.
         scale: colour scale of the model.
