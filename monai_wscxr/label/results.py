@@ -122,8 +122,10 @@ def encoded_results(prediction: ImagePrediction, allow: Collection[str] = ()) ->
     try:
         with quiet:
             made = dicom.encode_results(str(prediction.file), radiograph.image, finding, datetime.datetime.now())
+    except dicom.HeaderError as error:
+        raise Refused("header", f"the header of the image does not allow DICOM results: {error}") from error
     except Exception as error:  # headers fail in many ways, and an error message may quote them
         raise Refused(
             "header", f"the header of the image does not allow DICOM results ({type(error).__name__})"
         ) from error
-    return {**results, **{{"map": "fraction"}.get(kind, kind): data for kind, data in made.items()}}
+    return {**results, **{{"map": "fraction"}.get(kind, kind): data for kind, data in made.objects.items()}}

@@ -73,7 +73,7 @@ class Calibration:
 
     @property
     def supported_rate(self) -> float:
-        """False-positive rate that the held-out normals support: the target, or 1 / (n + 1) where n normals are too few for it."""
+        """False-positive rate that n held-out normals support: the target, but not below 1 / (n + 1)."""
         return max(self.false_positive_rate, 1 / (len(self.normal_scores) + 1))
 
     @property

@@ -72,8 +72,8 @@ def test_all_outputs_state_the_supported_rate(trained, tmp_path, write_dicom):
 
 
 def test_label_states_the_supported_rate(trained):
-    from monai_wscxr.label.results import ImagePrediction
     from monai_wscxr.label.ranking import ImageScore
+    from monai_wscxr.label.results import ImagePrediction
 
     data, folder, _ = trained
     model = load_model(folder)

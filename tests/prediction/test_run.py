@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -402,6 +403,62 @@ def test_command_line(options, inputs, tmp_path, capsys, monkeypatch):
             main([*base, *wrong])
         assert ended.value.code == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_missing_dicom_results_have_their_reason_in_the_table(options, inputs, tmp_path, write_dicom):
+    levels = np.asarray(Image.open(inputs / "0.png"))
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    shutil.copy(inputs / "0.png", folder / "a.png")
+    write_dicom(folder / "b.dcm", levels, AccessionNumber="A" * 21)
+    write_dicom(folder / "c.dcm", levels, StudyInstanceUID="")
+    write_dicom(folder / "d.dcm", levels)
+    summary = predict(options(paths=(str(folder),), dicom=True))
+    found = rows(options().output)
+    assert [(r[1], r[2]) for r in found] == [
+        ("ok", "not_dicom"), ("ok", "identity_too_long"), ("ok", "invalid_uid"), ("ok", ""),
+    ]  # fmt: skip
+    assert all(r[3] for r in found)
+    assert summary.rejected == 0
+    assert summary.without_dicom == {"not_dicom": 1, "identity_too_long": 1, "invalid_uid": 1}
+    words = "predicted without DICOM results: 1 identity_too_long, 1 invalid_uid, 1 not_dicom"
+    assert words in summary.sentences()
+    assert words[1:] in (tmp_path / "out" / "report" / "index.html").read_text()
+    described = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
+    assert "AccessionNumber is longer than the 16 characters" in described[1]["note"]
+    assert "StudyInstanceUID" in described[2]["note"]
+    assert [p.name[:6] for p in sorted((tmp_path / "out" / "dicom").iterdir())] == ["000003"] * 4
+    assert predict(options(paths=(str(folder),), dicom=True)).without_dicom == summary.without_dicom
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_images_that_share_an_instance_uid_are_told_apart(options, inputs, tmp_path, write_dicom):
+    pydicom = pytest.importorskip("pydicom")
+    first, second = (np.asarray(Image.open(inputs / f"{n}.png")) for n in (0, 1))
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    write_dicom(folder / "a.dcm", first, SOPInstanceUID="1.2.3.4")
+    shutil.copy(folder / "a.dcm", folder / "b.dcm")
+    write_dicom(folder / "c.dcm", second, SOPInstanceUID="1.2.3.4")
+    write_dicom(folder / "d.dcm", second, SOPInstanceUID="1.2.3.5")
+    summary = predict(options(paths=(str(folder),), dicom=True, workers=1))
+    assert (summary.repeated, summary.shared) == (1, 2)
+    described = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
+    notes = [entry.get("note", "") for entry in described]
+    assert str(folder / "c.dcm") in notes[0]
+    assert "different image" in notes[0]
+    assert str(folder / "a.dcm") in notes[1]
+    assert "same objects" in notes[1]
+    assert str(folder / "a.dcm") in notes[2]
+    assert notes[3] == ""
+    assert not {"instance", "results"} & {key for entry in described for key in entry}
+    uids = [pydicom.dcmread(tmp_path / "out" / "dicom" / f"00000{n}-report.dcm").SOPInstanceUID for n in range(4)]
+    assert uids[0] == uids[1]
+    assert len(set(uids)) == 3
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "1 image repeats an earlier one" in page
+    assert "2 images share their SOP Instance UID" in page
 
 
 def test_dicom_without_highdicom_names_the_extra(options, monkeypatch):
