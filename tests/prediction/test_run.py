@@ -28,6 +28,7 @@ from monai_wscxr.prediction.journal import NAME as JOURNAL
 from monai_wscxr.prediction.options import Options
 from monai_wscxr.prediction.run import predict
 from monai_wscxr.report.predictions import COLUMNS
+from tests.fuzz.mutations import mutate, small_seeds
 
 PATIENT_FILES = ("b/3.dcm", "b/1.2.840.1", "b/lateral.dcm")
 
@@ -383,6 +384,35 @@ def test_nothing_of_a_patient_leaves_but_in_dicom(
     assert results
     for path in results:
         assert re.fullmatch(r"\d{6}-(overlay|map|regions|report)\.dcm", path.name)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pipe_does_not_stop_a_run(options, inputs, workers):
+    os.mkfifo(inputs / "pipe.png")
+    summary = predict(options(workers=workers))
+    assert (summary.images, summary.rejected) == (8, 3)
+    assert ["rejected", "unreadable"] in [r[1:3] for r in rows(options().output) if r[0].endswith("pipe.png")]
+
+
+def test_decoders_are_silent_without_worker_processes(model_folder, tmp_path):
+    """Broken files of all formats in a process of their own: nothing but the summary is printed."""
+    seeds = small_seeds()
+    if not seeds:
+        pytest.skip("pydicom-data is not installed")
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    generator = np.random.default_rng(5)
+    for number in range(80):
+        name = sorted(seeds)[number % len(seeds)]
+        (folder / f"{number:02d}-{name}").write_bytes(mutate(seeds[name], name, generator))
+    command = [sys.executable, "-m", "monai_wscxr", "predict", "--model", str(model_folder), str(folder), "--output"]
+    command += [str(tmp_path / "out"), "--workers", "0", "--quiet", "--maps", "none", "--no-report", "--no-overlays"]
+    package = Path(sys.modules["monai_wscxr"].__file__).parents[1]
+    done = subprocess.run(command, cwd=package, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 3
+    assert sum(r[2] == "unreadable" for r in rows(tmp_path / "out")) > 10
 
 
 def test_command_line(options, inputs, tmp_path, capsys, monkeypatch):
