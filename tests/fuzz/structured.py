@@ -2,10 +2,10 @@
 
     python -m tests.fuzz.structured --count 10000
 
-Half of the inputs are found in a folder, half are named on the command line; every third run asks for DICOM results. The exit
-status is 1 when a run ends with an error, an input has no row, a rejected row has no reason, or a process uses more than twice the
-stated memory limit. Files on which a decoder crashed, hung or ran out of memory are listed and kept in the folder for temporary
-files.
+Half of the inputs are found in a folder, half are named on the command line; every third run asks for DICOM results. The
+exit status is 1 when a run ends with an error, an input has no row, a rejected row has no reason, or a process uses more than
+twice the stated memory limit. Files on which a decoder crashed, hung or ran out of memory are listed and kept in the folder for
+temporary files.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from tests.fuzz.fuzzing import SECONDS, PeakMemory, Tally, tiny_model
 from tests.fuzz.structures import files
 
 _PREFIXES = (
-    "", "", "", "=1+1 ", "+", "-", "@", "\t", "\n", "\r", "'", '"', ",", ";", "ü", "日本", "a b", "..", "~", "$HOME", "`id`", "<b>", "%00",
-    "\\", "..\\..\\", "CON", "*", "?", "\u202e", "\ufeff", "\udcff\udcfe", "x" * 180, "é" * 90, "--output", "1.2.840.", "#", "\x1b[31m", "\x7f",
+    "", "", "", "=1+1 ", "+", "-", "@", "\t", "\n", "\r", "'", '"', ",", ";", "ü", "日本", "a b", "..", "~",
+    "$HOME", "`id`", "<b>", "%00",
+    "\\", "..\\..\\", "CON", "*", "?", "\u202e", "\ufeff", "\udcff\udcfe", "x" * 180, "é" * 90, "--output",
+    "1.2.840.", "#", "\x1b[31m", "\x7f",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Files whose structure is valid and whose fields lie: DICOM, PNG, JPEG, NIfTI, TIFF, BMP and archives, written field by field.
 
-Unlike `mutations`, which breaks whole files at random places, every file here is assembled from parts, so that the wrong value is
-one that parsers reach: sizes, depths, counts, offsets, nesting, compression bombs. All random choices follow from one generator.
+Unlike `mutations`, which breaks whole files at random places, every file here is assembled from parts, so that parsers reach
+the wrong value: sizes, depths, counts, offsets, nesting, compression bombs. All random choices follow from one generator.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ SIDE = 96  # pixels of the picture, enough for the polarity gate
 _SIZES = (0, 1, 2, SIDE - 1, SIDE, SIDE + 1, 255, 8191, 8192, 8193, 32767, 32768, 65535)
 _DEPTHS = (0, 1, 2, 7, 8, 10, 12, 15, 16, 24, 32, 64, 255)
 _NUMBERS = (
-    "0", "1", "-1", "1,5", "1e400", "5e304", "-1.7e308", "nan", "inf", "1e-320", "128", "40\\80", "", " 12 ", "abc", "9" * 16, "1" * 40,
+    "0", "1", "-1", "1,5", "1e400", "5e304", "-1.7e308", "nan", "inf", "1e-320", "128",
+    "40\\80", "", " 12 ", "abc", "9" * 16, "1" * 40,
 )  # fmt: skip
 
 
@@ -500,7 +501,8 @@ def _bmp(generator: Generator) -> tuple[str, bytes]:
     bits = int(_one(generator, (0, 1, 4, 16, 24, 32, 64))) if lie() else 8
     head = struct.pack(
         "<IiiHHIIiiII", int(_one(generator, (0, 12, 64, 124, 2**31))) if lie() else 40, *sides, 1, bits,
-        int(_one(generator, (1, 2, 3, 4, 5, 99))) if lie() else 0, 0, 0, 0, int(_one(generator, (0, 1, 2**31))) if lie() else 256, 0,
+        int(_one(generator, (1, 2, 3, 4, 5, 99))) if lie() else 0, 0, 0, 0,
+        int(_one(generator, (0, 1, 2**31))) if lie() else 256, 0,
     )  # fmt: skip
     palette = b"".join(bytes([i, i, i, 0]) for i in range(256))
     offset = int(_one(generator, (0, 14, 2**31))) if lie() else 14 + 40 + 1024
