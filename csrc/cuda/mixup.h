@@ -29,12 +29,6 @@ WSCXR_DEVICE void narrow(float value, float& to) { to = value; }
 WSCXR_DEVICE void narrow(float value, dev::Half& to) { to = dev::to_half(value); }
 WSCXR_DEVICE void narrow(float value, dev::BFloat16& to) { to = dev::to_bfloat16(value); }
 
-// a * abnormal + b * normal with every operation rounded, in the type of a and b.
-template <typename Compute, typename T>
-WSCXR_DEVICE void mix(Compute a, T abnormal, Compute b, T normal, T& mixed) {
-  narrow(dev::add_rounded(dev::multiply_rounded(a, widen(abnormal)), dev::multiply_rounded(b, widen(normal))), mixed);
-}
-
 template <typename T>
 struct MixProblem {
   const T* normal;
@@ -88,13 +82,16 @@ mixup_kernel(MixProblem<T> p) {
       memcpy(static_cast<void*>(n), &n_bytes, sizeof(n_bytes));
       memcpy(static_cast<void*>(m), &a_bytes, sizeof(a_bytes));
       WSCXR_UNROLL
-      for (int j = 0; j < kVector; ++j) mix(a, m[j], b, n[j], n[j]);
+      for (int j = 0; j < kVector; ++j) {
+        narrow(dev::add_rounded(dev::multiply_rounded(a, widen(m[j])), dev::multiply_rounded(b, widen(n[j]))), n[j]);
+      }
       Bytes16 out;
       memcpy(&out, n, sizeof(out));
       reinterpret_cast<Bytes16*>(mixed)[piece] = out;
     }
     for (std::int64_t c = pieces * kVector + lane; c < p.channels; c += kWarp) {
-      mix(a, abnormal[c], b, normal[c], mixed[c]);
+      narrow(dev::add_rounded(dev::multiply_rounded(a, widen(abnormal[c])), dev::multiply_rounded(b, widen(normal[c]))),
+             mixed[c]);
     }
   }
 }

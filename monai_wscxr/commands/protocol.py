@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 
-from monai_wscxr.commands.parsers import Commands, whole_numbers
-from monai_wscxr.errors import InputError
+from monai_wscxr.commands.parsers import Commands, option_values, whole_numbers
 
 
 def add_parser(commands: Commands) -> None:
@@ -38,17 +37,10 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the missing cells of the table, then write and print the table."""
-    import yaml
-
     from monai_wscxr.experiments.protocol import run_protocol
 
     chosen = {name: getattr(options, name) for name in ("backbone", "weights", "image_size", "device")}
     values = {name: value for name, value in chosen.items() if value is not None}
-    for text in options.set:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"--set {text}: give OPTION=VALUE, for instance --set epochs=10")
-        values[name] = yaml.safe_load(value)
     path = run_protocol(
         options.table,
         options.dataset_dir,
@@ -56,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
         methods=options.methods.split(","),
         k=options.k,
         seeds=options.seeds,
-        options=values,
+        options={**values, **option_values(options.set)},
         bundle=options.bundle,
         command=shlex.join(["monai-wscxr", *options.arguments]),
         keep_runs=options.keep_runs,

@@ -67,7 +67,7 @@ def is_image(path: Path) -> bool:
 
 
 def is_hidden_folder(path: Path) -> bool:
-    """Tell whether a folder is hidden, which is left to its name."""
+    """Tell whether the name of a folder marks it as hidden: it starts with a dot or two underscores."""
     return path.name.startswith((".", "__"))
 
 

@@ -15,15 +15,9 @@ from monai_wscxr.data.encoding import encode_png
 from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.data.transforms import Preprocessing, StandardiseIntensityd
 from monai_wscxr.model.artefact import TrainedModel
-from monai_wscxr.report.overlay import ColourScale, colour_map, grey_levels, overlay, shrink
+from monai_wscxr.report.overlay import colour_map, grey_levels, overlay, shrink
 
 LARGEST_SIDE = 1024
-
-
-def colour_scale(model: TrainedModel) -> ColourScale:
-    """Return the colour scale that all pictures of a model share."""
-    calibration = model.calibration
-    return ColourScale(calibration.colour_low, calibration.colour_high, calibration.threshold)
 
 
 def shown_radiograph(file: Path, preprocessing: Preprocessing, allow: Collection[str] = ()) -> NDArray[np.float32]:
@@ -53,7 +47,7 @@ def resized_map(values: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[
 def map_png(file: Path, values: NDArray[np.float32], model: TrainedModel, allow: Collection[str] = ()) -> bytes:
     """Encode an anomaly map [S, S] as an RGBA PNG of the size of `radiograph_png`; opacity grows along the colour scale."""
     shape = shrink(read_radiograph(file, allow=allow).image, LARGEST_SIDE).shape
-    position = colour_scale(model).position(resized_map(values, (shape[0], shape[1])))
+    position = model.colour_scale.position(resized_map(values, (shape[0], shape[1])))
     alpha = np.rint(255 * position).astype(np.uint8)[..., None]
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate([colour_map(position), alpha], axis=2)).save(buffer, format="PNG", compress_level=2)
@@ -63,4 +57,4 @@ def map_png(file: Path, values: NDArray[np.float32], model: TrainedModel, allow:
 def overlay_png(file: Path, values: NDArray[np.float32], model: TrainedModel, allow: Collection[str] = ()) -> bytes:
     """Encode radiograph and anomaly map [S, S] as one RGB PNG, as reports show them."""
     picture = shown_radiograph(file, model.preprocessing, allow)
-    return encode_png(overlay(picture, resized_map(values, picture.shape), colour_scale(model)))
+    return encode_png(overlay(picture, resized_map(values, picture.shape), model.colour_scale))

@@ -17,7 +17,7 @@ from monai_wscxr.data.radiograph.base import Radiograph, quiet
 from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.label.archive.studies import Refused
-from monai_wscxr.label.pictures import colour_scale, overlay_png, resized_map
+from monai_wscxr.label.pictures import overlay_png, resized_map
 from monai_wscxr.label.ranking import ImageScore, patch_scores, score_images
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.networks import anomaly_map
@@ -117,7 +117,7 @@ def encoded_results(prediction: ImagePrediction, allow: Collection[str] = ()) ->
         false_positive_rate=calibration.false_positive_rate,
         model_sha256=prediction.model.sha256,
         anomaly_map=prediction.anomaly_map,
-        scale=colour_scale(prediction.model),
+        scale=prediction.model.colour_scale,
     )
     try:
         with quiet:

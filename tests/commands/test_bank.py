@@ -67,9 +67,9 @@ def test_a_folder_gives_its_images_and_the_rest_is_counted(tmp_path, normal_item
     (folder / "gone.png").symlink_to(tmp_path / "nowhere")
     run("bank", "add", tmp_path / "a", folder, *NETWORK, "--max_bad_share", "0.5")
     printed = capsys.readouterr()
-    assert "3 images added, 0 were there" in printed.out
+    assert "3 images added, 0 were in the bank already" in printed.out
     assert "2 files or folders left out: 1 hidden, 1 not_an_image" in printed.err
-    assert f"rejected (not_found): {folder / 'gone.png'}: it cannot be read (No such file or directory)" in printed.err
+    assert f"rejected (not_found): {folder / 'gone.png'}: No such file or directory" in printed.err
 
 
 def test_damage_is_an_exit_status_and_is_dropped_when_asked(tmp_path, normal_items, capsys):

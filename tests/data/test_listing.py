@@ -12,7 +12,7 @@ import pytest
 from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.data.listing import Listing, is_image, list_images
 from monai_wscxr.errors import InputError
-from monai_wscxr.evaluation.handlers import inference_items
+from monai_wscxr.evaluation.items import inference_items
 from monai_wscxr.prediction.inputs import find_inputs
 from tests.helpers.radiograph_files import GREY, WINDOW, dicom, png
 

@@ -12,7 +12,7 @@ from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.data.radiograph.read import file_digest
 from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation.epochs import candidate_epochs
-from monai_wscxr.evaluation.items import evaluation_items
+from monai_wscxr.evaluation.items import evaluation_items, inference_items
 from monai_wscxr.evaluation.results import evaluation_metrics, lesion_metrics, write_evaluation_report, write_pictures
 from monai_wscxr.model.artefact import ARTEFACT, load_model
 from monai_wscxr.model.predictor import predict_files, to_map, to_prediction
@@ -108,3 +108,18 @@ def test_evaluation_needs_both_labels(model, phantoms, tmp_path):
 def test_metrics_of_no_image_are_an_error(model):
     with pytest.raises(InputError, match="0 and 0"):
         evaluation_metrics(model, [], [], [], 8)
+
+
+def test_inference_takes_every_image_below_a_folder(phantoms, tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "b").mkdir()
+    image = next(phantoms.glob("test/normal/*.png")).read_bytes()
+    for name in ("b/1.png", "0.PNG", ".hidden.png"):
+        (tmp_path / name).write_bytes(image)
+    (tmp_path / "notes.txt").write_text("not an image")
+    assert inference_items(tmp_path) == [{"image": str(tmp_path / name)} for name in ("0.PNG", "b/1.png")]
+    assert "2 files or folders left out" in caplog.text
+    assert inference_items(tmp_path / "0.PNG") == [{"image": str(tmp_path / "0.PNG")}]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no radiograph"):
+        inference_items(tmp_path / "empty")

@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, 
 from monai_wscxr.data.encoding import encode_png
 from monai_wscxr.label.page.route import RefusedError, page_route
 from monai_wscxr.label.server.guard import LOOPBACK, Refusal
-from monai_wscxr.report.overlay import ColourScale, overlay
+from monai_wscxr.model.calibration import ColourScale
+from monai_wscxr.report.overlay import overlay
 
 Strategy = Literal["most_suspicious", "most_uncertain", "random", "labelled"]
 CLASS_LENGTH = 64
