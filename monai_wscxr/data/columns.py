@@ -38,10 +38,10 @@ def mistaken(name: str, present: Iterable[str], allowed: Sequence[str] = COLUMNS
 
 def _distance(one: str, other: str) -> int:
     """Count missing, added and swapped letters between two words; a wrong letter counts two, so `mass` is not `mask`."""
-    before: list[int] = []
+    previous: list[int] = []
     row = list(range(len(other) + 1))
     for i, a in enumerate(one, start=1):
-        before, previous, row = previous if i > 1 else [], row, [i]
+        before, previous, row = previous, row, [i]
         for j, b in enumerate(other, start=1):
             best = min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + (0 if a == b else 2))
             if i > 1 and j > 1 and a == other[j - 2] and one[i - 2] == b:

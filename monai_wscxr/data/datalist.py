@@ -51,8 +51,10 @@ MASK_WITHOUT_IMAGE = "mask_without_image"
 _SPLITS = {"train": "training", "training": "training", "test": "test", "testing": "test"}
 _IGNORED_SPLITS = ("val", "valid", "validation")
 _DESCRIPTIVE = frozenset(  # keys of a MONAI datalist that list no images
-    ("name", "description", "reference", "licence", "license", "release", "version", "date", "modality", "labels")
-    + ("channel_names", "numtraining", "numtest", "tensorimagesize", "file_ending")
+    (
+        *("name", "description", "reference", "licence", "license", "release", "version", "date", "modality", "labels"),
+        *("channel_names", "numtraining", "numtest", "tensorimagesize", "file_ending"),
+    )
 )
 _EXPECTED = (HIDDEN, NOT_AN_IMAGE, VALIDATION_PART)  # reasons that need no warning
 _LAYOUT = "Expected: train/normal, train/abnormal[/CLASS], test/normal, test/abnormal[/CLASS]."
@@ -236,7 +238,7 @@ def _from_json(path: Path, left_out: list[tuple[Path, str]]) -> dict[str, list[I
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeated_keys)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DatalistError(f"{path}: not valid JSON ({error}). Correct the file.") from error
-    except _RepeatedKey as error:
+    except _RepeatedKeyError as error:
         raise DatalistError(
             f"{path}: the key {error.args[0]!r} occurs twice in one object. Keep one of them."
         ) from error
@@ -275,7 +277,7 @@ def _from_json(path: Path, left_out: list[tuple[Path, str]]) -> dict[str, list[I
     return datalist
 
 
-class _RepeatedKey(ValueError):
+class _RepeatedKeyError(ValueError):
     """A key that occurs twice in one JSON object, of which Python would keep the last one without a word."""
 
 
@@ -283,7 +285,7 @@ def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise _RepeatedKey(key)
+            raise _RepeatedKeyError(key)
         found[key] = value
     return found
 

@@ -6,8 +6,8 @@ Training data lists, the bundle's `inferring`, `predict`, `bank add` and the lab
 * without an extension, or with a number as extension as in names made of UIDs, if its content is that of an image;
 * with any other extension, if its content is a DICOM part 10 file ("DICM" after the preamble).
 
-Hidden files (names that start with a dot), DICOMDIRs, and pipes, sockets and devices are not images. Nothing here decodes pixels, so an image may still
-turn out to be unusable.
+Hidden files (names that start with a dot), DICOMDIRs, and pipes, sockets and devices are not images. Nothing here decodes
+pixels, so an image may still turn out to be unusable.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def is_hidden_folder(path: Path) -> bool:
 def list_images(paths: Iterable[str | os.PathLike[str]], skip: Callable[[Path], bool] | None = None) -> Listing:
     """List the images among files and folders.
 
-    Files are taken as given, with any name, but no pipes, sockets or devices. Folders are searched with all subfolders except hidden and linked ones.
+    Files are taken as given, with any name, but no pipes, sockets or devices. Folders are searched with all subfolders except
+    hidden and linked ones.
 
     Args:
         paths: files and folders.

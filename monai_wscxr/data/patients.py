@@ -7,7 +7,7 @@ The first of these that names a patient counts:
 3. PatientID in the header of a DICOM file, unless it is a placeholder such as "anonymous".
 
 An image without any of them is a patient of its own. Names that differ only in blanks, capitals, leading zeros or a decimal
-".0" are one patient, with a warning, because `001`, `1` and `1.0` or `P1` and `p1` mostly come from a table that lost its types.
+".0" are one patient, with a warning: `001`, `1` and `1.0` or `P1` and `p1` mostly come from a table that lost its types.
 
 Nothing of a header leaves this module in clear: a patient known by the header only is called by a digest of the number.
 """
@@ -50,21 +50,35 @@ _MIMIC = re.compile(r"(?:^|/)p(\d{8})[/_-]s\d{8}[/_-][^/]*$", re.IGNORECASE)
 
 _PLACEHOLDERS = frozenset(
     (
-        "",
-        "0",
-        "-",
-        "?",
-        "anon",
-        "anonymous",
-        "anonymized",
-        "anonymised",
-        "deidentified",
-        "de-identified",
-        "id",
-        "n/a",
-        "na",
+        *(
+            "",
+            "0",
+            "-",
+            "?",
+            "anon",
+            "anonymous",
+            "anonymized",
+            "anonymised",
+            "deidentified",
+            "de-identified",
+            "id",
+            "n/a",
+        ),
+        *(
+            "na",
+            "nan",
+            "no id",
+            "noid",
+            "none",
+            "null",
+            "patient",
+            "patientid",
+            "patient id",
+            "removed",
+            "unknown",
+            "xxx",
+        ),
     )
-    + ("nan", "no id", "noid", "none", "null", "patient", "patientid", "patient id", "removed", "unknown", "xxx")
 )
 _HEAD_BYTES = 2**20  # PatientID stands near the beginning of a header
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -224,8 +238,8 @@ def _report(source: str, spellings: dict[str, dict[str, str]], placeholders: int
     if guessed:
         first, second = [Path(guessed[0][spelling]).name for spelling in sorted(guessed[0])][:2]
         logger.warning(
-            "%s: %d patient(s) are spelled in several ways that differ in capitals, leading zeros or a decimal .0 (first: %s and "
-            "%s). Each is taken for one patient; if they are different, give them clearly different names",
+            "%s: %d patient(s) are spelled in several ways that differ in capitals, leading zeros or a decimal .0 (first: "
+            "%s and %s). Each is taken for one patient; if they are different, give them clearly different names",
             *(source, len(guessed), first, second),
         )
     if placeholders:

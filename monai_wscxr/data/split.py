@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from monai_wscxr.data.datalist import Item, load_datalist
-from monai_wscxr.data.selection import check_overlap, choose_few_shot, hold_out
+from monai_wscxr.data.datalist import Item, load_with_rest
+from monai_wscxr.data.selection import choose_few_shot, find_overlap, hold_out, join_copies
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class TrainingSplit:
         test: test images, used only for the overlap check.
         findings: overlaps with the test images that were allowed, as sentences.
         digests: content digest of every image, by file.
+        left_out: how much of the data set no part uses, by reason, as a sentence; empty when nothing.
     """
 
     normal: list[Item]
@@ -30,11 +31,13 @@ class TrainingSplit:
     test: list[Item]
     findings: list[str]
     digests: dict[str, str]
+    left_out: str = ""
 
     def summary(self) -> str:
-        """Describe the split in one line."""
+        """Describe the split and what the data set leaves out in one line."""
         classes = ", ".join(f"{n} {name}" for name, n in sorted(count_classes(self.abnormal).items()))
-        return f"{len(self.normal)} normal images train, {len(self.held_out)} are held out, abnormal: {classes}"
+        text = f"{len(self.normal)} normal images train, {len(self.held_out)} are held out, abnormal: {classes}"
+        return f"{text}; {self.left_out}" if self.left_out else text
 
 
 def count_classes(items: Iterable[Item]) -> dict[str, int]:
@@ -50,8 +53,13 @@ def training_split(
     strict: bool = False,
     allow_overlap: bool = False,
     digests: Mapping[str, str] | None = None,
+    cache: str | os.PathLike[str] | bool | None = None,
+    progress: bool = True,
 ) -> TrainingSplit:
     """Split the training part of a data set; no test image is ever chosen.
+
+    The whole data set is checked for copies, contradictions and overlap before anything is chosen. Images with equal pixels
+    count as one patient, so that no copy of a training image is held out.
 
     Args:
         source: folder or datalist file, see `load_datalist`.
@@ -61,15 +69,17 @@ def training_split(
         strict: raise an error for a class with fewer than k images, instead of a warning.
         allow_overlap: accept that training and test share images or patients.
         digests: known content digests by file; these files are not hashed again.
+        cache: folder for the digests of pixels; None takes the default, False none.
+        progress: show a progress bar when many images have to be decoded.
 
     Raises:
         DatalistError: see `load_datalist`, `choose_few_shot`, `hold_out` and `check_overlap`.
     """
-    datalist = load_datalist(source)
-    training = datalist["training"]
+    loaded = load_with_rest(source)
+    training, test = loaded.parts["training"], loaded.parts["test"]
     found = dict(digests or {})
+    findings, pixels = find_overlap(training, test, allow_overlap, found, cache, progress)
+    training = join_copies(training, pixels)
     abnormal = choose_few_shot([item for item in training if item["label"] == 1], k, seed, strict)
     normal, held_out = hold_out([item for item in training if item["label"] == 0], holdout, seed)
-    used = normal + held_out + abnormal
-    findings = check_overlap(used, datalist["test"], allow=allow_overlap, digests=found)
-    return TrainingSplit(normal, held_out, abnormal, datalist["test"], findings, found)
+    return TrainingSplit(normal, held_out, abnormal, test, findings, found, loaded.summary())
