@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from monai_wscxr.data.datalist import Item, load_with_rest
+from monai_wscxr.data.masks import check_masks
 from monai_wscxr.data.selection import choose_few_shot, find_overlap, hold_out, join_copies
 
 
@@ -73,10 +74,11 @@ def training_split(
         progress: show a progress bar when many images have to be decoded.
 
     Raises:
-        DatalistError: see `load_datalist`, `choose_few_shot`, `hold_out` and `check_overlap`.
+        DatalistError: see `load_datalist`, `check_masks`, `choose_few_shot`, `hold_out` and `check_overlap`.
     """
     loaded = load_with_rest(source)
     training, test = loaded.parts["training"], loaded.parts["test"]
+    check_masks(test)
     found = dict(digests or {})
     findings, pixels = find_overlap(training, test, allow_overlap, found, cache, progress)
     training = join_copies(training, pixels)

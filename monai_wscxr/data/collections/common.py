@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from monai_wscxr.data.datalist import DatalistError, Item, few
 from monai_wscxr.data.encoding import encode_png
+from monai_wscxr.data.masks import upright_size
 from monai_wscxr.data.radiograph.base import GATES, RadiographError
 from monai_wscxr.data.radiograph.formats import sniff_format
 from monai_wscxr.data.radiograph.read import read_radiograph
@@ -320,19 +319,14 @@ def find_image(folder: Path, name: str, suffixes: Sequence[str] = (".dicom", ".d
 
 
 def _size(image: Path) -> tuple[int, int]:
-    """Return (height, width) of a file as it is read; the header suffices for PNG and JPEG that need no rotation."""
+    """Return (height, width) of a file as it is read."""
+    size = upright_size(image)
+    if size is not None:
+        return size[1], size[0]
     try:
-        if sniff_format(image) in ("png", "jpeg"):
-            with Image.open(image) as picture:
-                if picture.getexif().get(0x0112, 1) == 1:
-                    return picture.height, picture.width
         shape = read_radiograph(image, allow=GATES).image.shape
     except RadiographError as error:
         raise DatalistError(f"{image}: {error}") from error
-    except (OSError, EOFError, zlib.error, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatalistError(
-            f"{image}: the size cannot be read ({type(error).__name__}); copy the file again"
-        ) from error
     return int(shape[0]), int(shape[1])
 
 
