@@ -46,6 +46,51 @@ def count_classes(items: Iterable[Item]) -> dict[str, int]:
     return dict(Counter(str(item["class"]) for item in items))
 
 
+@dataclass(frozen=True)
+class CheckedDatalist:
+    """A data set that passed all checks that need its files.
+
+    Attributes:
+        training, test: items; training images with equal pixels have one patient, so that copies stay on one side of a split.
+        findings: overlaps of training and test that were allowed, as sentences.
+        digests: content digest of every image, by file.
+        left_out: how much of the data set no part uses, by reason, as a sentence; empty when nothing.
+    """
+
+    training: list[Item]
+    test: list[Item]
+    findings: list[str]
+    digests: dict[str, str]
+    left_out: str
+
+
+def checked_datalist(
+    source: str | os.PathLike[str],
+    allow_overlap: bool = False,
+    digests: Mapping[str, str] | None = None,
+    cache: str | os.PathLike[str] | bool | None = None,
+    progress: bool = True,
+) -> CheckedDatalist:
+    """Load a data set and check all of it for copies, contradictions, overlap and unusable masks, before anything is chosen.
+
+    Args:
+        source: folder or datalist file, see `load_datalist`.
+        allow_overlap: accept that training and test share images or patients.
+        digests: known content digests by file; these files are not hashed again.
+        cache: folder for the digests of pixels; None takes the default, False none.
+        progress: show a progress bar when many images have to be decoded.
+
+    Raises:
+        DatalistError: see `load_datalist`, `check_masks` and `check_overlap`.
+    """
+    loaded = load_with_rest(source)
+    training, test = loaded.parts["training"], loaded.parts["test"]
+    check_masks(test)
+    found = dict(digests or {})
+    findings, pixels = find_overlap(training, test, allow_overlap, found, cache, progress)
+    return CheckedDatalist(join_copies(training, pixels), test, findings, found, loaded.summary())
+
+
 def training_split(
     source: str | os.PathLike[str],
     k: int,
@@ -59,8 +104,7 @@ def training_split(
 ) -> TrainingSplit:
     """Split the training part of a data set; no test image is ever chosen.
 
-    The whole data set is checked for copies, contradictions and overlap before anything is chosen. Images with equal pixels
-    count as one patient, so that no copy of a training image is held out.
+    The whole data set is checked before anything is chosen, see `checked_datalist`.
 
     Args:
         source: folder or datalist file, see `load_datalist`.
@@ -74,14 +118,9 @@ def training_split(
         progress: show a progress bar when many images have to be decoded.
 
     Raises:
-        DatalistError: see `load_datalist`, `check_masks`, `choose_few_shot`, `hold_out` and `check_overlap`.
+        DatalistError: see `checked_datalist`, `choose_few_shot` and `hold_out`.
     """
-    loaded = load_with_rest(source)
-    training, test = loaded.parts["training"], loaded.parts["test"]
-    check_masks(test)
-    found = dict(digests or {})
-    findings, pixels = find_overlap(training, test, allow_overlap, found, cache, progress)
-    training = join_copies(training, pixels)
-    abnormal = choose_few_shot([item for item in training if item["label"] == 1], k, seed, strict)
-    normal, held_out = hold_out([item for item in training if item["label"] == 0], holdout, seed)
-    return TrainingSplit(normal, held_out, abnormal, test, findings, found, loaded.summary())
+    data = checked_datalist(source, allow_overlap, digests, cache, progress)
+    abnormal = choose_few_shot([item for item in data.training if item["label"] == 1], k, seed, strict)
+    normal, held_out = hold_out([item for item in data.training if item["label"] == 0], holdout, seed)
+    return TrainingSplit(normal, held_out, abnormal, data.test, data.findings, data.digests, data.left_out)

@@ -116,6 +116,19 @@ def test_copies_within_training_stay_on_one_side_and_are_named(dataset, caplog):
     assert "13 training image(s) are exact copies of others in the same part, 1 of them in another class" in caplog.text
 
 
+def test_methods_that_learn_from_normals_only_check_and_split_alike(dataset):
+    from monai_wscxr.experiments.baselines.common import normal_split
+
+    for number in range(12):
+        copy_of(dataset / f"train/normal/{number}.png", dataset / f"train/normal/copy{number}", "png")
+    for seed in range(3):
+        ours, theirs = training_split(dataset, 1, 0.3, seed), normal_split(dataset, 0.3, seed)
+        assert (ours.normal, ours.held_out, ours.test) == (theirs.normal, theirs.held_out, theirs.test)
+    copy_of(dataset / "train/normal/3.png", dataset / "train/abnormal/mass/copy", "png")
+    with pytest.raises(DatalistError, match="contradictory labels"):
+        normal_split(dataset)
+
+
 def test_different_pictures_of_low_contrast_stay_apart(tmp_path):
     files = {}
     for number in range(2):
