@@ -47,7 +47,7 @@ class ImagePrediction:
             "p_value": self.score.p_value,
             "abnormal": self.score.abnormal,
             "threshold": calibration.threshold,
-            "operating_point": calibration.false_positive_rate,
+            "operating_point": calibration.supported_rate,
             "peak": list(self.score.peak),
             "model_sha256": self.model.sha256,
         }
@@ -114,7 +114,7 @@ def encoded_results(prediction: ImagePrediction, allow: Collection[str] = ()) ->
         p_value=prediction.score.p_value,
         abnormal=prediction.score.abnormal,
         threshold=calibration.threshold,
-        false_positive_rate=calibration.false_positive_rate,
+        false_positive_rate=calibration.supported_rate,
         model_sha256=prediction.model.sha256,
         anomaly_map=prediction.anomaly_map,
         scale=prediction.model.colour_scale,
@@ -122,8 +122,10 @@ def encoded_results(prediction: ImagePrediction, allow: Collection[str] = ()) ->
     try:
         with quiet:
             made = dicom.encode_results(str(prediction.file), radiograph.image, finding, datetime.datetime.now())
+    except dicom.HeaderError as error:
+        raise Refused("header", f"the header of the image does not allow DICOM results: {error}") from error
     except Exception as error:  # headers fail in many ways, and an error message may quote them
         raise Refused(
             "header", f"the header of the image does not allow DICOM results ({type(error).__name__})"
         ) from error
-    return {**results, **{{"map": "fraction"}.get(kind, kind): data for kind, data in made.items()}}
+    return {**results, **{{"map": "fraction"}.get(kind, kind): data for kind, data in made.objects.items()}}

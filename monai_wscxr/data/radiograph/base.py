@@ -193,8 +193,11 @@ def _is_writable_float64(values: np.ndarray) -> bool:
     return values.dtype == np.float64 and values.flags.writeable
 
 
+_DECODING_LIBRARIES = ("pydicom", "nibabel", "PIL", "tifffile")
+
+
 class _Quiet:
-    """Context manager that silences the warnings of decoding libraries, which quote header entries, also patient data.
+    """Context manager that silences warnings and logs of decoding libraries, which quote header entries, also patient data.
 
     `warnings.catch_warnings` is not safe in threads, so the first thread that enters silences and the last one to leave
     restores.
@@ -202,7 +205,7 @@ class _Quiet:
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
-        self._logger = logging.getLogger("pydicom")
+        self._restore: list[tuple[logging.Logger, bool, bool, list[logging.Handler]]] = []
 
     def __enter__(self) -> None:
         with self._lock:
@@ -211,14 +214,23 @@ class _Quiet:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()
                 warnings.simplefilter("ignore")
-                self._disabled, self._logger.disabled = self._logger.disabled, True
+                self._silence()
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
                 self._filters.__exit__(None, None, None)
-                self._logger.disabled = self._disabled
+                for logger, disabled, propagate, handlers in self._restore:
+                    logger.disabled, logger.propagate, logger.handlers = disabled, propagate, handlers
+
+    def _silence(self) -> None:
+        """Silence the libraries' loggers; a logger that is created meanwhile has no handler but that of its library."""
+        names = {*_DECODING_LIBRARIES, *logging.root.manager.loggerDict}
+        found = [logging.getLogger(name) for name in sorted(names) if name.partition(".")[0] in _DECODING_LIBRARIES]
+        self._restore = [(logger, logger.disabled, logger.propagate, logger.handlers) for logger in found]
+        for logger in found:
+            logger.disabled, logger.propagate, logger.handlers = True, False, [logging.NullHandler()]
 
 
 quiet = _Quiet()
