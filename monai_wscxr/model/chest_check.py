@@ -41,10 +41,20 @@ logger = logging.getLogger("monai_wscxr")
 REASON = "unlike_a_chest"
 
 _FEWEST_NORMALS = 20  # images; with fewer, mean and variance say little about other images
-_CHEST_COPIES, _OTHER_COPIES = 8, 6  # counterexamples of each kind
+_CHEST_COPIES, _OTHER_COPIES = 8, 10  # counterexamples of each kind
 _SHRINKAGE = 10.0  # added to the diagonal of the covariance of standardised image features
-_DISTANCE_LIMIT = 12.0  # times the median of the held-out normals
-_LIKENESS_LIMIT = 0.4
+_DISTANCE_LIMIT = 11.0  # times the median of the held-out normals
+_LIKENESS_LIMITS = {
+    "inverted": 0.5,
+    "upside_down": 0.48,
+    "turned_left": 0.44,
+    "turned_right": 0.44,
+    "low_byte": 0.3,
+    "white_noise": 0.3,
+    "gradient": 0.3,
+    "clouds": 0.36,
+    "pink_noise": 0.4,
+}  # above radiographs of another hospital, measured in docs/predict.md
 _HELD_OUT_SHARE, _HELD_OUT_MARGIN = 0.98, 0.2  # a limit lies this far above this share of the held-out normals
 _VERSION = 1  # of the counterexamples, part of the cache's fingerprint
 _IMAGES = 256  # images whose features are in memory at a time
@@ -168,21 +178,21 @@ def measure_chest_check(
         logger.info("%d normal images are too few for the check that an image shows a chest", len(files))
         return None
     chosen = [files[n] for n in copied_images(extractor, files, max(_CHEST_COPIES, _OTHER_COPIES))]
-    counterexamples = [
-        copy_features(extractor, chosen[:count], _alteration(name, change), 1, pooled=True)[:, 0]
+    counterexamples = {
+        name: copy_features(extractor, chosen[:count], _alteration(name, change), 1, pooled=True)[:, 0]
         for kinds, count in ((CHEST_COUNTEREXAMPLES, _CHEST_COPIES), (OTHER_COUNTEREXAMPLES, _OTHER_COPIES))
         for name, change in kinds.items()
-    ]
+    }
     return fit_chest_check(normal, held_out, counterexamples)
 
 
-def fit_chest_check(normal: Tensor, held_out: Tensor, counterexamples: Sequence[Tensor]) -> ChestCheck | None:
+def fit_chest_check(normal: Tensor, held_out: Tensor, counterexamples: Mapping[str, Tensor]) -> ChestCheck | None:
     """Fit the check to image features.
 
     Args:
         normal: [n, C] of normal images, n >= 2.
         held_out: [m, C] of held-out normal images, m >= 1.
-        counterexamples: [k, C] of each kind, k >= 1.
+        counterexamples: [k, C] of each kind, k >= 1, by the name of the kind.
 
     Returns:
         the check, or None when the image features of all normal images are equal.
@@ -197,7 +207,7 @@ def fit_chest_check(normal: Tensor, held_out: Tensor, counterexamples: Sequence[
     standardised = (normal - mean) / spread
     covariance = standardised.T @ standardised / len(normal)
     covariance.diagonal().add_(_SHRINKAGE)
-    kinds = [(kind.double().cpu() - mean) / spread for kind in counterexamples]
+    kinds = [(kind.double().cpu() - mean) / spread for kind in counterexamples.values()]
     for kind in kinds:
         inner = kind - kind.mean(0)
         covariance += inner.T @ inner / (len(kind) * len(kinds))
@@ -207,7 +217,8 @@ def fit_chest_check(normal: Tensor, held_out: Tensor, counterexamples: Sequence[
     variance = variance + typical
 
     likeness = (held_out - mean) @ directions.T
-    limits = (likeness.quantile(_HELD_OUT_SHARE, dim=0) + _HELD_OUT_MARGIN).clamp(min=_LIKENESS_LIMIT)
+    lowest = torch.tensor([_LIKENESS_LIMITS[name] for name in counterexamples], dtype=likeness.dtype)
+    limits = (likeness.quantile(_HELD_OUT_SHARE, dim=0) + _HELD_OUT_MARGIN).maximum(lowest)
     distance = ((held_out - mean).square() / variance).mean(1)
     limit = max(_DISTANCE_LIMIT * float(distance.median()), 2 * float(distance.quantile(_HELD_OUT_SHARE)))
     return ChestCheck(
