@@ -29,6 +29,7 @@ REASON_CODES = (
     "burned_in_annotation",  # by the header the pixels show text with patient data
     "for_processing",  # by the header these are raw detector values
     "suspicious_polarity",  # the image looks like the negative of a chest radiograph
+    "unlike_a_chest",  # by shape or appearance the image is no upright frontal chest radiograph
     "too_slow",  # reading took longer than a run allows
     "crashed",  # a decoding library crashed its process
     "outside_folder",  # a DICOMDIR entry that points out of the DICOMDIR's folder, or to no file
@@ -41,6 +42,7 @@ GATES = (
     "burned_in_annotation",
     "for_processing",
     "suspicious_polarity",
+    "unlike_a_chest",
 )
 """Reason codes of readable images that are not frontal chest radiographs; a caller may allow each of them."""
 
