@@ -106,7 +106,7 @@ def upright_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     try:
         with Image.open(path, formats=_FORMATS) as picture:
             turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return picture.size[::-1] if turned else picture.size  # type: ignore[return-value]
+            return picture.size[::-1] if turned else picture.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
 
