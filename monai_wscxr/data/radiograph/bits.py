@@ -19,8 +19,8 @@ SIGN_RATIO = 1.05
 and ZhangLab reach 0.70, wrong ones begin at 1.06."""
 
 SWAP_RATIO, SWAP_ROUGHNESS = 3.0, 0.2
-"""Roughness, relative to that with swapped bytes and to the standard deviation, above which a byte order counts as wrong: on 700
-of them in 12 and 16 bits right ones reach 0.13 and 0.1, wrong ones begin at 7.8 and 0.29."""
+"""Roughness, relative to that with swapped bytes and to the standard deviation, above which a byte order counts as wrong. On
+700 of them in 12 and 16 bits right ones reach 0.13 and 0.1, wrong ones begin at 7.8 and 0.29."""
 
 _SMALLEST_SIDE = 64  # pixels; smaller pictures are too rough to judge
 _MOST_ROWS = 256  # rows that are compared

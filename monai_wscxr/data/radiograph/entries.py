@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import numbers as kinds
 from typing import Any
+
+from pydicom.multival import MultiValue
 
 from monai_wscxr.data.radiograph.base import RadiographError
 
@@ -23,7 +24,7 @@ def numbers(header: Any, name: str) -> list[float]:
         value = header.get(name)
         if value is None or value == "":
             return []
-        several = [value] if isinstance(value, (str, bytes, kinds.Number)) else list(value)
+        several: list[Any] = list(value) if isinstance(value, (list, tuple, MultiValue)) else [value]
         return [float(one) for one in several if one is not None and one != ""]
     except Exception as error:
         raise not_a_number(name) from error

@@ -126,8 +126,7 @@ def _axis_codes(header: Any, axes: tuple[int, int]) -> tuple[str | None, str | N
         return None
     for axis in set(range(3)) - set(columns):
         if np.linalg.matrix_rank(affine[:3, :3]) < 3:  # complete the matrix at right angles to the image
-            others = [affine[:3, other] for other in range(3) if other != axis]
-            affine[:3, axis] = np.cross(*others)
+            affine[:3, axis] = np.cross(affine[:3, axis - 1], affine[:3, axis - 2])
     if np.linalg.matrix_rank(affine) < 4:
         return None
     codes = nib.orientations.aff2axcodes(affine)

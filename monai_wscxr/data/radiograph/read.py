@@ -5,9 +5,10 @@ no matter which other readers are installed. The content of a file decides its f
 checked before any pixel is decoded.
 
 The modules of this package describe how stored values become grey values in [0, 1]: `raster` (PNG, JPEG, TIFF, BMP), `nifti`,
-and for DICOM `dicom` (header, modality, polarity), `decoders` and `codestream` (compression) and `grey` (lookup tables, windows,
-padding). `whole` refuses pictures of which a part is missing, and `bits` values that contradict their header. `gates` refuses
-images that could be read but are not frontal chest radiographs. `read_radiograph` checks every finished picture once more.
+and for DICOM `dicom` (header, modality, polarity), `decoders` and `codestream` (compression) and `grey` (lookup tables,
+windows, padding). `whole` refuses pictures of which a part is missing, and `bits` values that contradict their header. `gates`
+refuses images that could be read but are not frontal chest radiographs. `read_radiograph` checks every finished picture once
+more.
 
 Reading one file adds at most `base.MEMORY_LIMIT` bytes to the memory of the process.
 """

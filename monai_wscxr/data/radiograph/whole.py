@@ -85,6 +85,7 @@ class _Scan(NamedTuple):
     first: int  # first and last coefficient in zigzag order
     last: int
     low: int  # position of the lowest bit that the scan sends
+    restarts: int  # units between two restart markers, or 0
     start: int
     end: int
 
@@ -93,8 +94,8 @@ def check_jpeg(data: bytes, decoded: np.ndarray, decode: Callable[[bytes], np.nd
     """Check that a JPEG sends all blocks of all components, down to the last bit of every coefficient.
 
     The number of blocks can only be counted by decoding. So where blocks may be missing, data are inserted at the end of every
-    scan and the picture is decoded again: a decoder that still lacked blocks uses them, and the picture changes; one that had
-    all of them skips to the next marker. In a file of one scan missing blocks are mid-grey (of a lossless one: repeat their
+    scan and restart interval, and the picture is decoded again: a decoder that still lacked blocks uses them, and the picture changes; one that had
+    all of them skips to the next marker. In one scan without restart markers missing blocks are mid-grey (of a lossless one: repeat their
     neighbour), so other pictures need no second decoding.
 
     Args:
@@ -107,7 +108,7 @@ def check_jpeg(data: bytes, decoded: np.ndarray, decode: Callable[[bytes], np.nd
         RadiographError: "unreadable".
         struct.error, ValueError: when the data are damaged.
     """
-    kind, frame, restarts, scans = _jpeg_structure(data)
+    kind, frame, scans = _jpeg_structure(data)
     if not frame or not scans:
         raise missing_part("it has no scan")
     precision, rows, columns = struct.unpack_from(">BHH", frame)
@@ -115,19 +116,24 @@ def check_jpeg(data: bytes, decoded: np.ndarray, decode: Callable[[bytes], np.nd
     _check_scans(kind, components, scans)
     if kind in _ARITHMETIC:
         return
-    if len(scans) == 1 and kind not in _LOSSLESS:
-        _check_restarts(data, scans[0], components, restarts, rows, columns)
+    if kind not in _LOSSLESS:
+        for scan in scans:
+            _check_restarts(data, scan, components, rows, columns)
+    one_part = len(scans) == 1 and not scans[0].restarts
+    if one_part and kind not in _LOSSLESS:
         corner = np.abs(decoded[-1, -1].astype(np.int64) - 2 ** (precision - 1))
-        if (
-            len(components) < 4 and (corner > 2).any()
-        ):  # colour conversion may shift mid-grey a little; CMYK may be inverted
+        if len(components) < 4 and (corner > 2).any():  # colour conversion may shift mid-grey; CMYK may be inverted
             return
-    elif len(scans) == 1 and kind == 0xC3 and scans[0].first == 1:
-        if (decoded[-1, -16:] != decoded[-1, -1]).any():  # predicted from the left
-            return
-    probed = data
-    for scan in reversed(scans):
-        probed = probed[: scan.end] + _PROBE + probed[scan.end :]
+    elif one_part and kind == 0xC3 and scans[0].first == 1 and (decoded[-1, -16:] != decoded[-1, -1]).any():
+        return  # missing samples would repeat their left neighbour
+    parts, at = [], 0
+    for scan in scans:
+        for marker in _RESTART.finditer(data, scan.start, scan.end):
+            parts += [data[at : marker.start()], _PROBE[:64]]
+            at = marker.start()
+        parts += [data[at : scan.end], _PROBE]
+        at = scan.end
+    probed = b"".join([*parts, data[at:]])
     try:
         same = np.array_equal(decode(probed), decoded)
     except Exception as error:  # a decoder that had all blocks would not have looked at what was inserted
@@ -136,9 +142,10 @@ def check_jpeg(data: bytes, decoded: np.ndarray, decode: Callable[[bytes], np.nd
         raise missing_part("its compressed data end before the last row")
 
 
-def _jpeg_structure(data: bytes) -> tuple[int, bytes, int, list[_Scan]]:
-    """Return the kind of frame, its header, the restart interval and all scans up to the end marker."""
-    kind, frame, restarts, scans = 0, b"", 0, []
+def _jpeg_structure(data: bytes) -> tuple[int, bytes, list[_Scan]]:
+    """Return the kind of frame, its header and all scans up to the end marker."""
+    kind, frame, restarts = 0, b"", 0
+    scans: list[_Scan] = []
     at = 2
     while at + 2 <= len(data):
         if data[at] != 0xFF:
@@ -148,7 +155,7 @@ def _jpeg_structure(data: bytes) -> tuple[int, bytes, int, list[_Scan]]:
             at += 1
             continue
         if marker == 0xD9:
-            return kind, frame, restarts, scans
+            return kind, frame, scans
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:
             at += 2
             continue
@@ -163,7 +170,7 @@ def _jpeg_structure(data: bytes) -> tuple[int, bytes, int, list[_Scan]]:
             end = found.start() if found else len(data)
             count = body[0]
             first, last, bits = body[1 + 2 * count : 4 + 2 * count]
-            scans.append(_Scan(tuple(body[1 : 1 + 2 * count : 2]), first, last, bits & 15, at, end))
+            scans.append(_Scan(tuple(body[1 : 1 + 2 * count : 2]), first, last, bits & 15, restarts, at, end))
             at = end
     raise missing_part("it has no end marker")
 
@@ -182,11 +189,9 @@ def _check_scans(kind: int, components: dict[int, int], scans: list[_Scan]) -> N
         raise missing_part("the last scans of this progressive JPEG are not sent")
 
 
-def _check_restarts(
-    data: bytes, scan: _Scan, components: dict[int, int], restarts: int, rows: int, columns: int
-) -> None:
-    """Check the number of restart markers, which decoders replace by grey where they are missing."""
-    if not restarts or not rows:
+def _check_restarts(data: bytes, scan: _Scan, components: dict[int, int], rows: int, columns: int) -> None:
+    """Check the number of restart markers: decoders fill the parts between missing ones with grey."""
+    if not scan.restarts or not rows:
         return
     across, down = (max(sampling >> shift & 15 for sampling in components.values()) for shift in (4, 0))
     if len(scan.components) == 1:  # one block per unit
@@ -194,7 +199,7 @@ def _check_restarts(
         columns, rows = -(-columns * (sampling >> 4) // across), -(-rows * (sampling & 15) // down)
         across = down = 1
     units = -(-columns // (8 * across)) * -(-rows // (8 * down))
-    expected, found = -(-units // restarts) - 1, len(_RESTART.findall(data, scan.start, scan.end))
+    expected, found = -(-units // scan.restarts) - 1, len(_RESTART.findall(data, scan.start, scan.end))
     if found < expected:
         raise missing_part(f"it has {found} of {expected} restart markers")
 
