@@ -217,7 +217,8 @@ def _wide_enough(values: np.ndarray, smallest: Any, largest: Any) -> np.ndarray:
     if values.dtype.kind == "i":
         fits = int(largest) - int(smallest) <= np.iinfo(values.dtype).max
     else:
-        fits = values.dtype.kind != "f" or bool(np.isfinite(largest - smallest))
+        with np.errstate(over="ignore"):
+            fits = values.dtype.kind != "f" or bool(np.isfinite(largest - smallest))
     return values if fits else values.astype(np.float64)
 
 

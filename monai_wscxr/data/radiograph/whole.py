@@ -94,9 +94,9 @@ def check_jpeg(data: bytes, decoded: np.ndarray, decode: Callable[[bytes], np.nd
     """Check that a JPEG sends all blocks of all components, down to the last bit of every coefficient.
 
     The number of blocks can only be counted by decoding. So where blocks may be missing, data are inserted at the end of every
-    scan and restart interval, and the picture is decoded again: a decoder that still lacked blocks uses them, and the picture changes; one that had
-    all of them skips to the next marker. In one scan without restart markers missing blocks are mid-grey (of a lossless one: repeat their
-    neighbour), so other pictures need no second decoding.
+    scan and restart interval, and the picture is decoded again: a decoder that still lacks blocks uses them, and the picture
+    changes; one that has all of them skips to the next marker. In one scan without restart markers missing blocks are mid-grey
+    (in a lossless picture they repeat their neighbour), so most pictures need no second decoding.
 
     Args:
         data: one JPEG picture: baseline, extended, progressive or lossless, with Huffman coding. With arithmetic coding only
