@@ -36,10 +36,15 @@ def used_range(ds: Any, width: int) -> tuple[int, int]:
         width: bits of a stored value in memory.
 
     Raises:
-        RadiographError: "bits_disagree" when BitsStored is not from 1 to BitsAllocated.
+        RadiographError: "bits_disagree" when BitsStored is not from 1 to BitsAllocated, BitsAllocated is neither 1 nor whole
+            bytes, or PixelRepresentation is neither 0 nor 1.
     """
     allocated = whole_number(ds, "BitsAllocated", width)
-    bits = whole_number(ds, "BitsStored", 0) or allocated
+    bits = whole_number(ds, "BitsStored", allocated)
+    if allocated != 1 and (allocated <= 0 or allocated % 8):
+        raise _disagree(f"the header allocates {allocated} bits, which is neither 1 nor whole bytes")
+    if whole_number(ds, "PixelRepresentation", 0) not in (0, 1):
+        raise _disagree("PixelRepresentation is neither 0 (unsigned) nor 1 (signed)")
     if not 1 <= bits <= allocated:
         raise _disagree(f"the header stores {bits} bits in {allocated} allocated ones")
     low = whole_number(ds, "HighBit", bits - 1) - bits + 1

@@ -134,7 +134,7 @@ def _check_tiff_data(tags: Any, size: tuple[int, int], bits: int, compression: i
 
 def _check_whole(image: Image.Image, kind: str, content: bytes) -> None:
     if kind == "png":
-        whole.check_png(content)
+        whole.check_png(content, np.asarray(image))
     elif kind == "jpeg":
 
         def decode(data: bytes) -> np.ndarray:
@@ -169,10 +169,10 @@ def _grey_16(content: bytes) -> np.ndarray:
     channels = decode_png(data, ImageReadMode.UNCHANGED).numpy()
     red, *others = channels[:3] if len(channels) > 2 else channels[:1]
     if any(not np.array_equal(red, other) for other in others):
-        mixed = sum(
-            weight * channel.astype(np.float64) for weight, channel in zip(_LUMINANCE, (red, *others), strict=True)
-        )
-        return np.asarray(mixed / 65535, dtype=np.float32)
+        mixed = np.zeros(red.shape, dtype=np.float32)
+        for weight, channel in zip(_LUMINANCE, (red, *others), strict=True):
+            mixed += np.float32(weight / 65535) * channel
+        return mixed
     check_byte_order(red)
     return red.astype(np.float32) / np.float32(65535)
 

@@ -144,6 +144,22 @@ def test_a_few_bytes_after_the_pixels_are_ignored(tmp_path):
     np.testing.assert_allclose(read(path), stretched(PICTURE), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("elements", "message"),
+    [
+        ({"BitsStored": 0}, "the header stores 0 bits in 16 allocated ones"),
+        ({"BitsStored": 40}, "the header stores 40 bits in 16 allocated ones"),
+        ({"BitsAllocated": 12, "BitsStored": 12}, "the header allocates 12 bits, which is neither 1 nor whole bytes"),
+        ({"BitsAllocated": 0}, "the header allocates 0 bits"),
+        ({"PixelRepresentation": 7}, "PixelRepresentation is neither 0 (unsigned) nor 1 (signed)"),
+    ],
+)
+def test_impossible_headers(tmp_path, elements, message):
+    error = rejected(dicom(tmp_path / "a", PICTURE, **elements), allow=GATES)
+    assert error.code == "bits_disagree"
+    assert message in str(error)
+
+
 def test_16_bit_values_under_a_header_of_8_bits(tmp_path):
     path = dicom(tmp_path / "a", PICTURE, BitsAllocated=8, BitsStored=8, HighBit=7)
     assert rejected(path, allow=GATES).code == "bits_disagree"
