@@ -5,7 +5,8 @@
 MODEL is the output folder of a training. Every image of a `--real` source is predicted as it is. Every `--every`-th image of
 the `--spoil` sources is turned, inverted, cut to its low byte and squeezed into a strip. Further pictures are made from
 random numbers or come from pydicom, pydicom-data, scikit-learn and the folder `--photos`. A CSV is a data list; PART ("train"
-or "test") chooses rows. Prints one Markdown row per kind: number of images, refused by the reader (all gates but that of the check, headers ignored),
+or "test") chooses rows. Prints one Markdown row per kind: number of images, refused by the reader (all gates but that of the
+check, headers ignored),
 refused by the check alone, and by both together.
 """
 
