@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 
 namespace wscxr::search {
 
@@ -135,8 +134,9 @@ bool PackedTensors::usable(const Rows& bank) const {
   if (!is_plain(layout, ScalarType::Long, 6)) return false;
   const std::int64_t* values = static_cast<const std::int64_t*>(layout.data_ptr());
   const std::int64_t panels = panels_of(bank.count), unique = values[3];
-  if (values[0] != kVersion || values[1] != kernels().levels || std::abs(values[2]) > kLargestExponent || unique < 1 ||
-      unique > bank.count || values[4] != bank.count || values[5] != bank.channels) {
+  if (values[0] != kVersion || values[1] != kernels().levels || values[2] < -kLargestExponent ||
+      values[2] > kLargestExponent || unique < 1 || unique > bank.count || values[4] != bank.count ||
+      values[5] != bank.channels) {
     return false;
   }
   if (!is_plain(codes, ScalarType::Byte, panels * depth_of(bank.channels) * 4 * kColumns) ||

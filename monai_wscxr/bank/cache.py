@@ -172,7 +172,9 @@ class FeatureCache:
             ((kind, _),) = images.most_common(1)
             self._put_aside_all(
                 {
-                    shard.path: DamagedError(f"its features have another shape than most: {shard.shape[1:]} {shard.dtype}")
+                    shard.path: DamagedError(
+                        f"its features have another shape than most: {shard.shape[1:]} {shard.dtype}"
+                    )
                     for shard, _ in places
                     if (shard.shape[1:], shard.dtype) != kind
                 }

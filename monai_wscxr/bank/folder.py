@@ -49,7 +49,9 @@ _check_index = record(
             record(
                 {
                     # the name of a file in the folder, never a path
-                    "file": text(255, r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors", "a file name ending in .safetensors"),
+                    "file": text(
+                        255, r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors", "a file name ending in .safetensors"
+                    ),
                     "images": integer(1, _MOST_IMAGES),
                     "bytes": integer(1, (1 << 63) - 1),
                     "header_crc32": integer(0, (1 << 32) - 1),

@@ -58,8 +58,8 @@ def read_header(path: Path) -> Header:
     As the format demands, the tensors must lie one behind the other, without gaps and without sharing bytes.
 
     Raises:
-        DamagedError: when the file cannot be read or is no regular file, its header is malformed or contradicts itself, or the file is shorter or
-            longer than its header says. The message names no path.
+        DamagedError: when the file cannot be read or is no regular file, its header is malformed or contradicts itself, or the
+            file is shorter or longer than its header says. The message names no path.
     """
     try:
         with open_regular(path) as file:

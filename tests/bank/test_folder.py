@@ -285,7 +285,8 @@ def test_an_index_that_contradicts_itself_is_refused(tmp_path, change, reason):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "a\\b.safetensors", ".x.safetensors", "bank.json"]
+    "name",
+    ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "a\\b.safetensors", ".x.safetensors", "bank.json"],
 )
 def test_a_shard_outside_of_the_folder_is_refused(tmp_path, name):
     bank = made(tmp_path / "bank", "abc")
@@ -361,5 +362,5 @@ def test_numbers_that_are_not_finite_are_found(tmp_path):
     with pytest.raises(InputError, match="hold NaN or Inf"):
         bank.add("de", broken)
     half = made(tmp_path / "half", dtype="float16")
-    with pytest.raises(InputError, match="hold NaN or Inf as torch.float16"):
+    with pytest.raises(InputError, match=r"hold NaN or Inf as torch\.float16"):
         half.add("a", features("a") + 1e6)
