@@ -153,10 +153,12 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         score_share = check_score_share(description["score_share"])
         sha256 = description["model_sha256"]
         settings = dict(description["settings"])
-    except InputError:
-        raise
+    except InputError as error:
+        if str(folder) in str(error):
+            raise
+        raise InputError(f"{folder / ARTEFACT} is damaged: {error}") from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
         raise InputError(
             f"{folder / WEIGHTS} and {folder / ARTEFACT} cannot be loaded as a model ({reason}); "
             "copy the whole output folder of a training run, or train again"

@@ -68,6 +68,13 @@ def fields(value, place=()):
         yield from fields(inner, (*place, key))
 
 
+def at(value, place):
+    """Return what a JSON value holds at a place."""
+    for key in place:
+        value = value[key]
+    return value
+
+
 def replaced(value, place, new):
     """Return a copy of a JSON value with another value at a place."""
     whole = copy.deepcopy(value)

@@ -10,7 +10,7 @@ import torch
 import monai_wscxr
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import ARTEFACT, WEIGHTS, load_model, save_model
-from tests.helpers.hostile import NO_FILES, WRONG, fields, with_wrong, within
+from tests.helpers.hostile import NO_FILES, WRONG, at, fields, with_wrong, within
 
 
 def refusal(folder):
@@ -202,16 +202,19 @@ def test_a_wrong_value_in_any_field_is_refused_or_changes_nothing(make_model, tm
     path.write_text(json.dumps(good))
     before = load_model(tmp_path)
     for place in fields(good):
+        if json.dumps(at(good, place)) == wrong:
+            continue
         path.write_text(with_wrong(good, place, wrong))
         started = time.process_time()
         try:
-            model = load_model(tmp_path)
+            model, message = load_model(tmp_path), None
         except InputError as error:
-            assert len(str(error)) < 600
-            assert str(tmp_path) in str(error)
+            model, message = None, str(error)
+        assert time.process_time() - started < 2, (place, wrong)
+        if model is None:
+            assert str(tmp_path) in message
+            assert len(message) < 600
             continue
-        finally:
-            assert time.process_time() - started < 2, (place, wrong)
         assert place[0] in MAY_CHANGE or wrong in MAY_BE.get(place, ()), (place, wrong)
         with torch.inference_mode():
             assert torch.equal(model.network(image), network(image))
