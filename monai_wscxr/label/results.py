@@ -21,6 +21,7 @@ from monai_wscxr.label.pictures import overlay_png, resized_map
 from monai_wscxr.label.ranking import ImageScore, patch_scores, score_images
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.networks import anomaly_map
+from monai_wscxr.model.predictor import check_images
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def predict_image(model: TrainedModel, extractor: PatchExtractor, file: Path, ke
         keep: whether its features go to the feature cache.
 
     Raises:
-        Refused: when the file cannot be used; the reason is the reader's reason code.
+        Refused: when the file cannot be used, or is unlike a chest radiograph; the reason is a reason code.
     """
     if keep:
         _, features, rejected = extractor.usable([str(file)], "image")
@@ -72,6 +73,9 @@ def predict_image(model: TrainedModel, extractor: PatchExtractor, file: Path, ke
     if rejected:
         _, code, message = rejected[0]
         raise Refused(code, message)
+    refusal = check_images(model, features.mean(1), extractor.allow)[0]
+    if refusal is not None:
+        raise Refused(refusal.code, refusal.message)
     patches = patch_scores(model, features, extractor.grid)
     size = model.preprocessing.image_size
     values = anomaly_map(patches[None], (size, size), model.map_sigma)[0, 0].numpy()

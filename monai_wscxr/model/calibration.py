@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.model.artefact_schema import check_calibration
 
 
 @dataclass(frozen=True)
@@ -122,15 +123,15 @@ class Calibration:
         """Build a calibration from the values of `to_dict`.
 
         Raises:
-            InputError: when the values are inconsistent.
+            InputError: when the values are of other types, out of range, or inconsistent.
         """
-        scores, rate = tuple(values["normal_scores"]), values["false_positive_rate"]
-        if not scores or not all(map(math.isfinite, scores)) or list(scores) != sorted(scores) or not 0 < rate < 1:
-            raise InputError("the calibration is damaged: its scores must be finite and ascending, its rate in (0, 1)")
-        low, high = values["colour_low"], values["colour_high"]
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise InputError(f"the calibration is damaged: its colour scale runs from {low} to {high}")
-        calibration = cls(scores, rate, low, high)
+        try:
+            check_calibration(values)
+        except ValueError as error:
+            raise InputError(f"the calibration is damaged: {error}") from error
+        calibration = cls(
+            tuple(values["normal_scores"]), values["false_positive_rate"], values["colour_low"], values["colour_high"]
+        )
         if values["threshold"] != calibration.threshold:
             raise InputError(
                 f"the calibration is damaged: its scores give the threshold {calibration.threshold}, "

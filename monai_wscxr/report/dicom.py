@@ -271,7 +271,7 @@ def _aspect(header: Dataset) -> Fraction:
 def picture_digest(image: NDArray[np.float32]) -> str:
     """Return the SHA-256 of an image's size and pixels in hexadecimal digits."""
     digest = hashlib.sha256(repr(image.shape).encode())
-    digest.update(np.ascontiguousarray(image, dtype="<f4"))
+    digest.update(np.ascontiguousarray(image, dtype="<f4").tobytes())
     return digest.hexdigest()
 
 

@@ -133,5 +133,15 @@ def write_model(
         "overlap": split.findings,
         "seconds": {**banks.seconds, **seconds},
     }
-    sha256 = save_model(folder, network, banks.preprocessing, calibration, map_sigma, settings, record, score_share)
+    sha256 = save_model(
+        folder,
+        network,
+        banks.preprocessing,
+        calibration,
+        map_sigma,
+        settings,
+        record,
+        score_share,
+        banks.chest_check,
+    )
     return calibration, sha256

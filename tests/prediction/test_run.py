@@ -95,6 +95,15 @@ def test_every_input_has_its_row_and_files(options, inputs, model_folder):
     assert {"report/index.html", "predictions.json", JOURNAL} <= written
 
 
+def test_finite_giants_are_one_rejected_row_and_the_run_goes_on(options, inputs, tmp_path):
+    giant = np.random.default_rng(0).choice([-1.7e308, 1.7e308], (64, 64))
+    nib.save(nib.Nifti1Image(giant, np.eye(4)), tmp_path / "giants.nii")
+    paths = (str(inputs / "0.png"), str(tmp_path / "giants.nii"), str(inputs / "1.png"))
+    summary = predict(options(paths=paths))
+    assert [(r[1], r[2]) for r in rows(options().output)] == [("ok", ""), ("rejected", "not_finite"), ("ok", "")]
+    assert (summary.images, summary.rejected) == (3, 1)
+
+
 def test_scores_are_those_of_the_predictor(options, model_folder):
     predict(options(batch_size=3))
     model = load_model(model_folder)
