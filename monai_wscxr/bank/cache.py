@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 import uuid
@@ -23,7 +22,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 from torch import Tensor
 
@@ -31,18 +29,13 @@ from monai_wscxr.bank.rows import FileRows
 from monai_wscxr.bank.shard import Shard, shard_rows, write_shard
 from monai_wscxr.errors import InputError
 from monai_wscxr.system.atomic import DamagedError, write_text_atomic
+from monai_wscxr.system.cache_folder import cache_root as cache_root
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = "2"
 _HEADROOM = 64 << 20  # bytes left free on the disk
 _ABANDONED_AFTER = 86400  # seconds after which a partial file belongs to a killed run
-
-
-def cache_root() -> Path:
-    """Return `$MONAI_WSCXR_CACHE`, or else the platform's user cache folder."""
-    chosen = os.environ.get("MONAI_WSCXR_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("monai_wscxr"))
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

@@ -17,12 +17,13 @@ from monai_wscxr.features.backbones import create_backbone, weights_hash
 from monai_wscxr.features.patches import PatchFeatures
 from monai_wscxr.model.artefact_schema import OtherFormatError, parse_artefact, read_artefact
 from monai_wscxr.model.calibration import Calibration, ColourScale
+from monai_wscxr.model.chest_check import ChestCheck
 from monai_wscxr.model.networks import Discriminator, WSCXRNet, check_score_share
 from monai_wscxr.model.weights_file import check_fit, check_heads, read_weights
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.system.atomic import torch_bytes, write_together
 
-ARTEFACT_FORMAT = 2
+ARTEFACT_FORMAT = 3
 ARTEFACT, WEIGHTS = "artefact.json", "model.pt"
 
 
@@ -39,6 +40,7 @@ class TrainedModel:
         sha256: hash of the weights.
         settings: options of the training run.
         folder: folder that the model was loaded from.
+        chest_check: tells whether an image is a chest radiograph; None where the training had too few normals to measure it.
     """
 
     network: WSCXRNet
@@ -49,6 +51,7 @@ class TrainedModel:
     sha256: str
     settings: dict[str, Any]
     folder: Path
+    chest_check: ChestCheck | None = None
 
     @property
     def colour_scale(self) -> ColourScale:
@@ -65,6 +68,7 @@ def save_model(
     settings: Mapping[str, Any],
     training: Mapping[str, Any],
     score_share: float = 0.0,
+    chest_check: ChestCheck | None = None,
 ) -> str:
     """Write `model.pt` and `artefact.json`; both files are complete on disk before either gets its name.
 
@@ -73,6 +77,7 @@ def save_model(
         network, preprocessing, calibration, map_sigma, score_share: parts of the model, see `TrainedModel`.
         settings: options of the run, JSON-like.
         training: record of the training (counts, seconds), JSON-like.
+        chest_check: see `TrainedModel`.
 
     Returns:
         Hash of the weights.
@@ -107,6 +112,7 @@ def save_model(
         "map_sigma": map_sigma,
         "score_share": check_score_share(score_share),
         "calibration": calibration.to_dict(),
+        "chest_check": None if chest_check is None else chest_check.to_dict(),
         "settings": dict(settings),
         "training": dict(training),
     }
@@ -148,6 +154,10 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         check_fit(str(folder / WEIGHTS), network.state_dict(), state)
         network.load_state_dict(state)
         calibration = Calibration.from_dict(description["calibration"])
+        check = description["chest_check"]
+        chest_check = None if check is None else ChestCheck.from_dict(check)
+        if chest_check is not None and len(chest_check.mean) != network.features.channels:
+            raise InputError(f"{folder / ARTEFACT} is damaged: its chest check has another number of channels")
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
         map_sigma = float(description["map_sigma"])
         score_share = check_score_share(description["score_share"])
@@ -177,6 +187,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         sha256=sha256,
         settings=settings,
         folder=folder,
+        chest_check=chest_check,
     )
 
 

@@ -21,7 +21,14 @@ from monai_wscxr.label.archive.studies import RESULT_SUFFIXES, Label, UnknownIma
 from monai_wscxr.prediction.inputs import find_inputs
 from monai_wscxr.system.atomic import replacing
 
-_UPLOAD_SUFFIXES = {"png": ".png", "jpeg": ".jpg", "nifti": ".nii", "dicom": ".dcm"}
+_UPLOAD_SUFFIXES = {
+    "png": ".png",
+    "jpeg": ".jpg",
+    "tiff": ".tif",
+    "bmp": ".bmp",
+    "nifti": ".nii",
+    "dicom": ".dcm",
+}
 
 
 class LabelFile:
