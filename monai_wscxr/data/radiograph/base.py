@@ -30,6 +30,7 @@ REASON_CODES = (
     "burned_in_annotation",  # by the header the pixels show text with patient data
     "for_processing",  # by the header these are raw detector values
     "suspicious_polarity",  # the image looks like the negative of a chest radiograph
+    "unlike_a_chest",  # by shape or appearance the image is no upright frontal chest radiograph
     "orientation_unknown",  # a NIfTI header that does not say which way the rows run
     "too_slow",  # reading took longer than a run allows
     "crashed",  # a decoding library crashed its process
@@ -43,6 +44,7 @@ GATES = (
     "burned_in_annotation",
     "for_processing",
     "suspicious_polarity",
+    "unlike_a_chest",
     "orientation_unknown",
 )
 """Reason codes of readable images that are not, or may not be, upright frontal chest radiographs; a caller may allow each."""
@@ -237,8 +239,11 @@ def _is_writable_float64(values: np.ndarray) -> bool:
     return values.dtype == np.float64 and values.flags.writeable
 
 
+_DECODING_LIBRARIES = ("pydicom", "nibabel", "PIL", "tifffile")
+
+
 class _Quiet:
-    """Context manager that silences the warnings of decoding libraries, which quote header entries, also patient data.
+    """Context manager that silences warnings and logs of decoding libraries, which quote header entries, also patient data.
 
     `warnings.catch_warnings` is not safe in threads, so the first thread that enters silences and the last one to leave
     restores.
@@ -246,7 +251,7 @@ class _Quiet:
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
-        self._logger = logging.getLogger("pydicom")
+        self._restore: list[tuple[logging.Logger, bool, bool, list[logging.Handler]]] = []
 
     def __enter__(self) -> None:
         with self._lock:
@@ -255,14 +260,23 @@ class _Quiet:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()
                 warnings.simplefilter("ignore")
-                self._disabled, self._logger.disabled = self._logger.disabled, True
+                self._silence()
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
                 self._filters.__exit__(None, None, None)
-                self._logger.disabled = self._disabled
+                for logger, disabled, propagate, handlers in self._restore:
+                    logger.disabled, logger.propagate, logger.handlers = disabled, propagate, handlers
+
+    def _silence(self) -> None:
+        """Silence the libraries' loggers; a logger that is created meanwhile has no handler but that of its library."""
+        names = {*_DECODING_LIBRARIES, *logging.root.manager.loggerDict}
+        found = [logging.getLogger(name) for name in sorted(names) if name.partition(".")[0] in _DECODING_LIBRARIES]
+        self._restore = [(logger, logger.disabled, logger.propagate, logger.handlers) for logger in found]
+        for logger in found:
+            logger.disabled, logger.propagate, logger.handlers = True, False, [logging.NullHandler()]
 
 
 quiet = _Quiet()

@@ -22,7 +22,7 @@ from collections.abc import Collection
 from monai_wscxr.data.radiograph.base import MAX_PIXELS, Radiograph, RadiographError, check_picture, quiet
 from monai_wscxr.data.radiograph.dicom import read_dicom
 from monai_wscxr.data.radiograph.formats import sniff_format
-from monai_wscxr.data.radiograph.gates import check_allowed, check_polarity
+from monai_wscxr.data.radiograph.gates import check_allowed, check_polarity, check_shape
 from monai_wscxr.data.radiograph.nifti import read_nifti
 from monai_wscxr.data.radiograph.raster import read_raster
 
@@ -67,6 +67,7 @@ def read_radiograph(
             "Export or copy it again.",
         ) from error
     check_picture(result.image, max_pixels)
+    check_shape(result.image, allow)
     check_polarity(result.image, allow)
     return result
 
