@@ -45,7 +45,9 @@ class Discriminator(nn.Module):
         if min(channels, depth, width) < 1:
             raise InputError(f"discriminator: channels, depth and width must be >= 1, got {channels}, {depth}, {width}")
         if depth > 64 or width > 65_536:
-            raise InputError(f"discriminator: depth must be at most 64 and width at most 65,536, got {depth} and {width}")
+            raise InputError(
+                f"discriminator: depth must be at most 64 and width at most 65,536, got {depth} and {width}"
+            )
         layers: list[nn.Module] = []
         for _ in range(depth - 1):
             layers += [nn.Linear(channels, width), nn.BatchNorm1d(width), nn.LeakyReLU(0.2)]
