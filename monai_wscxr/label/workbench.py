@@ -16,7 +16,7 @@ from typing import Any
 from monai_wscxr.errors import InputError
 from monai_wscxr.label import pictures
 from monai_wscxr.label.archive.folder import known_normals
-from monai_wscxr.label.archive.studies import Label, Refused, Studies
+from monai_wscxr.label.archive.studies import Label, Refused, Studies, UnknownImage
 from monai_wscxr.label.job import Job
 from monai_wscxr.label.labelled import LabelledImages, changed_labels
 from monai_wscxr.label.models import ModelFolders, hold, model_fields
@@ -250,7 +250,10 @@ class Workbench:
             rejection = self.scores.rejection(image_id)
             if rejection is not None:
                 raise Refused(*rejection)
-            self.labelled.check_copies(image_id, str(file), wanted.label)
+            try:
+                self.labelled.check_copies(image_id, str(file), wanted.label)
+            except OSError as error:  # the file has vanished or cannot be read any more
+                raise UnknownImage(image_id) from error
         self.studies.put(image_id, wanted)
         return self.item(image_id)
 
