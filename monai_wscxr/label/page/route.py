@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.studies import UnknownImage
+from monai_wscxr.label.messages import without_paths
 from monai_wscxr.label.server.guard import Refusal, SameSite
 
 BODY_LIMIT = 4096  # bytes; a label takes about a hundred
@@ -94,7 +95,7 @@ def _refusal(error: Exception) -> Refusal:
     if isinstance(error, RadiographError):
         return Refusal(HTTPStatus.CONFLICT, error.code, error.message)
     if isinstance(error, InputError):
-        return Refusal(HTTPStatus.CONFLICT, getattr(error, "reason", "refused"), str(error))
+        return Refusal(HTTPStatus.CONFLICT, getattr(error, "reason", "refused"), without_paths(str(error)))
     _log.error("a request to the labelling page failed", exc_info=error)
     return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the server met an unexpected error; see its log")
 

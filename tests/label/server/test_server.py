@@ -236,8 +236,17 @@ def test_answers_carry_no_trace_and_no_path(data, server):
 
 def test_large_requests_other_sites_and_other_names_are_refused(data, server):
     status, headers, _ = server("GET", "/info/", headers={"Origin": "http://evil.example"})
-    assert status == 200
+    assert status == 403
     assert headers["Access-Control-Allow-Origin"] is None
+    image_id = server.json("GET", "/datastore/?output=all")["objects"].popitem()[0]
+    for address in (f"/datastore/image?image={image_id}", "/datastore/image?image=nothing"):
+        assert server("GET", address, headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"})[0] == 403
+        assert server("GET", address, headers={"Origin": "null"})[0] == 403
+    for address in (f"/datastore/image?image={image_id}", "/", "/wscxr/", "/static/favicon.ico", "/nothing"):
+        headers = server("GET", address)[1]
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
     assert server("POST", "/train/wscxr", headers={"Origin": "http://evil.example"})[0] == 403
     assert server("GET", "/info/", headers={"Host": "evil.example"})[0] == 421
     assert server.headers_only("POST", "/infer/wscxr", {"Content-Length": str(2 << 20)}) == 413
