@@ -6,6 +6,7 @@ import logging
 import tempfile
 import threading
 import time
+from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import yaml
@@ -64,6 +65,7 @@ class WSCXRApp(MONAILabelApp):
         )
         # an upload is passed on as the path of a file, and a client could send any path: only paths in this folder count
         self.uploads = Uploads(work / "uploads")
+        get_temp_dir()  # the sockets of worker processes stay where they are: their paths must be short
         tempfile.tempdir = str(self.uploads.folder)
         hide_folders(self.uploads.folder, app_dir)
         super().__init__(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
@@ -92,6 +92,8 @@ def _refusal(error: Exception) -> Refusal:
         return Refusal(HTTPStatus.NOT_FOUND, "unknown_image", "the collection has no image with this id")
     if isinstance(error, RequestValidationError):
         return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", _first_problem(error))
+    if isinstance(error, HTTPException):  # the body could not be read at all
+        return Refusal(HTTPStatus(error.status_code), "invalid", "the body is not valid JSON")
     if isinstance(error, RadiographError):
         return Refusal(HTTPStatus.CONFLICT, error.code, error.message)
     if isinstance(error, InputError):

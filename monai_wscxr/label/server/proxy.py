@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-import requests
-
 logger = logging.getLogger("monai_wscxr")
 
 PREFIX = "/proxy/dicom"
@@ -76,6 +74,8 @@ class ArchiveProxy:
 
     def get(self, path: str) -> ArchiveAnswer | None:
         """Get what the archive has at a path; None when it does not answer, or answers with another address."""
+        import requests  # comes with MONAI Label's environment
+
         url = self.url(path)
         here, there = urlsplit(self.address), urlsplit(url)
         if (here.scheme, here.netloc) != (there.scheme, there.netloc) or ".." in there.path.split("/"):

@@ -102,6 +102,8 @@ def test_labels_reach_the_workbench(client, workbench, sent, kept):
         {"label": 1, "class": "a\x00b"},
         {"label": 1, "class": "a‮b"},
         {"label": 1, "class": 7},
+        {"label": 1, "class": "a\ud800b"},
+        {"label": 1, "class": "\u3164"},
         {"label": 1, "skipped": True},
         {"label": None, "skipped": "yes"},
         {"label": 1, "note": "unknown field"},
