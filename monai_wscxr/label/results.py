@@ -74,9 +74,7 @@ def predict_image(model: TrainedModel, extractor: PatchExtractor, file: Path) ->
     return predict_features(model, extractor, file, features)
 
 
-def predict_features(
-    model: TrainedModel, extractor: PatchExtractor, file: Path, features: Tensor
-) -> ImagePrediction:
+def predict_features(model: TrainedModel, extractor: PatchExtractor, file: Path, features: Tensor) -> ImagePrediction:
     """Predict an image by its patch features [1, h*w, C]; further arguments as of `predict_image`."""
     patches = patch_scores(model, features, extractor.grid)
     size = model.preprocessing.image_size
@@ -89,7 +87,9 @@ def without_network(prediction: ImagePrediction) -> ImagePrediction:
     return dataclasses.replace(prediction, model=tasks.without_network(prediction.model))
 
 
-def shown_result(prediction: ImagePrediction, suffix: str, allow: Collection[str] = ()) -> tuple[bytes, tuple[int, int]]:
+def shown_result(
+    prediction: ImagePrediction, suffix: str, allow: Collection[str] = ()
+) -> tuple[bytes, tuple[int, int]]:
     """Encode the anomaly map as a file, see `map_nifti` and `overlay_png`.
 
     Args:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.transforms import Compose
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.label import pictures
@@ -104,7 +105,7 @@ class Workbench:
         self.decoders = Decoders(extractor.preprocessing, extractor.allow)
         self._closing.callback(self.decoders.close)
         # all decoding of the archive takes place in the workers, also that of scoring and training
-        extractor.transform, extractor.read_workers = self.decoders.transform, 0
+        extractor.transform, extractor.read_workers = Compose([self.decoders.transform]), 0
         cache = None if extractor.cache is None else extractor.cache.folder
         hide_folders(self.studies.source, self.folder, normals, model, bundle, cache)
         self.labelled = LabelledImages(self.studies, known, self.trainer.extractor.digest)
@@ -207,9 +208,7 @@ class Workbench:
         """
         extractor = self.trainer.extractor
         file = self.studies.file(image_id)
-        return self.decoders.archive(
-            file, pictures.radiograph_png, file, extractor.preprocessing, extractor.allow
-        )
+        return self.decoders.archive(file, pictures.radiograph_png, file, extractor.preprocessing, extractor.allow)
 
     def map_png(self, image_id: str) -> bytes:
         """Return the anomaly map at the size of `radiograph_png`: RGBA by the model's colour scale, clear where it is low.

@@ -181,7 +181,8 @@ class KillingLabels:
 
     def _tell_labels(self, bench: Any, say: Callable[..., None]) -> None:
         found = {
-            bench.studies.name(i): [one.label, one.image_class, one.skipped] for i, one in bench.studies.labels().items()
+            bench.studies.name(i): [one.label, one.image_class, one.skipped]
+            for i, one in bench.studies.labels().items()
         }
         say("labels", json.dumps(found))
 
@@ -222,7 +223,9 @@ class KillingLabels:
         self.tally.in_training += training == "running"
         status, told = self._child(self._look)
         if status or not told:
-            self.tally.problems.append(f"kill {self.tally.kills}: does not open: {(self.work / 'log').read_text()[-2000:]}")
+            self.tally.problems.append(
+                f"kill {self.tally.kills}: does not open: {(self.work / 'log').read_text()[-2000:]}"
+            )
             return
         found = json.loads(told[0].partition(" ")[2])
         possible = [self.expected] + ([_with(self.expected, *begun)] if begun is not None else [])

@@ -1,8 +1,8 @@
 """Mutated requests against the real label server: `python -m tests.fuzz.requests_fuzz --count 2000`.
 
-The server runs in MONAI Label's environment on phantoms. Good requests of every kind are mutated in method, address, encoding,
-headers, JSON, forms and uploads, and sent as raw bytes. None may be answered with 500, none may hang, and the server must answer
-good requests afterwards, with no upload left behind.
+The server runs in MONAI Label's environment on phantoms. Good requests of every kind are mutated in method, address, headers,
+JSON, forms and uploads, and sent as raw bytes. None may be answered with 500, none may hang, and the server must answer good
+requests afterwards, with no upload left behind.
 """
 
 from __future__ import annotations
@@ -74,7 +74,20 @@ CALLS = (
     "/wscxr/api/changes",
     "/wscxr/api/scale.png",
 )
-QUERY = ("image", "id", "label", "tag", "output", "session_id", "check_sum", "run_sync", "all", "n", "offset", "strategy")
+QUERY = (
+    "image",
+    "id",
+    "label",
+    "tag",
+    "output",
+    "session_id",
+    "check_sum",
+    "run_sync",
+    "all",
+    "n",
+    "offset",
+    "strategy",
+)
 TEXTS = (
     "",
     "0",
@@ -217,7 +230,22 @@ GOOD = (
     ("GET", "/wscxr/api/items/ID/radiograph.png"),
     ("POST", "/wscxr/api/train"),
 )
-FILES = ("x.png", "x.jpg", "x.nii.gz", "x.dcm", "x.bin", "", ".", "..", "../x", "/etc/x", "a." + "x" * 300, "\x00", '"', "ä")
+FILES = (
+    "x.png",
+    "x.jpg",
+    "x.nii.gz",
+    "x.dcm",
+    "x.bin",
+    "",
+    ".",
+    "..",
+    "../x",
+    "/etc/x",
+    "a." + "x" * 300,
+    "\x00",
+    '"',
+    "ä",
+)
 
 
 @dataclass
@@ -262,7 +290,9 @@ class Mutator:
         else:
             good = self.draw.random() < 0.97
             headers.append(("Content-Length", str(len(body)) if good else pick(("-1", "x", "1_0", "9" * 30, "0"))))
-        head = f"{method} {self._target(path)} HTTP/{'1.1' if self.draw.random() < 0.97 else pick(('1.0', '9.9', ''))}\r\n"
+        head = (
+            f"{method} {self._target(path)} HTTP/{'1.1' if self.draw.random() < 0.97 else pick(('1.0', '9.9', ''))}\r\n"
+        )
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
         whole = (head + lines + "\r\n").encode("latin-1", "replace") + body
         if self.draw.random() < 0.05:
@@ -274,7 +304,11 @@ class Mutator:
         path = path.replace("ID", pick(self.ids) if self.draw.random() < 0.8 else pick(("nothing", "%2e%2e", "\xff")))
         if self.draw.random() < 0.1:
             at = self.draw.randrange(len(path) + 1)
-            path = path[:at] + pick(("/", "//", "..", "%2e%2e", "%252e", "%", "%00", "%ff", "\\", ";", "é", "?", "#", "~")) + path[at:]
+            path = (
+                path[:at]
+                + pick(("/", "//", "..", "%2e%2e", "%252e", "%", "%00", "%ff", "\\", ";", "é", "?", "#", "~"))
+                + path[at:]
+            )
         if self.draw.random() < 0.03:
             path = pick(("*", "http://evil.example/", "", "//evil.example", "/" + "x" * 9000, "/" + "a/" * 2000))
         query = [("image", pick(self.ids)), ("label", pick(self.ids)), ("id", pick(self.ids)), ("tag", "final")]
@@ -323,7 +357,9 @@ class Mutator:
             return self._bytes_changed(self.picture)
         if chance < 0.8:
             return self.picture[: self.draw.randrange(len(self.picture))]
-        return self.draw.choice((b"", b"\x89PNG\r\n\x1a\n", bytes(128) + b"DICM" + bytes(99), b"\x1f\x8b\x08" + bytes(50), b"x" * 9999))
+        return self.draw.choice(
+            (b"", b"\x89PNG\r\n\x1a\n", bytes(128) + b"DICM" + bytes(99), b"\x1f\x8b\x08" + bytes(50), b"x" * 9999)
+        )
 
     def _body(self, method: str, path: str) -> tuple[bytes, str]:
         chance = self.draw.random()
@@ -339,7 +375,10 @@ class Mutator:
         for name in names[: self.draw.randint(1, 4)] if self.draw.random() < 0.7 else self.draw.sample(names, 3):
             if name in ("file", "label"):
                 file = self.draw.choice(FILES)
-                part = f'Content-Disposition: form-data; name="{name}"; filename="{file}"\r\n\r\n'.encode() + self._upload()
+                part = (
+                    f'Content-Disposition: form-data; name="{name}"; filename="{file}"\r\n\r\n'.encode()
+                    + self._upload()
+                )
             else:
                 part = f'Content-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + self._json()
             parts.append(b"--fuzz\r\n" + part + b"\r\n")
@@ -405,7 +444,7 @@ def fuzz(count: int, seed: int, work: Path, progress: Callable[[str], None]) -> 
             for number, (request, status, seconds) in enumerate(senders.map(timed, requests), 1):
                 tally.sent, tally.slowest = number, max(tally.slowest, seconds)
                 tally.answers[status] += 1
-                if status.startswith("5") and status not in ("501", "503") or status == "hang":
+                if status == "hang" or (status.startswith("5") and status not in ("501", "503")):
                     tally.problems.append(f"{status} after {seconds:.1f} s: {request[:600]!r}")
                 if number % 50 == 0:
                     start = time.monotonic()

@@ -6,10 +6,11 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.errors import InputError

@@ -93,7 +93,7 @@ def _add_monai_label(app: FastAPI) -> None:
     for module in (info, train, activelearning, scoring, datastore):
         for route in module.router.routes:
             assert isinstance(route, APIRoute)
-            methods = [method for method in sorted(route.methods) if (method, route.path) not in _OWN]
+            methods = [method for method in sorted(route.methods or ()) if (method, route.path) not in _OWN]
             if route.path in _CLOSED or not methods:
                 continue
             app.add_api_route(

@@ -69,9 +69,7 @@ class SameSite:
         friends: origins of other sites whose pages may read, "*" for all.
     """
 
-    def __init__(
-        self, hosts: Collection[str] | None, protect_reads: bool, friends: Collection[str] = ()
-    ) -> None:
+    def __init__(self, hosts: Collection[str] | None, protect_reads: bool, friends: Collection[str] = ()) -> None:
         self.hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
         self.protect_reads, self.friends = protect_reads, frozenset(origin.lower() for origin in friends)
 

@@ -124,7 +124,9 @@ def create_server(options: ServerOptions) -> Guard:
     archive = None
     if is_address(options.studies):
         user, word = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-        prefixes = {name: getattr(settings, f"MONAI_LABEL_{name.upper()}_PREFIX") or "" for name in ("qido", "wado", "stow")}
+        prefixes = {
+            name: getattr(settings, f"MONAI_LABEL_{name.upper()}_PREFIX") or "" for name in ("qido", "wado", "stow")
+        }
         archive = ArchiveProxy(options.studies, (user, word) if user and word else None, prefixes)
     app = create_application(instance, archive)
     friends = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS or ()]

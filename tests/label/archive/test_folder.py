@@ -87,7 +87,11 @@ def test_known_normals_come_from_a_data_set_or_any_folder(phantoms, tmp_path):
 
 def line(image_id, label=1, name=None, image_class="nodule"):
     entry = {"id": image_id, "name": name or f"{image_id}.png"}
-    return {**entry, "label": {"image_label": label, "class": image_class, "skipped": False}, "time": "2026-01-01T00:00:00"}
+    return {
+        **entry,
+        "label": {"image_label": label, "class": image_class, "skipped": False},
+        "time": "2026-01-01T00:00:00",
+    }
 
 
 @pytest.mark.parametrize("room", [0, 1, 60, 150])
