@@ -98,7 +98,7 @@ bench: setup  ## a table per operator beside its peers, saved in benchmarks/; wi
 
 gpu-check: setup  ## tests marked gpu and kernel benchmarks, on this machine's GPU (results in benchmark_gpu.json)
 	@$(RUN) -c "import torch; raise SystemExit(None if torch.cuda.is_available() else 'gpu-check needs a CUDA GPU, and torch sees none')"
-	$(RUN) -m pytest -m gpu tests/ops tests/test_bank_file.py tests/test_extension.py
+	$(RUN) -m pytest -m gpu tests/ops tests/bank/test_search.py tests/test_extension.py
 	$(RUN) -m pytest tests/benchmarks/bench_gpu.py --benchmark-enable --benchmark-only --benchmark-json=benchmark_gpu.json
 
 SANITIZED := build/sanitize
@@ -108,7 +108,7 @@ sanitize: setup  ## run the operator tests on a CPU module with address and unde
 	MONAI_WSCXR_BUILD=cpu MONAI_WSCXR_SANITIZE=1 $(RUN) setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
-	  $(abspath $(RUN)) -m pytest tests/ops tests/test_bank_file.py -q -m "not gpu" -k "not compile and not export and not opcheck and not peak_memory"
+	  $(abspath $(RUN)) -m pytest tests/ops tests/bank/test_search.py -q -m "not gpu" -k "not compile and not export and not opcheck and not peak_memory"
 
 clean:  ## remove build results, but not the environment
 	rm -rf build $(DEMO) monai_wscxr/*.so tests/helpers/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -9,7 +9,7 @@
 
 namespace wscxr {
 
-// Which of the instruction sets that the kernels use the running CPU supports.
+// Instruction sets of the running CPU, as far as kernels use them.
 struct CpuFeatures {
   bool avx2 = false;
   bool fma = false;

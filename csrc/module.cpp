@@ -1,5 +1,4 @@
-// monai_wscxr._C: build information, CPU features, and the choice of kernels. The operators register themselves with
-// torch.
+// monai_wscxr._C: build information, CPU features, and the choice of kernels. Operators register themselves with torch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

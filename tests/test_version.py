@@ -31,3 +31,7 @@ def test_the_bundle_names_the_version_of_the_package():
     assert metadata["version"] == monai_wscxr.__version__
     assert metadata["version"] in metadata["changelog"]
     assert metadata["required_packages_version"]["monai_wscxr"] == monai_wscxr.__version__
+
+
+def test_the_citation_names_the_version_of_the_package():
+    assert f"\nversion: {monai_wscxr.__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -97,8 +97,7 @@ class Mining {
     std::vector<float> largest;
     for (const std::int64_t query : finished_) largest.push_back(distance_[query]);
     std::nth_element(largest.begin(), largest.begin() + (k_ - 1), largest.end(), std::greater<float>());
-    // strictly below, in the precision in which results are compared: a query with an equal distance and a lower index
-    // wins
+    // Strictly below, in the precision of the results: a query at the cut can win by its index.
     const float cut = largest[k_ - 1];
     active_.erase(std::remove_if(active_.begin(), active_.end(),
                                  [&](std::int64_t q) { return static_cast<float>(search_.upper(q)) < cut; }),

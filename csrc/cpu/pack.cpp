@@ -51,8 +51,7 @@ int centre_and_exponent(const Kernels& kernels, const Rows& bank, double* centre
   return std::isfinite(largest) ? std::clamp(std::ilogb(largest), -limit, limit) : limit;
 }
 
-// Find the first occurrence of every row, in order. Later duplicates cannot be nearest, because ties go to the lowest
-// row.
+// Find the first occurrence of every row, in order. Duplicates cannot be nearest: ties go to the lowest row.
 Array<std::int64_t> first_of_equals(const Rows& bank, const Array<std::uint64_t>& hashes) {
   std::size_t slots = 16;
   while (slots < 2 * hashes.size()) slots *= 2;
@@ -103,8 +102,7 @@ void pack(const Kernels& kernels, const Rows& bank, PackedOut& out) {
   const double unit = std::ldexp(1.0, -out.exponent);
   const std::vector<float> centre = as_float(out.centre, bank.channels);
   const std::int64_t depth = depth_of(bank.channels), coded = coded_channels(bank.channels);
-  // adds the offset to four codes at once: flipping the sign bits adds 128, and the difference to the offset is
-  // subtracted
+  // The offset is added to four codes at once: flipping the sign bits adds 128, and this is subtracted afterwards.
   const std::uint32_t lowered = 0x01010101u * static_cast<std::uint32_t>(128 - kernels.offset);
   for_each(panels_of(bank.count), 1, [&](std::int64_t panel) {
     std::vector<std::int8_t> codes(static_cast<std::size_t>(kColumns * depth * 4), 0);

@@ -93,8 +93,7 @@ Search::Search(const Kernels& kernels, const Packed& packed, const Rows& bank, c
   nearest_.assign(static_cast<std::size_t>(query.count), Nearest{kInfinity, kInfinity, -1, {}});
   const std::vector<float> centre = as_float(packed.centre, bank.channels);
   const double unit = std::ldexp(1.0, -packed.exponent);
-  // float32 arithmetic is accurate enough only if centre and unit are float32 values, and those of a float64 bank are
-  // not
+  // float32 arithmetic needs a centre and a unit that are float32 values, which a float64 bank does not have
   const bool widened = bank.type == Type::kDouble && query.type != Type::kDouble;
   for_each(query.count, 16, [&](std::int64_t i) {
     std::vector<double> wide;
@@ -267,8 +266,7 @@ void Search::scan_block(const std::int64_t* queries, std::int64_t count, std::in
 void Search::scan(const std::vector<std::int64_t>& queries, std::int64_t first, std::int64_t last) {
   const std::int64_t count = static_cast<std::int64_t>(queries.size()), panels = last - first;
   if (count == 0 || panels <= 0) return;
-  // Divide the queries into equal blocks, a multiple of the number of threads. With few queries, divide the panels as
-  // well.
+  // Divide the queries equally among the threads; if there are few queries, divide the panels as well.
   const std::int64_t threads = std::max<std::int64_t>(1, torch::stable::get_num_threads()), rows = kernels_.tile_rows;
   const std::int64_t rounds = (count + threads * kBlock - 1) / (threads * kBlock);
   std::int64_t size = (count + threads * rounds - 1) / (threads * rounds);

@@ -1,5 +1,4 @@
-// Search kernels for CPUs with AVX2. Codes have seven bits, so that the sum of four products of bytes fits into 16
-// bits.
+// Search kernels for CPUs with AVX2. Codes have seven bits: the sum of four products of bytes then fits into 16 bits.
 #include "search.h"
 
 #ifdef WSCXR_X86

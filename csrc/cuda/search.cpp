@@ -299,8 +299,7 @@ void mine_top_r(Steps& steps, const Rows& query, const Rows& bank, std::int64_t 
   if (k < n) seen = std::min(bank.count, tiles_of(tiles_of(bank.count, kFirstShare), kTileColumns) * kTileColumns);
   improve(nullptr, n, 0, seen);
   if (seen < bank.count) {
-    // Finish the k queries that are farthest so far. Their smallest distance is the cut: no query below it can be
-    // mined.
+    // Finish the k queries that are farthest so far. No query below their smallest distance, the cut, can be mined.
     sort();
     improve(as_index(order), k, seen, bank.count);
     const Steps::Memory small = steps.allocate(16), lists[2] = {steps.allocate(n * 8), steps.allocate(n * 8)};

@@ -98,8 +98,7 @@ class MinimaEpilogue {
     const TileProblem& p = params.problem;
     const std::int64_t first_row = static_cast<std::int64_t>(cute::get<0>(block)) * kTileRows;
     const std::int64_t first_column = static_cast<std::int64_t>(cute::get<1>(block)) * kTileColumns;
-    // A cluster covers two row tiles and may extend past the last one. The condition is the same for all lanes of a
-    // warp.
+    // A cluster covers two row tiles and may extend past the last one. All lanes of a warp return together.
     if (first_row >= p.queries || first_column >= p.bank_rows) return;
     WSCXR_UNROLL
     for (int g = 0; g < kTileColumns / kGroup; ++g) {

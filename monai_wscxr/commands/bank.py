@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -13,6 +14,9 @@ from monai_wscxr.commands.backbone_options import add_backbone_options, extracto
 from monai_wscxr.commands.exit_status import ANSWER_NO
 from monai_wscxr.commands.parsers import Commands
 from monai_wscxr.errors import InputError
+
+if TYPE_CHECKING:
+    from monai_wscxr.features.extraction import PatchExtractor
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -109,7 +113,7 @@ def _add(options: argparse.Namespace) -> int:
     listing = list_images(options.images)
     if listing.left_out:
         print(listing.summary(), file=sys.stderr)
-    files = [file for file in listing.images if not _is_in(known, file)]
+    files = [file for file in listing.images if _digest(extractor, file) not in known]
     shard = extractor.shard_images
     for first in range(0, len(files), shard):
         part = extractor.bank([{"image": str(file)} for file in files[first : first + shard]])
@@ -122,14 +126,12 @@ def _add(options: argparse.Namespace) -> int:
     return 0
 
 
-def _is_in(digests: set[str], file: Path) -> bool:
-    """Tell whether a bank holds a file; the extractor then gives the reason for one that cannot be read."""
-    from monai_wscxr.data.radiograph.read import file_digest
-
+def _digest(extractor: PatchExtractor, file: Path) -> str | None:
+    """Return the digest of a file, or None if it cannot be read; the extractor then rejects it with the reason."""
     try:
-        return file_digest(file) in digests
+        return extractor.digest(str(file))
     except OSError:
-        return False
+        return None
 
 
 def _remove(options: argparse.Namespace) -> int:

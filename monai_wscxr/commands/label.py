@@ -23,7 +23,7 @@ def add_parser(commands: Commands) -> None:
     label.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; any but this machine's own needs a password"
     )
-    label.add_argument("--port", type=int, default=8000)
+    label.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     label.add_argument("--allow_host", action="append", default=[], metavar="NAME", help="another name of this server")
     label.add_argument("--password_file", metavar="FILE", help="its first line is the password of every request")
     label.add_argument("--certificate", metavar="PEM", help="TLS certificate, with its --key")
@@ -31,7 +31,7 @@ def add_parser(commands: Commands) -> None:
     label.add_argument("--max_upload", type=int, default=64, metavar="MB", help="largest request")
     label.add_argument("--modalities", default="DX,CR", help="modalities to list from a DICOMweb server")
     label.add_argument("--read_only", action="store_true", help="refuse labels and trainings")
-    label.add_argument("--seed", type=int, default=0)
+    label.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the trainings (default: %(default)s)")
     label.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of train.yaml")
     label.add_argument("--bundle", metavar="DIR", help="folder of the bundle wscxr_chest_xray")
     label.set_defaults(run=run)

@@ -23,10 +23,10 @@ def add_parser(commands: Commands) -> None:
     protocol.add_argument("--methods", default="wscxr,patchcore,simplenet,cutpaste", help="methods of table1")
     protocol.add_argument("--k", type=whole_numbers, default=[2, 4, 8, 16], help="abnormal images per class")
     protocol.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1")
-    protocol.add_argument("--backbone", help="option of train.yaml, as are --weights, --image_size and --device")
-    protocol.add_argument("--weights", metavar="FILE")
-    protocol.add_argument("--image_size", type=int)
-    protocol.add_argument("--device")
+    protocol.add_argument("--backbone", metavar="NAME", help="option of train.yaml (default: its value there)")
+    protocol.add_argument("--weights", metavar="FILE", help="option of train.yaml (default: its value there)")
+    protocol.add_argument("--image_size", type=int, metavar="N", help="option of train.yaml (default: its value there)")
+    protocol.add_argument("--device", help="option of train.yaml (default: its value there)")
     protocol.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE", help="any other option of train.yaml; repeatable"
     )

@@ -361,4 +361,4 @@ def _first(rejected: Sequence[Rejected]) -> str:
     if not rejected:
         return "(none was given)"
     file, _, message = rejected[0]
-    return f"{file}: {message}"
+    return f"{file}: {message.rstrip('.')}"
