@@ -79,6 +79,7 @@ EXPORTED = {
     },
     "model": {
         "Calibration",
+        "CheckedNet",
         "ColourScale",
         "Discriminator",
         "HingeLoss",

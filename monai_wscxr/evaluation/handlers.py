@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from monai_wscxr.evaluation.items import Item, training_record
 from monai_wscxr.evaluation.results import evaluation_metrics, log_metrics, write_evaluation_report, write_pictures
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.networks import anomaly_score
-from monai_wscxr.model.predictor import Prediction, in_order, to_prediction
+from monai_wscxr.model.predictor import Prediction, check_images, in_order, to_prediction
 from monai_wscxr.report.predictions import write_predictions
 from monai_wscxr.system.atomic import write_text_atomic
 
@@ -116,7 +117,18 @@ class InferenceHandler(ResultHandler):
 
     Row n of `predictions.csv`, counted from 0, belongs to `maps/n.tiff` and `overlays/n.png`: names reveal nothing about a
     patient. The items of the stream must keep their radiograph (`radiograph_transforms(..., keep_radiograph=True)`).
+    Images that are unlike a chest radiograph are rejected. The evaluator's network is a `CheckedNet`.
+
+    Args:
+        model, stream, folder: see `ResultHandler`.
+        allow: gates that are not applied.
     """
+
+    def __init__(
+        self, model: TrainedModel, stream: RadiographStream, folder: str | Path, allow: Collection[str] = ()
+    ) -> None:
+        super().__init__(model, stream, folder)
+        self.allow = allow
 
     def start(self, engine: Engine) -> None:
         """Discard the results of an earlier run and create the folders."""
@@ -127,9 +139,15 @@ class InferenceHandler(ResultHandler):
 
     def collect(self, engine: Engine) -> None:
         """Collect the predictions of one batch and write its maps and overlays."""
-        done = len(self.predictions)
-        super().collect(engine)
-        for item, prediction in zip(self.items[done:], self.predictions[done:], strict=True):
+        state: Any = engine.state
+        scores, means = state.output["pred"]
+        refusals = check_images(self.model, means, self.allow)
+        for item, patch_scores, refusal in zip(state.batch["items"], scores, refusals, strict=True):
+            if refusal is not None:
+                self.stream.rejected.append((item["file"], refusal.code, refusal.message))
+                continue
+            prediction = to_prediction(self.model, item["file"], patch_scores[-1])
+            self.predictions.append(prediction)
             radiograph = item.pop("radiograph")[0].clamp(0, 1).numpy()  # popped: images must not pile up in memory
             write_pictures(self.folder, self._number[prediction.file], self.model, prediction, radiograph)
 

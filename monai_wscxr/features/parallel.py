@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class ThreadParallel(nn.Module):
     on the whole batch.
 
     Args:
-        network: images [B, ...] to a tensor [B, ...]; used for inference only.
+        network: images [B, ...] to a tensor [B, ...] or a tuple of such tensors; used for inference only.
         part: images per part, >= 1. With 1, most activations fit into the processor's cache, and a result does not depend
             on the other images of its batch.
         threads: parts in flight, >= 1; None takes torch's number of threads.
@@ -34,13 +35,16 @@ class ThreadParallel(nn.Module):
         self.network, self.part = network, part
         self.threads = torch.get_num_threads() if threads is None else threads
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Any:
         """Return the network's result for the whole batch."""
         if image.device.type != "cpu":
             return self.network(image)
         with reused(), ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return torch.cat(list(pool.map(self._infer, image.split(self.part))))
+            parts = list(pool.map(self._infer, image.split(self.part)))
+        if isinstance(parts[0], tuple):
+            return tuple(torch.cat(results) for results in zip(*parts, strict=True))
+        return torch.cat(parts)
 
     @torch.inference_mode()
-    def _infer(self, image: Tensor) -> Tensor:
+    def _infer(self, image: Tensor) -> Any:
         return self.network(image.contiguous(memory_format=torch.channels_last))

@@ -12,6 +12,7 @@ from monai_wscxr.data.selection import check_overlap, hold_out
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.artefact import save_model
 from monai_wscxr.model.calibration import calibrate
+from monai_wscxr.model.chest_check import image_features, measure_chest_check
 from monai_wscxr.model.networks import Discriminator, WSCXRNet, image_scores
 from monai_wscxr.model.whitening import NormalWhitening
 
@@ -43,6 +44,7 @@ def train_distance_model(
     bank = extractor.bank(rest, "normal images")
     network.whitening.fit(bank.rows.to(extractor.device), options["shrinkage"])
     apart = extractor.bank(held_out, "held-out normal images").to(extractor.device)
+    check = measure_chest_check(extractor, bank.files, image_features(bank), image_features(apart))
     apart.rows.copy_(network.whitening(apart.rows))
     share = options["score_share"]
     calibration = calibrate(
@@ -68,6 +70,7 @@ def train_distance_model(
         options["settings"],
         record,
         share,
+        check,
     )
 
 

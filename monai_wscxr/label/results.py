@@ -23,6 +23,7 @@ from monai_wscxr.label.pictures import overlay_png, resized_map
 from monai_wscxr.label.ranking import ImageScore, patch_scores, score_images
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.networks import anomaly_map
+from monai_wscxr.model.predictor import check_images
 from monai_wscxr.prediction import tasks
 
 
@@ -50,7 +51,7 @@ class ImagePrediction:
             "p_value": self.score.p_value,
             "abnormal": self.score.abnormal,
             "threshold": calibration.threshold,
-            "operating_point": calibration.false_positive_rate,
+            "operating_point": calibration.supported_rate,
             "peak": list(self.score.peak),
             "model_sha256": self.model.sha256,
         }
@@ -65,7 +66,7 @@ def predict_image(model: TrainedModel, extractor: PatchExtractor, file: Path) ->
         file: the image.
 
     Raises:
-        Refused: when the file cannot be used; the reason is the reader's reason code.
+        Refused: when the file cannot be used, or is unlike a chest radiograph; the reason is a reason code.
     """
     _, features, rejected = extractor.usable([str(file)], "image")
     if rejected:
@@ -75,7 +76,14 @@ def predict_image(model: TrainedModel, extractor: PatchExtractor, file: Path) ->
 
 
 def predict_features(model: TrainedModel, extractor: PatchExtractor, file: Path, features: Tensor) -> ImagePrediction:
-    """Predict an image by its patch features [1, h*w, C]; further arguments as of `predict_image`."""
+    """Predict an image by its patch features [1, h*w, C]; further arguments as of `predict_image`.
+
+    Raises:
+        Refused: when the image is unlike a chest radiograph.
+    """
+    refusal = check_images(model, features.mean(1), extractor.allow)[0]
+    if refusal is not None:
+        raise Refused(refusal.code, refusal.message)
     patches = patch_scores(model, features, extractor.grid)
     size = model.preprocessing.image_size
     values = anomaly_map(patches[None], (size, size), model.map_sigma)[0, 0].numpy()
@@ -146,7 +154,7 @@ def encoded_results(prediction: ImagePrediction, allow: Collection[str] = ()) ->
         p_value=prediction.score.p_value,
         abnormal=prediction.score.abnormal,
         threshold=calibration.threshold,
-        false_positive_rate=calibration.false_positive_rate,
+        false_positive_rate=calibration.supported_rate,
         model_sha256=prediction.model.sha256,
         anomaly_map=prediction.anomaly_map,
         scale=prediction.model.colour_scale,
@@ -154,8 +162,10 @@ def encoded_results(prediction: ImagePrediction, allow: Collection[str] = ()) ->
     try:
         with quiet:
             made = dicom.encode_results(str(prediction.file), radiograph.image, finding, datetime.datetime.now())
+    except dicom.HeaderError as error:
+        raise Refused("header", f"the header of the image does not allow DICOM results: {error}") from error
     except Exception as error:  # headers fail in many ways, and an error message may quote them
         raise Refused(
             "header", f"the header of the image does not allow DICOM results ({type(error).__name__})"
         ) from error
-    return {**results, **{{"map": "fraction"}.get(kind, kind): data for kind, data in made.items()}}
+    return {**results, **{{"map": "fraction"}.get(kind, kind): data for kind, data in made.objects.items()}}

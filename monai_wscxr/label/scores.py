@@ -10,6 +10,7 @@ from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.label.archive.studies import Studies, UnknownImage, label_fields
 from monai_wscxr.label.ranking import ImageScore, ordered, ranks, score_fields, score_images
 from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.predictor import check_images
 
 CHUNK = 128  # images whose features are in memory at a time
 
@@ -32,6 +33,7 @@ class ArchiveScores:
         self._scores: dict[str, ImageScore] = {}
         self._before: dict[str, ImageScore] = {}  # under the previous model
         self._rejected: dict[str, tuple[str, str]] = {}  # reason code and message
+        self._unlike: dict[str, dict[str, tuple[str, str]]] = {}  # images unlike a chest, by the model that says so
         self._digests: dict[str, str] = {}  # of the files that were scored
 
     @property
@@ -43,12 +45,12 @@ class ArchiveScores:
     def rejection(self, image_id: str) -> tuple[str, str] | None:
         """Return reason code and message of an image that cannot be used, else None."""
         with self._lock:
-            return self._rejected.get(image_id)
+            return self._refused().get(image_id)
 
     def counts(self) -> tuple[int, int]:
         """Return the number of images scored and of images that cannot be used."""
         with self._lock:
-            return len(self._scores), len(self._rejected)
+            return len(self._scores), len(self._refused())
 
     # ---- scoring
 
@@ -61,6 +63,8 @@ class ArchiveScores:
         with self._lock:
             self._scores = {i: s for i, s in self._scores.items() if i in ids}
             self._rejected = {i: r for i, r in self._rejected.items() if i in ids}
+            current = "" if self._model is None else self._model.sha256
+            self._unlike = {current: {i: r for i, r in self._unlike.get(current, {}).items() if i in ids}}
         self._score(self.model, [i for i in self.studies.ids() if self._is_due(i)], self._scores)
 
     def score_all(self, model: TrainedModel, progress: Callable[[float], None]) -> dict[str, ImageScore]:
@@ -89,12 +93,17 @@ class ArchiveScores:
         """Tell whether an image has not been looked at, or its file has changed since."""
         with self._lock:
             if image_id not in self._scores:
-                return image_id not in self._rejected
+                return image_id not in self._refused()
             digest = self._digests.get(image_id)
         try:
             return self.extractor.digest(str(self.studies.file(image_id))) != digest
         except (UnknownImage, OSError):  # deleted or replaced since the latest search
             return False
+
+    def _refused(self) -> dict[str, tuple[str, str]]:
+        """Return reason code and message of all images without a score under the model in use; needs the lock."""
+        unlike = {} if self._model is None else self._unlike.get(self._model.sha256, {})
+        return {**unlike, **self._rejected}
 
     def _score(
         self,
@@ -108,8 +117,15 @@ class ArchiveScores:
             files = self._files(ids[begin : begin + CHUNK])
             used, features, rejected = self.extractor.usable(list(files), "archive")
             found = [] if model is None else score_images(model, features, self.extractor.grid)
+            refusals = [] if model is None else check_images(model, features.mean(1), self.extractor.allow)
             with self._lock:
-                scores.update(zip((files[f] for f in used), found, strict=False))
+                for file, score, refusal in zip(used, found, refusals, strict=False):
+                    if model is None or refusal is None:
+                        scores[files[file]] = score
+                    else:
+                        unlike = self._unlike.setdefault(model.sha256, {})
+                        unlike[files[file]] = refusal.code, refusal.message
+                        scores.pop(files[file], None)
                 self._digests.update((files[f], self.extractor.digests[f]) for f in used)
                 self._rejected.update((files[file], (code, message)) for file, code, message in rejected)
             if progress is not None:
@@ -141,7 +157,7 @@ class ArchiveScores:
         if strategy == "labelled":
             return list(labels)[::-1]
         with self._lock:
-            scores, model, rejected = dict(self._scores), self._model, set(self._rejected)
+            scores, model, rejected = dict(self._scores), self._model, set(self._refused())
         waiting = [i for i in self.studies.ids() if i not in labels and i not in rejected]
         threshold = None if model is None else model.calibration.threshold
         return ordered(strategy, waiting, scores, threshold, seed)
@@ -154,7 +170,7 @@ class ArchiveScores:
         """
         labels = self.studies.labels()
         with self._lock:
-            scores, before, rejected = dict(self._scores), dict(self._before), dict(self._rejected)
+            scores, before, rejected = dict(self._scores), dict(self._before), self._refused()
         rank, rank_before = ranks(scores), ranks(before)
         return [
             {

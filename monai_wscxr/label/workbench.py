@@ -165,7 +165,7 @@ class Workbench:
             "new_labels": changed_labels(self.labelled.labels(), trained_on),
             "classes": sorted({v.image_class for v in labels.values() if v.image_class}),
             "model": None if model is None else model_fields(model),
-            "operating_point": None if model is None else model.calibration.false_positive_rate,
+            "operating_point": None if model is None else model.calibration.supported_rate,
             "read_only": self.read_only,
             "strategies": list(STRATEGIES),
         }

@@ -4,6 +4,7 @@ from monai_wscxr.model.artefact import save_model as save_model
 from monai_wscxr.model.calibration import Calibration as Calibration
 from monai_wscxr.model.calibration import ColourScale as ColourScale
 from monai_wscxr.model.calibration import calibrate as calibrate
+from monai_wscxr.model.chest_check import CheckedNet as CheckedNet
 from monai_wscxr.model.losses import HingeLoss as HingeLoss
 from monai_wscxr.model.mining import Mined as Mined
 from monai_wscxr.model.mining import mine as mine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.data.stream import RadiographStream, Rejected
 from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.parallel import ThreadParallel
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.calibration import Calibration
+from monai_wscxr.model.chest_check import CheckedNet
 from monai_wscxr.model.networks import anomaly_map, anomaly_score
 
 
@@ -34,7 +36,7 @@ class Prediction:
     Attributes:
         file: path of the image, as the caller gave it.
         status: "ok" or "rejected".
-        reason: reason code of a rejected image, otherwise "".
+        reason: reason code of a rejected image, or of requested DICOM results that could not be made; otherwise "".
         anomaly_score: higher is more abnormal; NaN for a rejected image.
         p_value: calibrated on held-out normal images, in (0, 1]; NaN for a rejected image.
         abnormal: whether the score exceeds the operating point; False for a rejected image.
@@ -75,6 +77,21 @@ def to_prediction(model: TrainedModel, file: str, patch_scores: Tensor) -> Predi
     return Prediction.scored(file, score, model.calibration, patch_scores.float().cpu().numpy())
 
 
+def check_images(
+    model: TrainedModel, image_features: Tensor, allow: Collection[str] = ()
+) -> list[RadiographError | None]:
+    """Return the reason to refuse each image that is unlike a chest radiograph, None for the others.
+
+    Args:
+        model: the trained model; without a chest check it refuses nothing.
+        image_features: [B, C], means of the patch features, as of `CheckedNet`.
+        allow: gates that are not applied.
+    """
+    if model.chest_check is None:
+        return [None] * len(image_features)
+    return model.chest_check.refusals(image_features, allow)
+
+
 def to_map(model: TrainedModel, prediction: Prediction) -> NDArray[np.float32]:
     """Compute the anomaly map [S, S] of a prediction, S being the size of the preprocessed image."""
     size = model.preprocessing.image_size
@@ -97,14 +114,16 @@ def predict_files(model: TrainedModel, files: Sequence[str | Path], batch_size: 
         batch_size: images per pass of the network.
     """
     device = next(model.network.parameters()).device
-    network = ThreadParallel(model.network)
+    network = ThreadParallel(CheckedNet(model.network))
     stream = RadiographStream([{"image": str(f)} for f in files], radiograph_transforms(model.preprocessing))
     found: dict[str, Prediction] = {}
     for batch in DataLoader(stream, batch_size=batch_size, collate_fn=collate):
         with torch.inference_mode():
-            scores = network(batch["image"].to(device))
-        for item, patch_scores in zip(batch["items"], scores[:, 0], strict=True):
-            found[item["file"]] = to_prediction(model, item["file"], patch_scores)
+            scores, means = network(batch["image"].to(device))
+        refusals = check_images(model, means)
+        for item, patch_scores, refusal in zip(batch["items"], scores[:, 0], refusals, strict=True):
+            prediction = to_prediction(model, item["file"], patch_scores)
+            found[item["file"]] = prediction if refusal is None else Prediction.rejected(item["file"], refusal.code)
     yield from in_order([str(f) for f in files], found.values(), stream.rejected)
 
 

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from monai_wscxr.data.radiograph.base import MEMORY_LIMIT
+from monai_wscxr.data.radiograph.base import MEMORY_LIMIT, RadiographError
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.parallel import ThreadParallel
 from monai_wscxr.model.artefact import TrainedModel, load_model
-from monai_wscxr.model.predictor import Prediction, to_prediction
+from monai_wscxr.model.chest_check import CheckedNet
+from monai_wscxr.model.predictor import Prediction, check_images, to_prediction
 from monai_wscxr.prediction import folder, tasks
 from monai_wscxr.prediction.inputs import Input, find_inputs
 from monai_wscxr.prediction.journal import Journal, Record
@@ -77,7 +78,7 @@ class Run:
         self.folder = Path(options.output)
         self.summary = Summary(images=len(self.inputs))
         self.device = next(model.network.parameters()).device
-        self.network = ThreadParallel(model.network)
+        self.network = ThreadParallel(CheckedNet(model.network))
 
     def run(self) -> Summary:
         """Predict the inputs that are not done yet, then write tables and report.
@@ -152,8 +153,8 @@ class Run:
     def _score(self, pool: WorkerPool, numbers: range, found: Found) -> Writing:
         """Pass one batch through the network and submit the results for writing."""
         usable = {n: result for n, result in found.items() if isinstance(result, Loaded)}
-        scores = self._forward(numbers, usable) if usable else torch.empty(0)
         done: Writing = []
+        scores, refusals = self._forward(numbers, usable) if usable else (torch.empty(0), [])
         for n, result in found.items():
             item = self.inputs[n]
             if not isinstance(result, Loaded):
@@ -161,22 +162,31 @@ class Run:
                 continue
             self.summary.decoding += result.seconds
             prediction = to_prediction(self.model, item.file, scores[n - numbers.start, 0])
+            refusal = refusals[n - numbers.start]
+            if refusal is not None:
+                done.append((make_record(n, item, Prediction.rejected(item.file, refusal.code), refusal), None))
+                continue
             small = replace(result, image=np.empty((0, 0, 0), np.float32))  # the writer needs no network input
             writing = pool.submit(tasks.write, n, item.path, prediction, small, urgent=True)
             done.append((make_record(n, item, prediction, result), writing))
         return done
 
-    def _forward(self, numbers: range, usable: dict[int, Loaded]) -> torch.Tensor:
-        """Return the patch scores [B, 1, h, w] of a batch; images that are not usable are zeros."""
+    def _forward(self, numbers: range, usable: dict[int, Loaded]) -> tuple[torch.Tensor, list[RadiographError | None]]:
+        """Return the patch scores [B, 1, h, w] of a batch, and the reason to refuse each image that is unlike a chest.
+
+        Images that are not usable are zeros; what is returned for them means nothing.
+        """
         began = time.perf_counter()
         size = self.model.preprocessing.image_size
         batch = np.zeros((len(numbers), 3, size, size), np.float32)
         for n, loaded in usable.items():
             batch[n - numbers.start] = loaded.image
         with torch.inference_mode():
-            scores = self.network(torch.from_numpy(batch).to(self.device)).float().cpu()
+            scores, means = self.network(torch.from_numpy(batch).to(self.device))
+        refusals = check_images(self.model, means.float().cpu(), self.options.allow)
+        scores = scores.float().cpu()
         self.summary.network += time.perf_counter() - began
-        return scores
+        return scores, refusals
 
     def _finish(self, journal: Journal, done: Writing, bar: tqdm) -> None:
         """Wait for the files of one batch, then append it to the journal."""

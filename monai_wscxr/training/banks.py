@@ -24,6 +24,7 @@ from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.copies import ALTERED, copied_images, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.model.chest_check import ChestCheck, image_features, measure_chest_check
 from monai_wscxr.model.mining import Mined, check_scope, mine
 from monai_wscxr.model.nuisance import nuisance_of
 from monai_wscxr.model.whitening import NormalWhitening
@@ -89,6 +90,7 @@ class TrainingBanks:
         preprocessing: from file to network input.
         identity: changes with everything that the features depend on, with the images, their order and their roles.
         seconds: time spent, by stage: "extraction", "mining".
+        chest_check: check that an image shows a chest, in the first process; None with too few normals.
     """
 
     normal: FeatureBank | BankOnDisk
@@ -102,6 +104,7 @@ class TrainingBanks:
     preprocessing: Preprocessing
     identity: str
     seconds: dict[str, float] = field(default_factory=dict)
+    chest_check: ChestCheck | None = None
 
     def release(self) -> None:
         """Drop the normal bank, the largest object in memory, when the training is over."""
@@ -138,6 +141,9 @@ def prepare_banks(
     began = time.perf_counter()
     normal, held_out, abnormal = _extract(extractor, split, options.bank_memory)
     nuisance = _nuisance(extractor, normal, whitening, options)
+    check = None
+    if first_process():
+        check = measure_chest_check(extractor, normal.files, image_features(normal), image_features(held_out))
     apart, few = held_out.load(), abnormal.load()
     if _fits(extractor, len(split.normal), options.bank_memory):
         normal = normal.load()
@@ -172,6 +178,7 @@ def prepare_banks(
         preprocessing=extractor.preprocessing,
         identity=_identity(extractor, roles),
         seconds={"extraction": mining_began - began, "mining": mined_at - mining_began},
+        chest_check=check,
     )
 
 

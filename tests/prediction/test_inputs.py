@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 
 import pytest
 
@@ -101,3 +102,27 @@ def test_damaged_dicomdir_is_said(dicomdir):
 def test_names_that_are_no_utf8_can_be_written():
     assert shown(os.fsdecode(b"a\xff.png")) == "a\\xff.png"
     assert shown("ü.png") == "ü.png"
+
+
+def test_pipes_sockets_and_devices_have_their_rows_and_are_never_opened(inputs, monkeypatch):
+    monkeypatch.chdir(inputs)  # the address of a socket is short
+    for name in ("pipe.png", "pipe", "pipe.txt", "1.2.3"):
+        os.mkfifo(name)
+    os.symlink("pipe.png", "linked.dcm")
+    os.symlink("/dev/zero", "zero.nii")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket.jpg")
+        for paths in (
+            ["."],
+            ["pipe.png", "pipe", "pipe.txt", "1.2.3", "linked.dcm", "zero.nii", "socket.jpg", "/dev/null"],
+        ):
+            found, left_out = find_inputs(paths)
+            problems = {os.path.basename(item.file): item.problem for item in found if item.problem}
+            kinds = {"socket.jpg": "a socket", "zero.nii": "a device", "null": "a device"}
+            wanted = {"pipe.png", "pipe", "pipe.txt", "1.2.3", "linked.dcm", "zero.nii", "socket.jpg"}
+            assert set(problems) - {"null"} == wanted
+            for name, problem in problems.items():
+                kind = kinds.get(name, "a pipe")
+                assert problem == ("unreadable", f"this is {kind}, not a file; it was not opened.")
+            assert left_out == (1 if paths == ["."] else 0)
+            assert all(item.path == "" for item in found if item.problem)

@@ -8,6 +8,8 @@ burned into the pixels, and raw detector data. A missing or empty entry passes, 
 The polarity gate looks at the pixels and works for every format. In a frontal chest radiograph the mediastinum is brighter
 than the lungs beside it and than the air above the shoulders. The gate averages the image to 32 x 32 pixels, correlates it
 with a template of this pattern and refuses clear negatives. Images of fewer than 64 pixels per side are not checked.
+
+The shape gate refuses strips. Whether an image shows a chest is checked later, by its features (`model.chest_check`).
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ HEADER_TAGS = (
 
 POLARITY_LIMIT = -0.2
 """Correlation with the template below which an image counts as a negative; measured in docs/predict.md."""
+
+LARGEST_ASPECT = 4.0
+"""Largest ratio of the longer to the shorter side; detectors have up to 1.3, cropped radiographs seldom over 2.5."""
 
 _NOT_FRONTAL_CODES = tuple(
     code
@@ -111,6 +116,21 @@ def check_header(header: Any, allow: Collection[str]) -> None:
     for code, is_wrong, message in checks:
         if code not in allow and is_wrong(header):
             raise RadiographError(code, f"{message}, or allow {code}.")
+
+
+def check_shape(image: np.ndarray, allow: Collection[str]) -> None:
+    """Apply the shape gate to an image [H, W].
+
+    Raises:
+        RadiographError: "unlike_a_chest".
+    """
+    height, width = image.shape
+    if "unlike_a_chest" not in allow and max(height, width) > LARGEST_ASPECT * min(height, width):
+        raise RadiographError(
+            "unlike_a_chest",
+            f"the image is a strip of {height} rows and {width} columns; of a chest radiograph the longer side has at most "
+            f"{LARGEST_ASPECT:g} times the pixels of the shorter one. Export the whole image, or allow unlike_a_chest.",
+        )
 
 
 def check_polarity(image: np.ndarray, allow: Collection[str]) -> None:

@@ -27,7 +27,14 @@ from monai_wscxr.system.atomic import replacing, sync, write_bytes_atomic
 
 logger = logging.getLogger("monai_wscxr")
 
-_UPLOAD_SUFFIXES = {"png": ".png", "jpeg": ".jpg", "nifti": ".nii", "dicom": ".dcm"}
+_UPLOAD_SUFFIXES = {
+    "png": ".png",
+    "jpeg": ".jpg",
+    "tiff": ".tif",
+    "bmp": ".bmp",
+    "nifti": ".nii",
+    "dicom": ".dcm",
+}
 _ENTRY = re.compile(rb'\{"id": ?"')  # cannot occur in a text value, where quotes are escaped
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 _LONGEST_LINE = 1 << 20

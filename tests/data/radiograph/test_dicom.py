@@ -151,15 +151,21 @@ def test_lookup_tables_agree_with_pydicom(name, lut):
     np.testing.assert_allclose(read_radiograph(sample(name)).image, theirs, atol=1e-6)
 
 
-def test_bits_above_high_bit_are_dropped(tmp_path):
+def test_declared_bits_above_high_bit_are_dropped(tmp_path):
     pixels = np.arange(16, dtype=np.uint16).reshape(4, 4)
     window = {"WindowCenter": 8, "WindowWidth": 16, "BitsStored": 12, "HighBit": 11}
     plain = read_radiograph(dicom(tmp_path / "a", pixels, **window)).image
-    overlaid = read_radiograph(dicom(tmp_path / "b", pixels | 0x8000, **window)).image
-    np.testing.assert_array_equal(plain, overlaid)
-    header = pydicom.dcmread(tmp_path / "b")
+    path = dicom(tmp_path / "b", pixels | 0x8000, **window)
+    header = pydicom.dcmread(path)
     np.testing.assert_array_equal(_used_bits(header, pixels | 0x8000), pixels)
     np.testing.assert_array_equal(_used_bits(header, np.array([0x0FFF, -5], np.int16)), [-1, -5])
+    assert rejected(path).code == "bits_disagree"
+    header.add_new(0x60000102, "US", 15)  # an overlay in bit 15
+    header.save_as(path)
+    np.testing.assert_array_equal(read_radiograph(path).image, plain)
+    header[0x60000102].value = 14  # somewhere else
+    header.save_as(path)
+    assert rejected(path).code == "bits_disagree"
 
 
 def test_padding_value_written_with_the_other_sign():
