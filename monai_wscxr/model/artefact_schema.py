@@ -36,6 +36,18 @@ _CALIBRATION = record(
     }
 )
 
+_NUMBERS = text(8 << 20, "[A-Za-z0-9+/]*={0,2}", "numbers in base64")
+_CHEST_CHECK = record(
+    {
+        "channels": _CHANNELS,
+        "mean": _NUMBERS,
+        "variance": _NUMBERS,
+        "directions": _NUMBERS,
+        "distance_limit": number(0),
+        "likeness_limits": list_of(optional(number(0)), 0, 64),
+    }
+)
+
 _ARTEFACT = record(
     {
         "format": integer(1, 1 << 16),
@@ -63,6 +75,7 @@ _ARTEFACT = record(
         "map_sigma": number(0, 4096),
         "score_share": number(0, 1),
         "calibration": _CALIBRATION,
+        "chest_check": optional(_CHEST_CHECK),
         "settings": any_object,
         "training": any_object,
     }
