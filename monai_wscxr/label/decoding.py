@@ -27,7 +27,8 @@ SECONDS = 10.0
 """Time limit for work on an image, in seconds; one second more per MiB of the file."""
 LARGEST_QUEUE = 16
 """Requests that may wait for a worker; more are refused, so that threads are left for requests that need none."""
-_PRELOAD = ("monai_wscxr.label.decoding",)
+PRELOAD = ("monai_wscxr.label.decoding", "monai_wscxr.label.results")
+"""Modules that workers import."""
 
 _load: Callable[[Any], Any] | None = None
 
@@ -42,10 +43,20 @@ class Decoders:
 
     def __init__(self, preprocessing: Preprocessing, allow: Collection[str] = ()) -> None:
         def pool(workers: int) -> WorkerPool:
-            return WorkerPool(workers, _prepare, (preprocessing, sorted(allow)), SECONDS, MEMORY_LIMIT, _PRELOAD)
+            return WorkerPool(workers, _prepare, (preprocessing, sorted(allow)), SECONDS, MEMORY_LIMIT, PRELOAD)
 
         self._archive, self._uploads = pool(min(2, os.cpu_count() or 1)), pool(1)
         self._places = threading.BoundedSemaphore(LARGEST_QUEUE)
+
+    def start(self) -> None:
+        """Start all processes now and wait for them, so that no request has to.
+
+        Raises:
+            InputError: when one could not start.
+        """
+        pools = [self._archive] * self._archive.workers + [self._uploads]
+        for ready in [pool.submit(_is_ready) for pool in pools]:
+            ready.result()
 
     def close(self) -> None:
         """End all processes."""
@@ -111,6 +122,11 @@ def image_size(file: str, allow: Collection[str]) -> tuple[int, int]:
     """
     height, width = read_radiograph(file, allow=allow).image.shape
     return width, height
+
+
+def _is_ready() -> bool:
+    """Return True, as the first task of a worker."""
+    return True
 
 
 def _prepare(preprocessing: Preprocessing, allow: Collection[str]) -> None:

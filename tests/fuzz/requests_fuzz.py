@@ -429,7 +429,8 @@ def fuzz(count: int, seed: int, work: Path, progress: Callable[[str], None]) -> 
     Image.open(next((work / "studies").iterdir())).save(buffer, "PNG")
     options = ["--normals", work / "data/train/normal", "--max_upload", "1"]
     options += [part for option in OPTIONS for part in ("--set", option)]
-    with label_server(work / "studies", work / "log", *options) as client:
+    environment = {"MONAI_WSCXR_CACHE": str(work / "cache")}
+    with label_server(work / "studies", work / "log", *options, environment=environment) as client:
         client.json("POST", "/scoring/anomaly_score?run_sync=true")
         ids = list(client.json("GET", "/datastore/?output=all")["objects"])
         port = int(client.base.rpartition(":")[2])

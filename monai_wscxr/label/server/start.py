@@ -13,7 +13,9 @@ from typing import Any
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.open import is_address
+from monai_wscxr.label.decoding import PRELOAD
 from monai_wscxr.label.server.guard import LOOPBACK, Guard
+from monai_wscxr.prediction.workers import start_server
 
 APP = Path(__file__).resolve().parents[1] / "app"
 _SHORTEST_PASSWORD = 8
@@ -98,6 +100,7 @@ def create_server(options: ServerOptions) -> Guard:
     monai_authentication = os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() in ("1", "true", "yes")
     check_host(options.host, password is not None or monai_authentication)
     os.environ.setdefault("MONAI_LABEL_SESSIONS", "false")
+    start_server(PRELOAD)  # its imports take place while those of MONAI Label do
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # MONAI Label prints its settings when it is imported
             from monailabel.config import settings
@@ -121,6 +124,7 @@ def create_server(options: ServerOptions) -> Guard:
     settings.MONAI_LABEL_APP_CONF = _app_configuration(options)
     settings.MONAI_LABEL_SERVER_PORT = options.port
     instance = app_instance()
+    instance.workbench.decoders.start()
     archive = None
     if is_address(options.studies):
         user, word = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
