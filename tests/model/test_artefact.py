@@ -76,7 +76,7 @@ def test_newer_format(make_model, tmp_path):
     make_model(tmp_path)
     edit(tmp_path, lambda d: d.update(format=4, code_version="9.1"))
     message = refusal(tmp_path)
-    assert "has format 3, this version of monai_wscxr reads format 2" in message
+    assert "has format 4, this version of monai_wscxr reads format 3" in message
     assert "written by version 9.1" in message
 
 
