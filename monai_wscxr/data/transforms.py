@@ -13,7 +13,7 @@ from monai.transforms import Compose, MapTransform
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
-from monai_wscxr.data.radiograph.gates import check_allowed
+from monai_wscxr.data.radiograph.gates import check_allowed, check_shape
 from monai_wscxr.data.radiograph.read import READER_CHAIN, read_radiograph
 from monai_wscxr.errors import InputError
 
@@ -82,6 +82,7 @@ class LoadRadiographd(MapTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             source = read_radiograph(out[key], allow=self.allow)
+            check_shape(source.image, self.allow)
             out[key] = torch.from_numpy(source.image)[None]
             if self.keep_source:
                 out["source"] = source

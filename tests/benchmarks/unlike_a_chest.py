@@ -130,11 +130,12 @@ def measure(model: TrainedModel, files: list[Path]) -> tuple[int, int, int]:
     assert model.chest_check is not None
     network = ThreadParallel(CheckedNet(model.network))
     transform = radiograph_transforms(model.preprocessing, allow=GATES)
+    gated = radiograph_transforms(model.preprocessing)
     by_reader = by_check = by_either = 0
     for file in files:
         reader = check = False
         try:
-            read_radiograph(file)
+            read_image(gated, file)
         except RadiographError:
             reader = True
         try:

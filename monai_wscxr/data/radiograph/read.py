@@ -20,7 +20,7 @@ from collections.abc import Collection
 from monai_wscxr.data.radiograph.base import MAX_PIXELS, Radiograph, RadiographError, no_contrast, quiet
 from monai_wscxr.data.radiograph.dicom import read_dicom
 from monai_wscxr.data.radiograph.formats import sniff_format
-from monai_wscxr.data.radiograph.gates import check_allowed, check_polarity, check_shape
+from monai_wscxr.data.radiograph.gates import check_allowed, check_polarity
 from monai_wscxr.data.radiograph.nifti import read_nifti
 from monai_wscxr.data.radiograph.png_jpeg import read_png_or_jpeg
 
@@ -66,7 +66,6 @@ def read_radiograph(
         ) from error
     if float(result.image.min()) == float(result.image.max()):
         raise no_contrast()
-    check_shape(result.image, allow)
     check_polarity(result.image, allow)
     return result
 
