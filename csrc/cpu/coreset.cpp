@@ -18,6 +18,9 @@
 #include <utility>
 #include <vector>
 
+#include "packed_bank.h"
+#include "tensor_rows.h"
+
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -191,13 +194,21 @@ void choose(const T* rows, std::int64_t n, std::int64_t channels, std::int64_t c
 }
 
 Tensor coreset(Tensor rows, std::int64_t count, std::int64_t start) {
+  STD_TORCH_CHECK(rows.defined() && rows.dim() == 2 && rows.size(1) > 0,
+                  "coreset: rows must be [N, C] with at least one channel");
+  STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Float || rows.scalar_type() == ScalarType::Double,
+                  "coreset: rows must be float32 or float64");
+  STD_TORCH_CHECK(1 <= count && count <= rows.size(0), "coreset: count must lie in [1, ", rows.size(0),
+                  "], the number of rows, got ", count);
+  STD_TORCH_CHECK(0 <= start && start < rows.size(0), "coreset: start must be a row index below ", rows.size(0),
+                  ", got ", start);
   const Tensor r = torch::stable::contiguous(rows);
+  wscxr::search::check_finite(wscxr::rows_of(r), "coreset: rows");
   Tensor chosen = torch::stable::new_empty(r, {count}, ScalarType::Long);
   std::int64_t* out = static_cast<std::int64_t*>(chosen.data_ptr());
   if (r.scalar_type() == ScalarType::Float) {
     choose(static_cast<const float*>(r.data_ptr()), r.size(0), r.size(1), count, start, out);
   } else {
-    STD_TORCH_CHECK(r.scalar_type() == ScalarType::Double, "coreset: rows must be float32 or float64");
     choose(static_cast<const double*>(r.data_ptr()), r.size(0), r.size(1), count, start, out);
   }
   return chosen;

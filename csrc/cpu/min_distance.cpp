@@ -13,6 +13,7 @@
 
 #include "packed_bank.h"
 #include "search.h"
+#include "tensor_checks.h"
 #include "tensor_rows.h"
 
 namespace {
@@ -46,7 +47,22 @@ std::tuple<Tensor, Tensor> nearest(const Rows& query, const Rows& bank, const Pa
   return {squared, index};
 }
 
+// Check the values that a search starts from, and return copies of them, which it overwrites.
+std::tuple<Tensor, Tensor> start_from(const Tensor& squared, const Tensor& index, const char* op) {
+  Tensor least = torch::stable::clone(torch::stable::contiguous(squared));
+  Tensor at = torch::stable::clone(torch::stable::contiguous(index));
+  const double* const value = static_cast<const double*>(least.data_ptr());
+  const std::int64_t* const row = static_cast<const std::int64_t*>(at.data_ptr());
+  for (std::int64_t i = 0; i < least.size(0); ++i) {
+    STD_TORCH_CHECK(value[i] >= 0 && row[i] >= 0 && (row[i] != wscxr::kNoRow || std::isinf(value[i])), op,
+                    ": squared and index must come from an earlier block or from nothing_found, but query ", i,
+                    " has the squared distance ", value[i], " and the row ", row[i]);
+  }
+  return {least, at};
+}
+
 std::tuple<Tensor, Tensor> min_distance(Tensor query, Tensor bank) {
+  wscxr::check_search(query, bank, "min_distance");
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   const Rows queries = rows_of(q), rows = rows_of(b);
   check_finite(queries, "query");
@@ -63,6 +79,7 @@ std::tuple<Tensor, Tensor> min_distance(Tensor query, Tensor bank) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack_bank(Tensor bank) {
+  wscxr::check_bank(bank, "PackedBank");
   const Tensor b = torch::stable::contiguous(bank);
   const PackedTensors packed = pack_rows(rows_of(b), b);
   return {packed.codes, packed.columns, packed.centre, packed.row, packed.layout};
@@ -71,21 +88,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack_bank(Tensor bank) {
 std::tuple<Tensor, Tensor> search_packed(Tensor query, Tensor bank, Tensor codes, Tensor columns, Tensor centre,
                                          Tensor row, Tensor layout, Tensor squared, Tensor index,
                                          std::int64_t first_row) {
+  wscxr::check_search(query, bank, "search_packed");
+  wscxr::check_found(query, bank, squared, index, first_row, "search_packed");
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   const Rows queries = rows_of(q), rows = rows_of(b);
   check_finite(queries, "query");
-  return with_packed({codes, columns, centre, row, layout}, rows, [&](const Packed& packed) {
-    return nearest(queries, rows, packed, torch::stable::clone(squared), torch::stable::clone(index), first_row);
+  const auto [least, at] = start_from(squared, index, "search_packed");
+  return with_packed({codes, columns, centre, row, layout}, rows, [&, &least = least, &at = at](const Packed& packed) {
+    return nearest(queries, rows, packed, least, at, first_row);
   });
 }
 
 std::tuple<Tensor, Tensor> search_block(Tensor query, Tensor bank, Tensor squared, Tensor index,
                                         std::int64_t first_row) {
+  wscxr::check_search(query, bank, "search_block");
+  wscxr::check_found(query, bank, squared, index, first_row, "search_block");
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   const Rows queries = rows_of(q), rows = rows_of(b);
   check_finite(queries, "query");
+  const auto [least, at] = start_from(squared, index, "search_block");
   const PackedArrays packed(rows);
-  return nearest(queries, rows, packed.view(), torch::stable::clone(squared), torch::stable::clone(index), first_row);
+  return nearest(queries, rows, packed.view(), least, at, first_row);
 }
 
 }  // namespace

@@ -17,6 +17,7 @@
 
 #include "packed_bank.h"
 #include "search.h"
+#include "tensor_checks.h"
 #include "tensor_rows.h"
 
 namespace {
@@ -113,7 +114,6 @@ class Mining {
 
 std::tuple<Tensor, Tensor> mine(const Tensor& query, const Tensor& bank, const Packed& packed, std::int64_t k) {
   const Rows queries = rows_of(query), rows = rows_of(bank);
-  STD_TORCH_CHECK(0 <= k && k <= queries.count, "mine_top_r: k must lie between 0 and ", queries.count, ", got ", k);
   Tensor index = torch::stable::new_empty(query, {k}, ScalarType::Long);
   Tensor distance = torch::stable::new_empty(query, {k}, ScalarType::Float);
   if (k == 0) return {index, distance};
@@ -130,6 +130,8 @@ std::tuple<Tensor, Tensor> mine(const Tensor& query, const Tensor& bank, const P
 }
 
 std::tuple<Tensor, Tensor> mine_top_r(Tensor query, Tensor bank, std::int64_t k) {
+  wscxr::check_search(query, bank, "mine_top_r");
+  wscxr::check_mined(query, k);
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   check_finite(rows_of(q), "query");
   return mine(q, b, PackedArrays(rows_of(b)).view(), k);
@@ -137,6 +139,8 @@ std::tuple<Tensor, Tensor> mine_top_r(Tensor query, Tensor bank, std::int64_t k)
 
 std::tuple<Tensor, Tensor> mine_packed(Tensor query, Tensor bank, Tensor codes, Tensor columns, Tensor centre,
                                        Tensor row, Tensor layout, std::int64_t k) {
+  wscxr::check_search(query, bank, "mine_packed");
+  wscxr::check_mined(query, k);
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   check_finite(rows_of(q), "query");
   return with_packed({codes, columns, centre, row, layout}, rows_of(b),

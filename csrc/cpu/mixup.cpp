@@ -14,6 +14,7 @@
 #include "mixup_row.h"
 #include "philox.h"
 #include "search.h"
+#include "tensor_checks.h"
 
 #ifdef WSCXR_X86
 #include <immintrin.h>  // _mm_sfence
@@ -137,6 +138,7 @@ std::tuple<Tensor, Tensor> mix(const Tensor& normal, const Tensor& abnormal, std
 
 std::tuple<Tensor, Tensor, Tensor> mixup(Tensor normal, Tensor abnormal, std::int64_t seed, std::int64_t offset,
                                          double alpha_min, double alpha_max) {
+  wscxr::check_mixing(normal, abnormal, seed, offset, alpha_min, alpha_max);
   Tensor mixed = torch::stable::new_empty(normal, {normal.size(0), normal.size(1)});
   const auto [source, alpha] = mix(normal, abnormal, seed, offset, alpha_min, alpha_max, mixed, true);
   return {mixed, source, alpha};
@@ -144,9 +146,8 @@ std::tuple<Tensor, Tensor, Tensor> mixup(Tensor normal, Tensor abnormal, std::in
 
 std::tuple<Tensor, Tensor> mixup_into(Tensor normal, Tensor abnormal, std::int64_t seed, std::int64_t offset,
                                       double alpha_min, double alpha_max, Tensor mixed) {
-  STD_TORCH_CHECK(mixed.is_contiguous() && mixed.dim() == 2 && mixed.size(0) == normal.size(0) &&
-                      mixed.size(1) == normal.size(1) && mixed.scalar_type() == normal.scalar_type(),
-                  "mixup: out must be contiguous and have the shape and type of the normal rows");
+  wscxr::check_mixing(normal, abnormal, seed, offset, alpha_min, alpha_max);
+  wscxr::check_into(normal, abnormal, mixed);
   return mix(normal, abnormal, seed, offset, alpha_min, alpha_max, mixed, false);
 }
 

@@ -4,6 +4,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <cmath>
 
 namespace wscxr::search {
 
@@ -13,6 +14,7 @@ using torch::stable::Tensor;
 namespace {
 
 constexpr std::int64_t kVersion = 1;
+constexpr std::int64_t kLargestExponent = 1000;  // see centre_and_exponent
 
 void fail_not_finite(const char* name, std::int64_t bad, std::int64_t count) {
   STD_TORCH_CHECK(false, not_finite_message(name, bad, count));
@@ -93,21 +95,59 @@ Packed PackedTensors::view() const {
   return view_of(out, values[5]);
 }
 
-bool PackedTensors::usable(const Rows& bank) const {
-  if (layout.numel() != 6) return false;
-  const std::int64_t* values = static_cast<const std::int64_t*>(layout.data_ptr());
-  const std::int64_t panels = panels_of(bank.count);
-  if (values[0] != kVersion || values[1] != kernels().levels || values[3] < 1 || values[3] > bank.count ||
-      values[4] != bank.count || values[5] != bank.channels ||
-      codes.numel() != panels * depth_of(bank.channels) * 4 * kColumns || columns.numel() != panels * 4 * kColumns ||
-      centre.numel() != bank.channels || row.numel() != panels * kColumns) {
-    return false;
-  }
-  const std::int64_t* rows = static_cast<const std::int64_t*>(row.data_ptr());
-  for (std::int64_t i = 0; i < panels * kColumns; ++i) {
-    if (rows[i] < -1 || rows[i] >= bank.count) return false;
+namespace {
+
+bool is_plain(const Tensor& tensor, ScalarType type, std::int64_t numel) {
+  return tensor.defined() && tensor.is_cpu() && tensor.scalar_type() == type && tensor.is_contiguous() &&
+         tensor.numel() == numel;
+}
+
+// Whether the first `unique` columns name distinct rows of the bank in ascending order, and the other columns none.
+bool names_rows(const std::int64_t* row, std::int64_t columns, std::int64_t unique, std::int64_t count) {
+  std::int64_t before = -1;
+  for (std::int64_t i = 0; i < columns; ++i) {
+    if (i >= unique ? row[i] != -1 : row[i] <= before || row[i] >= count) return false;
+    if (i < unique) before = row[i];
   }
   return true;
+}
+
+// Whether the norms, scales and residuals of all columns are numbers that packing can give. Others would make the
+// comparison of candidates contradict itself.
+bool are_bounds(const float* columns, std::int64_t panels, std::int64_t unique) {
+  for (std::int64_t panel = 0; panel < panels; ++panel) {
+    for (int j = 0; j < kColumns; ++j) {
+      const float* const column = columns + panel * 4 * kColumns + j;
+      const bool used = panel * kColumns + j < unique;
+      if (used ? !std::isfinite(column[0]) || column[0] < 0 : !std::isinf(column[0])) return false;
+      for (int part = 1; used && part < 4; ++part) {
+        if (!(column[part * kColumns] >= 0)) return false;
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+bool PackedTensors::usable(const Rows& bank) const {
+  if (!is_plain(layout, ScalarType::Long, 6)) return false;
+  const std::int64_t* values = static_cast<const std::int64_t*>(layout.data_ptr());
+  const std::int64_t panels = panels_of(bank.count), unique = values[3];
+  if (values[0] != kVersion || values[1] != kernels().levels || values[2] < -kLargestExponent ||
+      values[2] > kLargestExponent || unique < 1 || unique > bank.count || values[4] != bank.count ||
+      values[5] != bank.channels) {
+    return false;
+  }
+  if (!is_plain(codes, ScalarType::Byte, panels * depth_of(bank.channels) * 4 * kColumns) ||
+      !is_plain(columns, ScalarType::Float, panels * 4 * kColumns) ||
+      !is_plain(centre, ScalarType::Double, bank.channels) || !is_plain(row, ScalarType::Long, panels * kColumns)) {
+    return false;
+  }
+  const double* const middle = static_cast<const double*>(centre.data_ptr());
+  return std::all_of(middle, middle + bank.channels, [](double c) { return std::isfinite(c); }) &&
+         names_rows(static_cast<const std::int64_t*>(row.data_ptr()), panels * kColumns, unique, bank.count) &&
+         are_bounds(static_cast<const float*>(columns.data_ptr()), panels, unique);
 }
 
 }  // namespace wscxr::search

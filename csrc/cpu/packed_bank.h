@@ -30,7 +30,8 @@ class PackedArrays {
 struct PackedTensors {
   torch::stable::Tensor codes, columns, centre, row, layout;
   Packed view() const;
-  // Whether it was packed from a bank of this shape, for the instruction set in use.
+  // Whether it was packed from a bank of this shape, for the instruction set in use, and holds numbers that packing
+  // can give. Whether they belong to the rows is not checked.
   bool usable(const Rows& bank) const;
 };
 PackedTensors pack_rows(const Rows& bank, const torch::stable::Tensor& like);

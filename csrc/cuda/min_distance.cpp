@@ -6,6 +6,7 @@
 #include "cuda_steps.h"
 #include "search.h"
 #include "statistics.h"
+#include "tensor_checks.h"
 
 namespace {
 
@@ -44,6 +45,7 @@ void search_on(const Tensor& query, const Run& run) {
 }
 
 std::tuple<Tensor, Tensor> min_distance(Tensor query, Tensor bank) {
+  wscxr::check_search(query, bank, "min_distance");
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   Tensor distance = torch::stable::new_empty(q, {q.size(0)}, ScalarType::Float);
   Tensor index = torch::stable::new_empty(q, {q.size(0)}, ScalarType::Long);
@@ -55,8 +57,9 @@ std::tuple<Tensor, Tensor> min_distance(Tensor query, Tensor bank) {
 }
 
 std::tuple<Tensor, Tensor> mine_top_r(Tensor query, Tensor bank, std::int64_t k) {
+  wscxr::check_search(query, bank, "mine_top_r");
+  wscxr::check_mined(query, k);
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
-  STD_TORCH_CHECK(0 <= k && k <= q.size(0), "mine_top_r: k must lie between 0 and ", q.size(0), ", got ", k);
   Tensor index = torch::stable::new_empty(q, {k}, ScalarType::Long);
   Tensor distance = torch::stable::new_empty(q, {k}, ScalarType::Float);
   search_on(q, [&](wscxr::Steps& steps, const wscxr::SearchOptions& options) {
@@ -70,16 +73,8 @@ std::tuple<Tensor, Tensor> mine_top_r(Tensor query, Tensor bank, std::int64_t k)
 // Every block has its own centre, so blocks may come in any order and size.
 std::tuple<Tensor, Tensor> search_block(Tensor query, Tensor bank, Tensor squared, Tensor index,
                                         std::int64_t first_row) {
-  STD_TORCH_CHECK(
-      query.dim() == 2 && bank.dim() == 2 && query.size(1) == bank.size(1) && query.size(1) > 0 && bank.size(0) > 0,
-      "search_block: query and bank must have the same number of channels, and the block at least one row");
-  for (const Tensor& tensor : {bank, squared, index}) {
-    STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == query.get_device_index(),
-                    "search_block: query, bank block, squared and index must be on one device");
-  }
-  STD_TORCH_CHECK(squared.scalar_type() == ScalarType::Double && index.scalar_type() == ScalarType::Long &&
-                      squared.numel() == query.size(0) && index.numel() == query.size(0),
-                  "search_block: squared must be float64 and index int64, with one value per query");
+  wscxr::check_search(query, bank, "search_block");
+  wscxr::check_found(query, bank, squared, index, first_row, "search_block");
   const Tensor q = torch::stable::contiguous(query), b = torch::stable::contiguous(bank);
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   Tensor least = torch::stable::clone(torch::stable::contiguous(squared));

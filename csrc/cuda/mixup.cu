@@ -5,6 +5,7 @@
 #include "cuda_common.h"
 #include "exact_distance.h"
 #include "mixup.h"
+#include "tensor_checks.h"
 
 namespace {
 
@@ -13,12 +14,8 @@ using torch::stable::Tensor;
 
 std::tuple<Tensor, Tensor> mixup_into(Tensor normal, Tensor abnormal, std::int64_t seed, std::int64_t offset,
                                       double alpha_min, double alpha_max, Tensor mixed) {
-  STD_TORCH_CHECK(mixed.is_contiguous() && mixed.dim() == 2 && mixed.size(0) == normal.size(0) &&
-                      mixed.size(1) == normal.size(1) && mixed.scalar_type() == normal.scalar_type(),
-                  "mixup: out must be contiguous and have the shape and type of the normal rows");
-  STD_TORCH_CHECK(mixed.is_cuda() && mixed.get_device_index() == normal.get_device_index() && abnormal.is_cuda() &&
-                      abnormal.get_device_index() == normal.get_device_index(),
-                  "mixup: all rows must be on one device");
+  wscxr::check_mixing(normal, abnormal, seed, offset, alpha_min, alpha_max);
+  wscxr::check_into(normal, abnormal, mixed);
   const Tensor n = torch::stable::contiguous(normal), a = torch::stable::contiguous(abnormal);
   const std::int64_t rows = n.size(0), channels = n.size(1);
   Tensor source = torch::stable::new_empty(n, {rows}, ScalarType::Long);
@@ -55,6 +52,7 @@ std::tuple<Tensor, Tensor> mixup_into(Tensor normal, Tensor abnormal, std::int64
 
 std::tuple<Tensor, Tensor, Tensor> mixup(Tensor normal, Tensor abnormal, std::int64_t seed, std::int64_t offset,
                                          double alpha_min, double alpha_max) {
+  wscxr::check_mixing(normal, abnormal, seed, offset, alpha_min, alpha_max);
   Tensor mixed = torch::stable::new_empty(normal, {normal.size(0), normal.size(1)});
   const auto [source, alpha] = mixup_into(normal, abnormal, seed, offset, alpha_min, alpha_max, mixed);
   return {mixed, source, alpha};

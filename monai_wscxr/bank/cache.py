@@ -17,13 +17,12 @@ import os
 import shutil
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 from torch import Tensor
 
@@ -31,18 +30,13 @@ from monai_wscxr.bank.rows import FileRows
 from monai_wscxr.bank.shard import Shard, shard_rows, write_shard
 from monai_wscxr.errors import InputError
 from monai_wscxr.system.atomic import DamagedError, write_text_atomic
+from monai_wscxr.system.cache_folder import cache_root as cache_root
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = "2"
 _HEADROOM = 64 << 20  # bytes left free on the disk
 _ABANDONED_AFTER = 86400  # seconds after which a partial file belongs to a killed run
-
-
-def cache_root() -> Path:
-    """Return `$MONAI_WSCXR_CACHE`, or else the platform's user cache folder."""
-    chosen = os.environ.get("MONAI_WSCXR_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("monai_wscxr"))
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -80,12 +74,13 @@ class FeatureCache:
             ) from error
         self._where: dict[str, tuple[Shard, int]] = {}
         self._shards: dict[Path, Shard] = {}
+        self._refused: set[Path] = set()  # damaged shards that could not be renamed
         self.refresh()
 
     def refresh(self) -> None:
         """Open the shards that this process or another one has written in the meantime; put damaged ones aside."""
         for path in sorted(self.folder.glob("*.safetensors")):
-            if path not in self._shards:
+            if path not in self._shards and path not in self._refused:
                 try:
                     self._add(Shard.open(path))
                 except DamagedError as error:
@@ -101,8 +96,16 @@ class FeatureCache:
         logger.warning(
             "the shard %s is damaged (%s); its images will be extracted again, all others are kept", path, why
         )
-        with contextlib.suppress(FileNotFoundError):  # another run may have renamed it first
-            path.rename(path.with_suffix(".damaged"))
+        aside = path.with_suffix(".damaged")
+        if os.path.lexists(aside):
+            aside = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}.damaged")
+        try:
+            path.rename(aside)
+        except FileNotFoundError:  # another run has renamed it first
+            pass
+        except OSError as error:
+            logger.warning("the shard %s cannot be renamed (%s); it is left where it is", path, error.strerror)
+            self._refused.add(path)
         self._shards.pop(path, None)
         self._where = {}
         for shard in self._shards.values():
@@ -152,10 +155,25 @@ class FeatureCache:
         return shard_rows(places)
 
     def _places(self, digests: Sequence[str]) -> list[tuple[Shard, int]]:
-        """Return shard and position of each image."""
+        """Return shard and position of each image, all with features of one shape and type."""
         if not digests:
             raise KeyError("no digest was given")
-        return [self._where[digest] for digest in digests]
+        places = [self._where[digest] for digest in digests]
+        if len({(shard.shape[1:], shard.dtype) for shard, _ in places}) > 1:
+            images: Counter[tuple[tuple[int, ...], torch.dtype]] = Counter()
+            for shard in self._shards.values():
+                images[shard.shape[1:], shard.dtype] += shard.shape[0]
+            ((kind, _),) = images.most_common(1)
+            self._put_aside_all(
+                {
+                    shard.path: DamagedError(
+                        f"its features have another shape than most: {shard.shape[1:]} {shard.dtype}"
+                    )
+                    for shard, _ in places
+                    if (shard.shape[1:], shard.dtype) != kind
+                }
+            )
+        return places
 
     def _put_aside_all(self, damaged: Mapping[Path, DamagedError]) -> None:
         for path, error in damaged.items():
@@ -232,6 +250,6 @@ class FeatureCache:
 def _remove_abandoned(folder: Path) -> None:
     """Remove the partial files of runs that were killed more than a day ago."""
     for path in folder.glob(".*.partial"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # removed by another process, or a folder
             if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
                 path.unlink()

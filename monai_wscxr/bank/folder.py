@@ -12,12 +12,13 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -26,10 +27,68 @@ from monai_wscxr.bank.feature_bank import BankOnDisk
 from monai_wscxr.bank.shard import Shard, shard_rows, write_shard
 from monai_wscxr.errors import InputError
 from monai_wscxr.system.atomic import DamagedError, replacing, write_text_atomic
+from monai_wscxr.system.regular_files import read_regular
+from monai_wscxr.system.strict_json import any_object, ascending, integer, list_of, one_of, parse_json, record, text
 
 FORMAT = "monai_wscxr bank 1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _INDEX = "bank.json"
+_LARGEST_INDEX = 256 << 20  # bytes
+_MOST_SHARDS = 1 << 20
+_MOST_IMAGES = 1 << 24  # per shard
+
+_check_index = record(
+    {
+        "format": one_of(FORMAT),
+        "settings": any_object,
+        "grid": list_of(integer(1, 1 << 12), 2, 2),
+        "channels": integer(1, 1 << 20),
+        "dtype": one_of(*DTYPES),
+        "rows": integer(0, (1 << 63) - 1),
+        "shards": list_of(
+            record(
+                {
+                    # the name of a file in the folder, never a path
+                    "file": text(
+                        255, r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors", "a file name ending in .safetensors"
+                    ),
+                    "images": integer(1, _MOST_IMAGES),
+                    "bytes": integer(1, (1 << 63) - 1),
+                    "header_crc32": integer(0, (1 << 32) - 1),
+                    "dead": list_of(integer(0, _MOST_IMAGES), 0, _MOST_IMAGES),
+                }
+            ),
+            0,
+            _MOST_SHARDS,
+        ),
+    }
+)
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    """Read and check `bank.json`.
+
+    Raises:
+        OSError: when it cannot be read.
+        ValueError: when it is not the index of a bank, or contradicts itself.
+    """
+    index: dict[str, Any] = parse_json(read_regular(path, _LARGEST_INDEX))
+    if isinstance(index, dict) and index.get("format", FORMAT) != FORMAT:
+        raise ValueError(f"its format is {index['format']!r:.40}, this version reads {FORMAT!r}")
+    _check_index(index, "")
+    living, names = 0, set()
+    for place, entry in enumerate(index["shards"]):
+        dead = entry["dead"]
+        if not ascending(dead) or len(set(dead)) != len(dead) or (dead and dead[-1] >= entry["images"]):
+            raise ValueError(f"shards[{place}].dead must hold different positions of its images in ascending order")
+        living += entry["images"] - len(dead)
+        names.add(entry["file"])
+    if len(names) != len(index["shards"]):
+        raise ValueError("it lists a shard twice")
+    h, w = index["grid"]
+    if index["rows"] != living * h * w:
+        raise ValueError(f"its shards hold {living * h * w} rows, but it counts {index['rows']}")
+    return index
 
 
 @dataclass
@@ -75,19 +134,23 @@ class BankFolder:
 
     def _load(self) -> None:
         try:
-            index = json.loads((self.path / _INDEX).read_text(encoding="utf-8"))
-            if index["format"] != FORMAT:
-                raise ValueError(f"its format is {index['format']!r}, this version reads {FORMAT!r}")
-            self.settings: dict[str, Any] = index["settings"]
-            h, w = index["grid"]
-            self.grid = (int(h), int(w))
-            self.channels, self.dtype = int(index["channels"]), str(index["dtype"])
-            DTYPES[self.dtype]
-            self.entries = [Entry(**entry) for entry in index["shards"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            index = _read_index(self.path / _INDEX)
+        except FileNotFoundError as error:
             raise InputError(
                 f"{self.path} holds no bank ({error}); make one with `monai-wscxr bank add` or `monai-wscxr bank merge`"
             ) from error
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(
+                f"{self.path} holds no bank: {self.path / _INDEX} is damaged ({reason}); restore it from a copy, or make a "
+                "bank with `monai-wscxr bank add`"
+            ) from error
+        self.settings: dict[str, Any] = index["settings"]
+        h, w = index["grid"]
+        self.grid: tuple[int, int] = (h, w)
+        self.channels: int = index["channels"]
+        self.dtype: str = index["dtype"]
+        self.entries = [Entry(**entry) for entry in index["shards"]]
 
     @classmethod
     def create(
@@ -96,7 +159,7 @@ class BankFolder:
         """Create an empty bank.
 
         Args:
-            path: new or empty folder.
+            path: new or empty folder; what a killed `create` has left there does not count.
             settings, grid, channels, dtype: see `BankFolder`.
 
         Raises:
@@ -105,7 +168,7 @@ class BankFolder:
         path = Path(path)
         if dtype not in DTYPES:
             raise InputError(f"the type of a bank must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not _is_remainder(file) for file in path.iterdir())):
             raise InputError(f"{path} exists already and is not empty; choose another folder")
         path.mkdir(parents=True, exist_ok=True)
         bank = cls.__new__(cls)
@@ -129,7 +192,7 @@ class BankFolder:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         """Lock the index, read it anew, and write it afterwards: one process at a time changes it."""
-        with open(self.path / ".lock", "w") as lock:
+        with _open_lock(self.path / ".lock") as lock:
             with contextlib.suppress(ImportError):  # Windows has no such locks
                 import fcntl
 
@@ -150,6 +213,8 @@ class BankFolder:
                 shard = Shard.open(path)
                 if path.stat().st_size != entry.bytes or shard.header_crc32 != entry.header_crc32:
                     raise DamagedError("its header is not the one that was added")
+                if shard.shape[0] != entry.images:
+                    raise DamagedError(f"it holds {shard.shape[0]} images, {_INDEX} lists {entry.images}")
                 if shard.shape[1:] != (self.grid[0] * self.grid[1], self.channels) or shard.dtype != DTYPES[self.dtype]:
                     raise DamagedError("its shape or type is not that of the bank")
             except DamagedError as error:
@@ -281,7 +346,9 @@ class BankFolder:
         listed = {entry.file for entry in self.entries}
         for path in [*self.path.glob("*.safetensors"), *self.path.glob(".*.partial")]:
             # another process may be about to enter a young file that is not listed yet
-            if path.name in replaced or (path.name not in listed and time.time() - path.stat().st_mtime > 3600):
+            status = path.lstat()
+            old = path.name not in listed and time.time() - status.st_mtime > 3600
+            if (path.name in replaced or old) and not stat.S_ISDIR(status.st_mode):
                 path.unlink()
         return before - _folder_bytes(self.path)
 
@@ -318,6 +385,11 @@ class BankFolder:
             self.entries = [entry for entry in self.entries if entry.file not in gone]
 
 
+def _is_remainder(file: Path) -> bool:
+    """Tell whether a file is an index that was not written to its end."""
+    return file.name.startswith(f".{_INDEX}.") and file.name.endswith(".partial")
+
+
 def _link(source: Path, target: Path) -> None:
     """Make `target` a hard link to `source`, or a copy where that is impossible."""
     try:
@@ -325,6 +397,23 @@ def _link(source: Path, target: Path) -> None:
     except OSError:
         with replacing(target, source.stat().st_size) as temporary:
             shutil.copyfile(source, temporary)
+
+
+def _open_lock(path: Path) -> IO[str]:
+    """Open a file for locking, without following a link or waiting for a pipe.
+
+    Raises:
+        InputError: when it cannot be opened.
+    """
+    try:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened ({error.strerror}), so the bank cannot be changed") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is not a regular file, so the bank cannot be changed; remove it")
+    return os.fdopen(descriptor, "r+")
 
 
 def _folder_bytes(path: Path) -> int:

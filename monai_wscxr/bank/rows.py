@@ -20,6 +20,7 @@ from torch import Tensor
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.system.memory import available_memory
+from monai_wscxr.system.regular_files import open_descriptor, open_regular
 
 BLOCK_ROWS = (
     8192  # rows per step of a pass over a bank; sums depend on it in the last bits, so all passes use this number
@@ -80,7 +81,7 @@ class RowsOnDisk:
             InputError: when the file cannot be read or is too short.
         """
         try:
-            descriptor = os.open(self.file, os.O_RDONLY) if isinstance(self.file, Path) else self.file.fileno()
+            descriptor = open_descriptor(self.file) if isinstance(self.file, Path) else self.file.fileno()
             try:
                 place += self.offset
                 while into:
@@ -107,7 +108,7 @@ class RowsOnDisk:
         """
         if self._map is None:
             try:
-                descriptor = os.open(self.file, os.O_RDONLY) if isinstance(self.file, Path) else self.file.fileno()
+                descriptor = open_descriptor(self.file) if isinstance(self.file, Path) else self.file.fileno()
                 try:
                     # writable, and private so that the file does not change, because torch has no read-only tensors
                     self._map = mmap.mmap(descriptor, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
@@ -127,7 +128,7 @@ class RowsOnDisk:
         """Advise the system that these rows will be needed, so that it reads many at a time while others are copied."""
         if not hasattr(os, "posix_fadvise"):
             return
-        with open(self.file, "rb") if isinstance(self.file, Path) else contextlib.nullcontext(self.file) as file:
+        with open_regular(self.file) if isinstance(self.file, Path) else contextlib.nullcontext(self.file) as file:
             for row in rows:
                 os.posix_fadvise(file.fileno(), self.offset + row * row_bytes, row_bytes, os.POSIX_FADV_WILLNEED)
 

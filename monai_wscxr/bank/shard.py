@@ -1,7 +1,8 @@
 """Shards: files that hold the patch features of some images, with a digest and a checksum for each.
 
 A shard is a safetensors file with one tensor `features` [n, h*w, C]; digests and CRC-32 checksums are in the metadata of its
-header. A process checks an image when it reads it for the first time, which takes about a millisecond per megabyte.
+header. A process checks an image when it reads it for the first time, which takes about a millisecond per megabyte: the
+checksum must be right and all numbers finite.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from monai_wscxr.bank.header import TYPES, read_header
 from monai_wscxr.bank.rows import FileRows, RowsOnDisk
 from monai_wscxr.errors import InputError
 from monai_wscxr.system.atomic import DamagedError, replacing
+from monai_wscxr.system.strict_json import integer, list_of, parse_json, text
+
+_MOST_IMAGES = 1 << 24  # per shard
+_DIGESTS = list_of(text(longest=256), 1, _MOST_IMAGES)
+_CHECKSUMS = list_of(integer(0, (1 << 32) - 1), 1, _MOST_IMAGES)
 
 
 @dataclass
@@ -54,12 +60,14 @@ class Shard:
         header = read_header(path)
         try:
             entry = header.tensors["features"]
-            digests, checksums = json.loads(header.metadata["digests"]), json.loads(header.metadata["crc32"])
+            digests, checksums = parse_json(header.metadata["digests"], 1), parse_json(header.metadata["crc32"], 1)
+            _DIGESTS(digests, "digests")
+            _CHECKSUMS(checksums, "crc32")
             n, patches, channels = entry.shape
             if len(header.tensors) != 1 or not len(digests) == len(checksums) == n:
                 raise ValueError("numbers of images differ")
-            if not all(isinstance(digest, str) for digest in digests):
-                raise TypeError("digests must be strings")
+            if min(entry.shape) < 1 or entry.dtype == torch.float64:
+                raise ValueError(f"shape {entry.shape} or type {entry.dtype} is not that of features")
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"its header is not that of a shard ({type(error).__name__}: {error})") from error
         rows = RowsOnDisk(path, entry.offset, n * patches)
@@ -77,6 +85,8 @@ class Shard:
             DamagedError: when they differ from what was written, or the file can no longer be read.
         """
         into = memoryview(out.view(torch.uint8).numpy().data).cast("B")
+        if len(into) != self.image_bytes:
+            raise DamagedError(f"its images have {self.image_bytes} bytes, and {len(into)} were expected")
         try:
             self.rows.read_into(position * self.image_bytes, into)
         except InputError as error:
@@ -84,6 +94,8 @@ class Shard:
         if position not in self._verified:
             if zlib.crc32(into) != self.checksums[position]:
                 raise DamagedError(f"the checksum of image {position + 1} of {self.shape[0]} is wrong")
+            if not all_finite(out):
+                raise DamagedError(f"image {position + 1} of {self.shape[0]} holds NaN or Inf")
             self._verified.add(position)
 
     def trust_all(self) -> None:
@@ -104,6 +116,11 @@ class Shard:
             self.read(position, torch.empty(self.shape[1:], dtype=self.dtype))
 
 
+def all_finite(numbers: Tensor) -> bool:
+    """Return whether a tensor holds neither NaN nor Inf, in one pass and without a copy."""
+    return all(bool(torch.isfinite(end)) for end in numbers.aminmax())
+
+
 def write_shard(path: Path, digests: Sequence[str], features: Tensor) -> Shard:
     """Write a shard atomically and open it.
 
@@ -113,10 +130,17 @@ def write_shard(path: Path, digests: Sequence[str], features: Tensor) -> Shard:
         features: [n, h*w, C] float32, float16 or bfloat16.
 
     Raises:
+        InputError: when the features hold NaN or Inf.
         DiskFullError: when the disk is full; the message names the missing bytes.
         OSError: when the file cannot be written for another reason.
     """
     features = features.contiguous()
+    broken = [digest for digest, image in zip(digests, features, strict=True) if not all_finite(image)]
+    if broken:
+        raise InputError(
+            f"the features of {len(broken)} of {len(digests)} images hold NaN or Inf as {features.dtype} (first: image "
+            f"{broken[0]:.64}); look for broken weights, or choose float32 or bfloat16"
+        )
     checksums = [zlib.crc32(image.view(torch.uint8).numpy().data) for image in features]
     name = next(name for name, dtype in TYPES.items() if dtype == features.dtype)
     header = json.dumps(

@@ -20,7 +20,7 @@ from monai_wscxr.commands import (
     protocol,
     simulate,
 )
-from monai_wscxr.commands.exit_status import UNUSABLE
+from monai_wscxr.commands.exit_status import INTERRUPTED, UNUSABLE
 from monai_wscxr.errors import InputError
 
 _COMMANDS = (
@@ -51,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(UNUSABLE)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     if status:
         sys.exit(status)
 

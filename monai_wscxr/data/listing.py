@@ -3,16 +3,17 @@
 Training data lists, the bundle's `inferring`, `predict`, `bank add` and the labelling server all use it. A file is an image
 
 * by its extension, one of `IMAGE_SUFFIXES` in upper or lower case;
-* without an extension, or with a number as extension as in names made of UIDs, if its content is PNG, JPEG, NIfTI or DICOM;
+* without an extension, or with a number as extension as in names made of UIDs, if its content is that of an image;
 * with any other extension, if its content is a DICOM part 10 file ("DICM" after the preamble).
 
-Hidden files (names that start with a dot) and DICOMDIRs are not images. Nothing here decodes pixels, so an image may still
-turn out to be unusable.
+Hidden files (names that start with a dot), DICOMDIRs, and pipes, sockets and devices are not images. Nothing here decodes
+pixels, so an image may still turn out to be unusable.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -24,7 +25,10 @@ from monai_wscxr.data.radiograph.dicom import has_preamble
 from monai_wscxr.data.radiograph.formats import sniff_format
 from monai_wscxr.errors import InputError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".dcm", ".dicom", ".ima")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp"),
+    *(".nii", ".nii.gz", ".dcm", ".dicom", ".ima"),
+)
 
 HIDDEN = "hidden"
 """A file or folder whose name starts with a dot, or a folder whose name starts with two underscores, like `__MACOSX`."""
@@ -32,6 +36,8 @@ NOT_AN_IMAGE = "not_an_image"
 """A file that is not an image by its name or content, or a DICOMDIR."""
 UNREADABLE = "unreadable"
 """A file to be judged by its content that is empty, damaged or cannot be opened."""
+NOT_A_FILE = "not_a_file"
+"""A pipe, socket or device. It is never opened, because that may wait for ever."""
 UNREADABLE_FOLDER = "unreadable_folder"
 """A folder that cannot be opened."""
 LINKED_FOLDER = "linked_folder"
@@ -74,7 +80,8 @@ def is_hidden_folder(path: Path) -> bool:
 def list_images(paths: Iterable[str | os.PathLike[str]], skip: Callable[[Path], bool] | None = None) -> Listing:
     """List the images among files and folders.
 
-    Files are taken as given, with any name. Folders are searched with all subfolders except hidden and linked ones.
+    Files are taken as given, with any name, but no pipes, sockets or devices. Folders are searched with all subfolders except
+    hidden and linked ones.
 
     Args:
         paths: files and folders.
@@ -90,8 +97,10 @@ def list_images(paths: Iterable[str | os.PathLike[str]], skip: Callable[[Path], 
             found, others = _search(path, skip)
             images += sorted(found)
             left_out += sorted(others)
-        elif path.exists():
+        elif path.is_file():
             images.append(path)
+        elif path.exists():
+            left_out.append((path, NOT_A_FILE))
         else:
             raise InputError(f"there is no file or folder {path}")
     return Listing(tuple(images), tuple(left_out))
@@ -129,6 +138,8 @@ def _reason_against(path: Path) -> str | None:
     name = path.name.lower()
     if name.startswith("."):
         return HIDDEN
+    if _is_special(path):
+        return NOT_A_FILE
     if name == "dicomdir":
         return NOT_AN_IMAGE
     if name.endswith(IMAGE_SUFFIXES):
@@ -141,10 +152,17 @@ def _reason_against(path: Path) -> str | None:
         return UNREADABLE
 
 
+def _is_special(path: Path) -> bool:
+    """Tell whether a path is something else than a file or a folder; a broken link and a file without access are not."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
 def _is_dicom_part_10(path: Path) -> bool:
     try:
-        if not path.is_file():  # opening a pipe would wait for its writer
-            return False
         with open(path, "rb") as file:
             return has_preamble(file.read(132))
     except OSError:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import random
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 
 from monai_wscxr.data.datalist import DatalistError, Item, by_path, few
-from monai_wscxr.data.radiograph.read import file_digest
+from monai_wscxr.data.duplicates import fill_file_digests, pixel_digests
+
+logger = logging.getLogger("monai_wscxr")
 
 
 def choose_few_shot(items: Iterable[Item], k: int, seed: int, strict: bool = False) -> list[Item]:
@@ -97,37 +100,59 @@ def check_overlap(
     *,
     allow: bool = False,
     digests: dict[str, str] | None = None,
+    cache: str | os.PathLike[str] | bool | None = None,
+    progress: bool = True,
 ) -> list[str]:
-    """Find images and patients that are in training and test, and contradictory labels in training.
+    """Find pictures and patients that are in training and test, and pictures with contradictory labels.
+
+    Two files are copies if their decoded pixels are equal (`duplicates`), in any format. Copies with the same label within one
+    part are allowed; their number is logged.
 
     Args:
-        training: items used for training.
+        training: all items of the training part, before any choice.
         test: items used for evaluation.
         allow: return findings about training and test instead of raising an error.
         digests: content digests by image path; missing ones are computed and added, for the caller to use again.
+        cache: folder for the digests of pixels; None takes the default, False none.
+        progress: show a progress bar when many images have to be decoded.
 
     Returns:
         The findings as sentences; empty without any.
 
     Raises:
-        DatalistError: for findings without `allow`; always for exact copies with different labels in training; for a file that
-            cannot be read.
+        DatalistError: for findings without `allow`; always for copies with different labels, in one part or in two; for a file
+            that cannot be read.
     """
+    return find_overlap(training, test, allow, digests, cache, progress)[0]
+
+
+def find_overlap(
+    training: Sequence[Item],
+    test: Sequence[Item],
+    allow: bool = False,
+    digests: dict[str, str] | None = None,
+    cache: str | os.PathLike[str] | bool | None = None,
+    progress: bool = True,
+) -> tuple[list[str], dict[str, str]]:
+    """Do what `check_overlap` does and return the digests of the pixels, by image path, as well."""
     digests = {} if digests is None else digests
-    _fill_digests([*training, *test], digests)
+    everything = [*training, *test]
+    files = {item["image"] for item in everything}
+    try:
+        fill_file_digests(files, digests)
+    except OSError as error:
+        raise DatalistError(f"{error.filename}: cannot be read ({error.strerror}). Correct the datalist.") from error
+    chosen = {file: digests[file] for file in files}
+    # images of one label without a test part cannot contradict each other or leak
+    needed = bool(test) or len({item["label"] for item in training}) > 1
+    pixels = pixel_digests(chosen, cache, progress) if needed else chosen
+    _check_contradictions(everything, pixels)
     seen: dict[str, Item] = {}
-    clashes = []
     for item in training:
-        first = seen.setdefault(digests[item["image"]], item)
-        if first["label"] != item["label"]:
-            clashes.append(f"{first['image']} (label {first['label']}) and {item['image']} (label {item['label']})")
-    if clashes:
-        raise DatalistError(
-            f"{len(clashes)} training image(s) are exact copies with contradictory labels: {few(clashes)}. Remove the "
-            "wrong copy."
-        )
+        seen.setdefault(pixels[item["image"]], item)
+    _log_copies(training, test, pixels)
     by_patient = {item["patient"]: item for item in reversed(training)}
-    copies = [(seen[digests[item["image"]]], item) for item in test if digests[item["image"]] in seen]
+    copies = [(seen[pixels[item["image"]]], item) for item in test if pixels[item["image"]] in seen]
     shared = {item["patient"]: (by_patient[item["patient"]], item) for item in test if item["patient"] in by_patient}
     findings = []
     for pairs, text in (
@@ -142,16 +167,59 @@ def check_overlap(
             f"{' '.join(findings)} Figures on such a test set look better than they are: remove these files from one "
             "side, or accept it with --allow_overlap true."
         )
-    return findings
+    return findings, pixels
 
 
-def _fill_digests(items: Iterable[Item], digests: dict[str, str]) -> None:
-    paths = sorted({item["image"] for item in items} - digests.keys())
-    try:
-        with ThreadPoolExecutor() as pool:  # hashing and reading both release the interpreter lock
-            digests.update(zip(paths, pool.map(file_digest, paths), strict=True))
-    except OSError as error:
-        raise DatalistError(f"{error.filename}: cannot be read ({error.strerror}). Correct the datalist.") from error
+def join_copies(items: Sequence[Item], pixels: Mapping[str, str]) -> list[Item]:
+    """Return the items with one patient for all patients that share a picture, so that copies stay on one side of a split.
+
+    Args:
+        items: items of a datalist.
+        pixels: digests of the pixels by image path.
+    """
+    joined: dict[str, str] = {}  # to another patient of the same group
+
+    def first(patient: str) -> str:
+        while patient in joined:
+            patient = joined[patient]
+        return patient
+
+    owner: dict[str, str] = {}
+    for item in items:
+        one, other = first(owner.setdefault(pixels[item["image"]], item["patient"])), first(item["patient"])
+        if one != other:
+            joined[max(one, other)] = min(one, other)
+    return [{**item, "patient": first(item["patient"])} for item in items] if joined else list(items)
+
+
+def _check_contradictions(items: Iterable[Item], pixels: Mapping[str, str]) -> None:
+    seen: dict[str, Item] = {}
+    clashes = []
+    for item in items:
+        first = seen.setdefault(pixels[item["image"]], item)
+        if first["label"] != item["label"]:
+            clashes.append(f"{first['image']} (label {first['label']}) and {item['image']} (label {item['label']})")
+    if clashes:
+        raise DatalistError(
+            f"{len(clashes)} image(s) are exact copies, with equal pixels, of images with contradictory labels: "
+            f"{few(clashes)}. Remove the wrong copy."
+        )
+
+
+def _log_copies(training: Sequence[Item], test: Sequence[Item], pixels: Mapping[str, str]) -> None:
+    """Warn about copies within one part, and about those in two classes of abnormal images."""
+    for part, items in (("training", training), ("test", test)):
+        first: dict[str, Item] = {}
+        for item in items:
+            first.setdefault(pixels[item["image"]], item)
+        copies = [(first[pixels[item["image"]]], item) for item in items if first[pixels[item["image"]]] is not item]
+        if copies:
+            classes = sum(one["class"] != other["class"] for one, other in copies)
+            logger.warning(
+                "%d %s image(s) are exact copies of others in the same part%s (first: %s and %s)",
+                *(len(copies), part, f", {classes} of them in another class" if classes else ""),
+                *(item["image"] for item in copies[0]),
+            )
 
 
 def _closest_subset(sizes: Sequence[int], target: float) -> list[int]:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import Compose, MapTransform
-from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
-from monai_wscxr.data.radiograph.gates import check_allowed, check_shape
+from monai_wscxr.data.masks import read_mask, resize_mask
+from monai_wscxr.data.radiograph.gates import check_allowed
 from monai_wscxr.data.radiograph.read import READER_CHAIN, read_radiograph
 from monai_wscxr.errors import InputError
 
@@ -82,7 +81,6 @@ class LoadRadiographd(MapTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             source = read_radiograph(out[key], allow=self.allow)
-            check_shape(source.image, self.allow)
             out[key] = torch.from_numpy(source.image)[None]
             if self.keep_source:
                 out["source"] = source
@@ -90,7 +88,16 @@ class LoadRadiographd(MapTransform):
 
 
 class LoadMaskd(MapTransform):
-    """Replace mask paths by lesion masks, bool [1, size, size], True for non-zero pixels; resized by nearest neighbour."""
+    """Replace mask paths by lesion masks, bool [1, size, size], True inside lesions; see `masks` for what a mask may be.
+
+    Args:
+        keys: keys of paths.
+        size: side in pixels; masks are resized by nearest neighbour, and small lesions never vanish.
+        allow_missing_keys: skip missing keys.
+
+    Raises:
+        DatalistError: when a mask cannot be used.
+    """
 
     def __init__(self, keys: KeysCollection, size: int, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -99,9 +106,7 @@ class LoadMaskd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            with Image.open(out[key]) as picture:
-                mask = picture.convert("I").resize((self.size, self.size), Image.Resampling.NEAREST)
-            out[key] = torch.from_numpy(np.asarray(mask) > 0)[None]
+            out[key] = torch.from_numpy(resize_mask(read_mask(out[key]), self.size))[None]
         return out
 
 

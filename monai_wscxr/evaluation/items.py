@@ -9,6 +9,7 @@ from typing import Any
 
 from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.data.listing import IMAGE_SUFFIXES, list_images
+from monai_wscxr.data.masks import check_masks
 from monai_wscxr.data.radiograph.read import file_digest
 from monai_wscxr.data.selection import check_overlap
 from monai_wscxr.errors import InputError
@@ -28,7 +29,8 @@ def evaluation_items(model: TrainedModel, source: str | Path, allow_overlap: boo
         allow_overlap: accept test images that were trained on.
 
     Raises:
-        InputError: when the test part lacks normal or abnormal images, or training and test share images or patients.
+        InputError: when the test part lacks normal or abnormal images, a lesion mask cannot be used, or training and test share
+            images or patients.
     """
     datalist = load_datalist(source)
     items = datalist["test"]
@@ -38,6 +40,7 @@ def evaluation_items(model: TrainedModel, source: str | Path, allow_overlap: boo
             f"{source} has {labels.count(0)} normal and {labels.count(1)} abnormal test images; "
             "evaluation needs both, under test/normal and test/abnormal[/CLASS]"
         )
+    check_masks(items)
     known = set(training_record(model)["digests"])
     trained_on = [item["image"] for item in items if file_digest(item["image"]) in known]
     if trained_on and not allow_overlap:

@@ -61,6 +61,7 @@ def evaluation_metrics(
         "settings": model.settings,
         "calibration": {
             "wanted_false_positive_rate": model.calibration.false_positive_rate,
+            "supported_false_positive_rate": model.calibration.supported_rate,
             "false_positive_rate": 1 - honest["specificity"],
             "p_value_error": p_value_error([p.p_value for p, y in zip(predictions, labels, strict=True) if y == 0]),
         },
@@ -141,17 +142,25 @@ def write_evaluation_report(
     ]
     for index in {i for _, shown in choose_cases(cases, max_cases) for i in shown}:
         cases[index] = _with_pictures(cases[index], model, items[index], predictions[index])
-    rejected = metrics["n_rejected"]
+    rejected, calibration = metrics["n_rejected"], model.calibration
+    notes = [f"Threshold: {calibration.rate_text}."]
+    if rejected:
+        notes.append(f"{rejected} test images could not be used.")
     return write_report(
         path,
         title="WSCXR evaluation",
         cases=cases,
         metrics=metrics,
-        settings={**model.settings, "model_sha256": model.sha256},
+        settings={
+            **model.settings,
+            "model_sha256": model.sha256,
+            "false_positive_rate": calibration.supported_rate,
+            "wanted_false_positive_rate": calibration.false_positive_rate,
+        },
         scale=model.colour_scale,
-        threshold=model.calibration.threshold,
+        threshold=calibration.threshold,
         max_cases=max_cases,
-        notes=[f"{rejected} test images could not be used."] if rejected else [],
+        notes=notes,
     )
 
 

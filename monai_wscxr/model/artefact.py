@@ -15,9 +15,11 @@ from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import create_backbone, weights_hash
 from monai_wscxr.features.patches import PatchFeatures
+from monai_wscxr.model.artefact_schema import OtherFormatError, parse_artefact, read_artefact
 from monai_wscxr.model.calibration import Calibration, ColourScale
 from monai_wscxr.model.chest_check import ChestCheck
 from monai_wscxr.model.networks import Discriminator, WSCXRNet, check_score_share
+from monai_wscxr.model.weights_file import check_fit, check_heads, read_weights
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.system.atomic import torch_bytes, write_together
 
@@ -79,6 +81,9 @@ def save_model(
 
     Returns:
         Hash of the weights.
+
+    Raises:
+        InputError: when `load_model` would refuse the values; nothing is written then.
     """
     features, layers = network.features, network.discriminator.layers
     linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
@@ -111,8 +116,13 @@ def save_model(
         "settings": dict(settings),
         "training": dict(training),
     }
+    content = json.dumps(description, indent=1).encode()
+    try:
+        parse_artefact(content, ARTEFACT_FORMAT)
+    except ValueError as error:
+        raise InputError(f"the trained model cannot be saved to {folder}: {error}") from error
     weights = torch_bytes({k: v.cpu() for k, v in network.state_dict().items()})
-    write_together({folder / WEIGHTS: weights, folder / ARTEFACT: json.dumps(description, indent=1).encode()})
+    write_together({folder / WEIGHTS: weights, folder / ARTEFACT: content})
     return sha256
 
 
@@ -138,9 +148,10 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
     folder = Path(folder)
     description = _read_description(folder)
     try:
+        state = read_weights(folder / WEIGHTS)
+        check_heads(str(folder / WEIGHTS), description, state)
         network = build_network(description)
-        state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
-        _check_fit(folder, network.state_dict(), state)
+        check_fit(str(folder / WEIGHTS), network.state_dict(), state)
         network.load_state_dict(state)
         calibration = Calibration.from_dict(description["calibration"])
         check = description["chest_check"]
@@ -152,15 +163,17 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         score_share = check_score_share(description["score_share"])
         sha256 = description["model_sha256"]
         settings = dict(description["settings"])
-    except InputError:
-        raise
+    except InputError as error:
+        if str(folder) in str(error):
+            raise
+        raise InputError(f"{folder / ARTEFACT} is damaged: {error}") from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
         raise InputError(
             f"{folder / WEIGHTS} and {folder / ARTEFACT} cannot be loaded as a model ({reason}); "
             "copy the whole output folder of a training run, or train again"
         ) from error
-    if weights_hash(network) != sha256:
+    if weights_hash(network) != sha256 or weights_hash(network.features.backbone) != description["backbone"]["sha256"]:
         raise InputError(
             f"{folder / WEIGHTS} does not hold the weights that {ARTEFACT} describes; "
             "the two files come from different runs, or the weights were modified"
@@ -178,31 +191,19 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
     )
 
 
-def _check_fit(folder: Path, own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
-    """Check that the stored tensors `state` have the names and shapes of the network's `own`."""
-    unlike = [k for k in {**own, **state} if k not in own or k not in state or own[k].shape != state[k].shape]
-    if unlike:
-        raise InputError(
-            f"{folder / WEIGHTS} does not fit the network that {ARTEFACT} describes: {len(unlike)} tensors are "
-            f"missing, unknown or of another shape (first: {unlike[0]}); the two files come from different runs"
-        )
-
-
 def _read_description(folder: Path) -> dict[str, Any]:
-    """Read `artefact.json` and check its format."""
+    """Read `artefact.json` and check it."""
     path = folder / ARTEFACT
     if not path.is_file() or not (folder / WEIGHTS).is_file():
         raise InputError(
             f"{folder} holds no trained model ({ARTEFACT} and {WEIGHTS}); give the --output_dir of a finished training"
         )
     try:
-        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = description["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}); copy it again from the training run, or train again") from error
-    if version != ARTEFACT_FORMAT:
+        return read_artefact(path, ARTEFACT_FORMAT)
+    except OtherFormatError as error:
         raise InputError(
-            f"{path} has format {version}, this version of monai_wscxr reads format {ARTEFACT_FORMAT}; "
-            f"it was written by version {description.get('code_version', 'unknown')}"
-        )
-    return description
+            f"{path} has format {error.version}, this version of monai_wscxr reads format {ARTEFACT_FORMAT}; "
+            f"it was written by version {error.code_version}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); copy it again from the training run, or train again") from error

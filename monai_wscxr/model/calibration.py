@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.model.artefact_schema import check_calibration
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,22 @@ class Calibration:
         return self.normal_scores[n - 1 - max(flagged, 0)]
 
     @property
+    def supported_rate(self) -> float:
+        """False-positive rate that n held-out normals support: the target, but not below 1 / (n + 1)."""
+        return max(self.false_positive_rate, 1 / (len(self.normal_scores) + 1))
+
+    @property
+    def rate_text(self) -> str:
+        """The supported rate in words; names the target, too, where the held-out normals are too few for it."""
+        n, target = len(self.normal_scores), self.false_positive_rate
+        words = (
+            f"at most {percent(self.supported_rate)} of normal images flagged, from {n} held-out normal{'s' * (n > 1)}"
+        )
+        if self.supported_rate > target:
+            words += f"; the target of {percent(target)} takes {normals_needed(target)}"
+        return words
+
+    @property
     def colour_scale(self) -> ColourScale:
         """Colour scale of all anomaly maps of this model, with the operating point marked."""
         return ColourScale(self.colour_low, self.colour_high, self.threshold)
@@ -106,15 +123,15 @@ class Calibration:
         """Build a calibration from the values of `to_dict`.
 
         Raises:
-            InputError: when the values are inconsistent.
+            InputError: when the values are of other types, out of range, or inconsistent.
         """
-        scores, rate = tuple(values["normal_scores"]), values["false_positive_rate"]
-        if not scores or not all(map(math.isfinite, scores)) or list(scores) != sorted(scores) or not 0 < rate < 1:
-            raise InputError("the calibration is damaged: its scores must be finite and ascending, its rate in (0, 1)")
-        low, high = values["colour_low"], values["colour_high"]
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise InputError(f"the calibration is damaged: its colour scale runs from {low} to {high}")
-        calibration = cls(scores, rate, low, high)
+        try:
+            check_calibration(values)
+        except ValueError as error:
+            raise InputError(f"the calibration is damaged: {error}") from error
+        calibration = cls(
+            tuple(values["normal_scores"]), values["false_positive_rate"], values["colour_low"], values["colour_high"]
+        )
         if values["threshold"] != calibration.threshold:
             raise InputError(
                 f"the calibration is damaged: its scores give the threshold {calibration.threshold}, "
@@ -158,7 +175,7 @@ def calibrate(
         raise InputError(f"{len(scores)} scores of held-out normals but {len(peaks)} peaks")
     if not all(math.isfinite(s) for s in (*scores, *peaks, *abnormal_peaks)):
         raise InputError("an anomaly score is NaN or infinite; the discriminator has diverged, lower the learning rate")
-    needed = math.ceil(1 / false_positive_rate) - 1
+    needed = normals_needed(false_positive_rate)
     if len(scores) < needed:
         warnings.warn(
             f"{len(scores)} held-out normal images cannot support a false-positive rate of {false_positive_rate:g}: that "
@@ -172,6 +189,16 @@ def calibrate(
     if high <= low:
         high = low + max(1.0, abs(low))
     return Calibration(tuple(scores), false_positive_rate, low, high)
+
+
+def normals_needed(rate: float) -> int:
+    """Return the number of held-out normals that a false-positive rate in (0, 1) takes."""
+    return math.ceil(1 / rate) - 1
+
+
+def percent(rate: float) -> str:
+    """Format a rate in percent, with up to three significant digits."""
+    return f"{100 * rate:.3g} %"
 
 
 def p_value_error(p_values: Sequence[float], bins: int = 10) -> float:

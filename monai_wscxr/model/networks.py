@@ -23,8 +23,8 @@ class Discriminator(nn.Module):
 
     Args:
         channels: C of the patch features, >= 1.
-        depth: number of linear layers, >= 1.
-        width: hidden channels when depth > 1, >= 1.
+        depth: number of linear layers, 1 to 64.
+        width: hidden channels when depth > 1, 1 to 65,536.
         bias: whether the last layer has a bias.
         zero_start: start with zero weights and a bias of 1/2, halfway between the targets of Eq. 7, instead of at random.
             Every example then has a loss, and the first steps follow the difference of the two means.
@@ -35,7 +35,7 @@ class Discriminator(nn.Module):
             sets the weight; training does not use it.
 
     Raises:
-        InputError: when `channels`, `depth` or `width` is below 1.
+        InputError: when `channels`, `depth` or `width` is below 1, or `depth` or `width` too large.
     """
 
     def __init__(
@@ -44,6 +44,10 @@ class Discriminator(nn.Module):
         super().__init__()
         if min(channels, depth, width) < 1:
             raise InputError(f"discriminator: channels, depth and width must be >= 1, got {channels}, {depth}, {width}")
+        if depth > 64 or width > 65_536:
+            raise InputError(
+                f"discriminator: depth must be at most 64 and width at most 65,536, got {depth} and {width}"
+            )
         layers: list[nn.Module] = []
         for _ in range(depth - 1):
             layers += [nn.Linear(channels, width), nn.BatchNorm1d(width), nn.LeakyReLU(0.2)]

@@ -36,7 +36,7 @@ class Prediction:
     Attributes:
         file: path of the image, as the caller gave it.
         status: "ok" or "rejected".
-        reason: reason code of a rejected image, otherwise "".
+        reason: reason code of a rejected image, or of requested DICOM results that could not be made; otherwise "".
         anomaly_score: higher is more abnormal; NaN for a rejected image.
         p_value: calibrated on held-out normal images, in (0, 1]; NaN for a rejected image.
         abnormal: whether the score exceeds the operating point; False for a rejected image.

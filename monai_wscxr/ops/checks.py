@@ -1,4 +1,8 @@
-"""Checks of the inputs that the search operators share."""
+"""Checks of the arguments of the operators.
+
+The Python functions call them, and so do the references and the fake implementations: operators can also be called
+directly, as `torch.ops.monai_wscxr.*`. Compiled kernels have the same checks in csrc/tensor_checks.h.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,14 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+NO_ROW = 2**63 - 1  # index of a query without a nearest row
 
 
 def _check_matrix(rows: Tensor, name: str, operator: str) -> None:
     if rows.ndim != 2:
         raise ValueError(f"{operator}: {name} must be a matrix of rows [N, C], got shape {tuple(rows.shape)}")
+    if rows.layout != torch.strided:
+        raise ValueError(f"{operator}: {name} must be a dense tensor, got {rows.layout}; convert it with to_dense()")
     if rows.dtype not in DTYPES:
         raise ValueError(f"{operator}: {name} must be a floating-point tensor, got {rows.dtype}; convert it first")
 
@@ -60,6 +67,56 @@ def check_rows(query: Tensor, bank: Tensor, operator: str) -> None:
     check_bank(bank, operator)
 
 
+def check_found(
+    query: Tensor, bank: Tensor, squared: Tensor, index: Tensor, first_row: int | torch.SymInt, operator: str
+) -> None:
+    """Check the result of earlier blocks that a search of one block starts from.
+
+    Args:
+        query: [Nq, C], checked already.
+        bank: [Nb, C], the block, checked already.
+        squared: tensor to check, expected [Nq] float64.
+        index: tensor to check, expected [Nq] int64.
+        first_row: index of the block's first row in the larger bank, expected at least 0.
+        operator: name of the calling operator, for the message.
+
+    Raises:
+        ValueError: if the types, shapes or devices differ, or the row numbers of the block lie outside [0, 2^63 - 1).
+    """
+    for name, tensor, dtype in (("squared", squared, torch.float64), ("index", index, torch.int64)):
+        if tensor.ndim != 1 or tensor.dtype != dtype or tensor.shape[0] != query.shape[0]:
+            raise ValueError(
+                f"{operator}: {name} must hold one {dtype} number for each of the {query.shape[0]} query rows, got "
+                f"{tuple(tensor.shape)} {tensor.dtype}"
+            )
+        if tensor.device != query.device:
+            raise ValueError(f"{operator}: {name} is on {tensor.device} but query on {query.device}; move one of them")
+    if first_row < 0 or first_row >= NO_ROW - bank.shape[0]:
+        raise ValueError(
+            f"{operator}: first_row must be at least 0, and all rows of the block below 2^63 - 1, got {first_row}"
+        )
+
+
+def check_start(squared: Tensor, index: Tensor, operator: str) -> None:
+    """Check that squared distances and rows are such that an earlier block or `nothing_found` can give.
+
+    Raises:
+        ValueError: on a negative squared distance or row, NaN, or a distance without a row.
+    """
+    if not bool(((squared >= 0) & (index >= 0) & ((index != NO_ROW) | squared.isinf())).all()):
+        raise ValueError(f"{operator}: squared and index must come from an earlier block or from nothing_found")
+
+
+def check_count(query: Tensor, k: int | torch.SymInt) -> None:
+    """Check that the number of rows to mine lies between 0 and the number of query rows.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if k < 0 or k > query.shape[0]:
+        raise ValueError(f"mine_top_r: k must lie between 0 and {query.shape[0]}, got {k}")
+
+
 def check_finite(rows: Tensor, name: str) -> None:
     """Check that a matrix holds neither NaN nor Inf.
 
@@ -79,14 +136,14 @@ def _value_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        message = re.search(r"(query|bank) holds NaN or Inf.*", str(error))
+        message = re.search(r"((query|bank) holds NaN or Inf|mixup: out shares memory).*", str(error))
         if message is None:
             raise
         raise ValueError(message.group()) from None
 
 
 def plain_errors() -> contextlib.AbstractContextManager[None]:
-    """Return a context that turns a kernel's error about NaN or Inf into the ValueError of the reference.
+    """Return a context that turns a kernel's error about values or memory into the ValueError of the reference.
 
     Kernels can only raise RuntimeError. Under torch.compile it is not translated, because the kernel runs outside of the
     context.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from monai_wscxr.ops import _library
+from monai_wscxr.ops.checks import check_finite
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -18,7 +19,7 @@ def coreset(rows: Tensor, count: int, start: int) -> Tensor:
     row, and no row is chosen twice. Whether sums that differ only in their last bits tie is not defined.
 
     Args:
-        rows: [N, C] float32 or float64, N >= 1, finite.
+        rows: [N, C] float32 or float64, N >= 1, C >= 1, finite.
         count: number of rows to choose, in [1, N].
         start: index of the first choice, in [0, N).
 
@@ -28,19 +29,29 @@ def coreset(rows: Tensor, count: int, start: int) -> Tensor:
     Raises:
         ValueError: on wrong shapes or types, NaN or Inf, or numbers outside their ranges.
     """
-    if rows.ndim != 2 or rows.dtype not in _DTYPES:
-        raise ValueError(f"coreset: rows must be [N, C] float32 or float64, got {tuple(rows.shape)} {rows.dtype}")
-    if not 1 <= count <= rows.shape[0]:
-        raise ValueError(f"coreset: count must lie in [1, {rows.shape[0]}], the number of rows, got {count}")
-    if not 0 <= start < rows.shape[0]:
-        raise ValueError(f"coreset: start must be a row index below {rows.shape[0]}, got {start}")
+    _check(rows, count, start)
     if not bool(torch.isfinite(rows).all()):
         raise ValueError("coreset: rows hold NaN or Inf, which have no distance; remove them")
     chosen: Tensor = torch.ops.monai_wscxr.coreset(rows, count, start)
     return chosen
 
 
+def _check(rows: Tensor, count: int, start: int) -> None:
+    """Check the arguments of `coreset` except for NaN and Inf."""
+    if rows.ndim != 2 or rows.dtype not in _DTYPES or rows.layout != torch.strided or rows.shape[1] == 0:
+        raise ValueError(
+            "coreset: rows must be [N, C] float32 or float64 with at least one channel, got "
+            f"{tuple(rows.shape)} {rows.dtype}"
+        )
+    if count < 1 or count > rows.shape[0]:
+        raise ValueError(f"coreset: count must lie in [1, {rows.shape[0]}], the number of rows, got {count}")
+    if start < 0 or start >= rows.shape[0]:
+        raise ValueError(f"coreset: start must be a row index below {rows.shape[0]}, got {start}")
+
+
 def _reference(rows: Tensor, count: int, start: int) -> Tensor:
+    _check(rows, count, start)
+    check_finite(rows, "coreset: rows")
     wide = rows.double()
     chosen = torch.empty(count, dtype=torch.int64, device=rows.device)
     chosen[0] = start
@@ -55,6 +66,7 @@ def _reference(rows: Tensor, count: int, start: int) -> Tensor:
 
 
 def _fake(rows: Tensor, count: int, start: int) -> Tensor:
+    _check(rows, count, start)
     return rows.new_empty(count, dtype=torch.int64)
 
 

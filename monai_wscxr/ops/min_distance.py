@@ -12,13 +12,20 @@ import torch
 from torch import Tensor
 
 from monai_wscxr.ops import _library
-from monai_wscxr.ops.checks import check_finite, check_rows, no_gradient, plain_errors
+from monai_wscxr.ops.checks import (
+    NO_ROW,
+    check_finite,
+    check_found,
+    check_rows,
+    check_start,
+    no_gradient,
+    plain_errors,
+)
 from monai_wscxr.ops.packed_bank import PackedBank
 
 _QUERY_BLOCK = 1024
 _BANK_BLOCK = 8192
 _PILE_LIMIT = 1 << 21  # candidate pairs held before they are evaluated
-_NO_ROW = 2**63 - 1
 _REFINE_ELEMENTS = 1 << 23  # float64 numbers held while candidates are evaluated
 
 
@@ -78,9 +85,12 @@ def search_block(
         squared [Nq] float64 and index [Nq] int64 over all rows so far; ties go to the lowest row.
 
     Raises:
-        ValueError: as `min_distance`.
+        ValueError: as `min_distance`; also if `squared` or `index` has another type, shape or device, or rows of the block
+            have numbers outside [0, 2^63 - 1).
+        RuntimeError: if `squared` and `index` hold values that no search gives (on the CPU).
     """
     check_rows(query, block, "min_distance")
+    check_found(query, block, squared, index, first_row, "search_block")
     found: tuple[Tensor, Tensor]
     with plain_errors():
         found = torch.ops.monai_wscxr.search_block(query, block, squared, index, first_row)
@@ -90,7 +100,7 @@ def search_block(
 def nothing_found(query: Tensor) -> tuple[Tensor, Tensor]:
     """Return the start of `search_block`: infinite squared distances [Nq] float64, and index 2^63 - 1 [Nq] int64."""
     n = query.shape[0]
-    return query.new_full((n,), torch.inf, dtype=torch.float64), query.new_full((n,), _NO_ROW, dtype=torch.int64)
+    return query.new_full((n,), torch.inf, dtype=torch.float64), query.new_full((n,), NO_ROW, dtype=torch.int64)
 
 
 def _filter_dtype(query: Tensor, bank: Tensor, largest: float) -> torch.dtype:
@@ -110,6 +120,7 @@ def _filter_dtype(query: Tensor, bank: Tensor, largest: float) -> torch.dtype:
 
 
 def _reference(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    check_rows(query, bank, "min_distance")
     squared, index = _search(query, bank)
     return squared.sqrt().float(), index
 
@@ -210,6 +221,7 @@ class _Best:
 
 
 def _fake(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    check_rows(query, bank, "min_distance")
     return query.new_empty(query.shape[0], dtype=torch.float32), query.new_empty(query.shape[0], dtype=torch.int64)
 
 
@@ -232,6 +244,9 @@ def _packed_reference(
 def _block_reference(
     query: Tensor, bank: Tensor, squared: Tensor, index: Tensor, first_row: int
 ) -> tuple[Tensor, Tensor]:
+    check_rows(query, bank, "search_block")
+    check_found(query, bank, squared, index, first_row, "search_block")
+    check_start(squared, index, "search_block")
     here, at = _search(query, bank)
     better = (here < squared) | ((here == squared) & (at + first_row < index))
     return torch.where(better, here, squared), torch.where(better, at + first_row, index)
@@ -253,7 +268,9 @@ def _packed_fake(
 
 
 def _block_fake(query: Tensor, bank: Tensor, squared: Tensor, index: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(squared), torch.empty_like(index)
+    check_rows(query, bank, "search_block")
+    check_found(query, bank, squared, index, first_row, "search_block")
+    return squared.new_empty(squared.shape), index.new_empty(index.shape)
 
 
 _library.define("min_distance", "(Tensor query, Tensor bank) -> (Tensor, Tensor)", _reference, _fake)

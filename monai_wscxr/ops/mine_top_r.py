@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from monai_wscxr.ops import _library
-from monai_wscxr.ops.checks import check_rows, no_gradient, plain_errors
+from monai_wscxr.ops.checks import check_count, check_rows, no_gradient, plain_errors
 from monai_wscxr.ops.packed_bank import PackedBank
 
 _LARGEST_DENOMINATOR = 10**9
@@ -93,12 +93,17 @@ def _mine(query: Tensor, bank: Tensor | PackedBank, k: int) -> tuple[Tensor, Ten
 
 
 def _reference(query: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    check_rows(query, bank, "mine_top_r")
+    check_count(query, k)
     distance, _ = torch.ops.monai_wscxr.min_distance(query, bank)
     order = torch.sort(distance, descending=True, stable=True).indices[:k]
     return order, distance[order]
 
 
 def _fake(query: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    check_rows(query, bank, "mine_top_r")
+    if isinstance(k, int) and isinstance(query.shape[0], int):  # a check of symbolic sizes would restrict the graph
+        check_count(query, k)
     return query.new_empty(k, dtype=torch.int64), query.new_empty(k, dtype=torch.float32)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from monai_wscxr.ops import _library
+from monai_wscxr.ops.checks import plain_errors
 
 _MASK = 0xFFFFFFFF
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -45,11 +46,26 @@ def mixup(
         mixed [N, C] of the inputs' type, source [N] int64 into `abnormal`, alpha [N] float32 in [alpha_min, alpha_max].
 
     Raises:
-        ValueError: on wrong shapes, types or devices, no abnormal row, numbers outside their ranges, or an `out` when a
-            gradient is required.
+        ValueError: on wrong shapes, types or devices, no abnormal row, numbers outside their ranges, an `out` that does
+            not fit or shares memory with the rows, or an `out` when a gradient is required.
     """
+    _check(normal, abnormal, seed, offset, alpha_min, alpha_max)
+    if out is None:
+        result: tuple[Tensor, Tensor, Tensor]
+        result = torch.ops.monai_wscxr.mixup(normal, abnormal, seed, offset, alpha_min, alpha_max)
+        return result
+    _check_out(normal, out)
+    if torch.is_grad_enabled() and (normal.requires_grad or abnormal.requires_grad or out.requires_grad):
+        raise ValueError("mixup: out has no gradient; detach the rows, or omit out")
+    with plain_errors():
+        source, alpha = torch.ops.monai_wscxr.mixup_into(normal, abnormal, seed, offset, alpha_min, alpha_max, out)
+    return out, source, alpha
+
+
+def _check(normal: Tensor, abnormal: Tensor, seed: int, offset: int, alpha_min: float, alpha_max: float) -> None:
+    """Check the arguments of `mixup` except for `out`."""
     for name, rows in (("normal", normal), ("abnormal", abnormal)):
-        if rows.ndim != 2 or rows.dtype not in _DTYPES:
+        if rows.ndim != 2 or rows.dtype not in _DTYPES or rows.layout != torch.strided:
             raise ValueError(f"mixup: {name} must be [N, C] floating point, got {tuple(rows.shape)} {rows.dtype}")
     if normal.shape[1] != abnormal.shape[1] or normal.dtype != abnormal.dtype or normal.device != abnormal.device:
         raise ValueError(
@@ -62,19 +78,35 @@ def mixup(
         raise ValueError(f"mixup: need 0 <= alpha_min <= alpha_max <= 1, got {alpha_min} and {alpha_max}")
     if not 0 <= seed < 2**63 or not 0 <= offset < 2**63:
         raise ValueError(f"mixup: seed and offset must lie in [0, 2^63), got {seed} and {offset}")
-    if out is None:
-        result: tuple[Tensor, Tensor, Tensor]
-        result = torch.ops.monai_wscxr.mixup(normal, abnormal, seed, offset, alpha_min, alpha_max)
-        return result
+
+
+def _check_out(normal: Tensor, out: Tensor) -> None:
+    """Check shape, type and device of `out` of `mixup`."""
     if out.shape != normal.shape or out.dtype != normal.dtype or out.device != normal.device or not out.is_contiguous():
         raise ValueError(
             f"mixup: out must be contiguous, {tuple(normal.shape)} {normal.dtype} on {normal.device} like the normal rows, "
             f"got {tuple(out.shape)} {out.dtype} on {out.device}"
         )
-    if torch.is_grad_enabled() and (normal.requires_grad or abnormal.requires_grad or out.requires_grad):
-        raise ValueError("mixup: out has no gradient; detach the rows, or omit out")
-    source, alpha = torch.ops.monai_wscxr.mixup_into(normal, abnormal, seed, offset, alpha_min, alpha_max, out)
-    return out, source, alpha
+
+
+def _check_apart(normal: Tensor, abnormal: Tensor, out: Tensor) -> None:
+    """Check that `out` of `mixup` shares no memory with the rows."""
+    if _overlap(out, normal) or _overlap(out, abnormal):
+        raise ValueError("mixup: out shares memory with the rows that are mixed; give a tensor of its own")
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Return whether the memory between the first and the last number of one tensor overlaps with that of another."""
+    if a.numel() == 0 or b.numel() == 0 or a.device != b.device or a.device.type == "meta":
+        return False
+    begin_a, begin_b = a.data_ptr(), b.data_ptr()
+    return begin_a < begin_b + _extent(b) and begin_b < begin_a + _extent(a)
+
+
+def _extent(tensor: Tensor) -> int:
+    """Return the number of bytes from the first to the last number of a tensor."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
 
 
 def philox(counter: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -133,6 +165,7 @@ def draw(
 def _reference(
     normal: Tensor, abnormal: Tensor, seed: int, offset: int, alpha_min: float, alpha_max: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check(normal, abnormal, seed, offset, alpha_min, alpha_max)
     source, alpha = draw(normal.shape[0], abnormal.shape[0], seed, offset, alpha_min, alpha_max, normal.device)
     compute = torch.float64 if normal.dtype == torch.float64 else torch.float32
     weight = alpha[:, None].to(compute)
@@ -143,6 +176,9 @@ def _reference(
 def _into_reference(
     normal: Tensor, abnormal: Tensor, seed: int, offset: int, alpha_min: float, alpha_max: float, mixed: Tensor
 ) -> tuple[Tensor, Tensor]:
+    _check(normal, abnormal, seed, offset, alpha_min, alpha_max)
+    _check_out(normal, mixed)
+    _check_apart(normal, abnormal, mixed)
     rows, source, alpha = _reference(normal, abnormal, seed, offset, alpha_min, alpha_max)
     mixed.copy_(rows)
     return source, alpha
@@ -151,12 +187,15 @@ def _into_reference(
 def _into_fake(
     normal: Tensor, abnormal: Tensor, seed: int, offset: int, alpha_min: float, alpha_max: float, mixed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return _fake(normal, abnormal, seed, offset, alpha_min, alpha_max)[1:]
+    results = _fake(normal, abnormal, seed, offset, alpha_min, alpha_max)
+    _check_out(normal, mixed)
+    return results[1:]
 
 
 def _fake(
     normal: Tensor, abnormal: Tensor, seed: int, offset: int, alpha_min: float, alpha_max: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check(normal, abnormal, seed, offset, alpha_min, alpha_max)
     n = normal.shape[0]
     return (
         torch.empty_like(normal, memory_format=torch.contiguous_format),

@@ -91,6 +91,7 @@ def _exponent(largest: float, double: bool) -> int:
 
 def _reference(bank: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Pack in plain torch, in the layout of the compiled kernel; duplicates are kept."""
+    check_bank(bank, "PackedBank")
     check_finite(bank, "bank")
     n, channels = bank.shape
     double = bank.dtype == torch.float64
@@ -126,6 +127,7 @@ def _reference(bank: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def _fake(bank: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_bank(bank, "PackedBank")
     n, channels = bank.shape
     panels, depth = (n + COLUMNS - 1) // COLUMNS, (min(channels, CODED_CHANNELS) + 3) // 4
     return (

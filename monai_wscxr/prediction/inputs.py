@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from monai_wscxr.data.listing import IMAGE_SUFFIXES, NOT_AN_IMAGE, UNREADABLE, UNREADABLE_FOLDER, list_images
+from monai_wscxr.data.listing import HIDDEN, IMAGE_SUFFIXES, NOT_AN_IMAGE, UNREADABLE, UNREADABLE_FOLDER, list_images
 from monai_wscxr.data.radiograph.base import quiet
 from monai_wscxr.errors import InputError
 from monai_wscxr.prediction.journal import NAME as JOURNAL
 
 _DICOMDIR_CLASS = re.compile(rb"1\.2\.840\.10008\.1\.3\.10(?![0-9.])")  # SOP class of media storage directories
 _LARGEST_DICOMDIR = 2**26  # bytes
+_SPECIAL = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,8 @@ def find_inputs(paths: Sequence[str], without: str | None = None) -> tuple[list[
     """List the inputs in a fixed order.
 
     A file is taken as it is given, a DICOMDIR for the images that it lists. In a folder, `listing` decides which files are
-    images; files and subfolders that cannot be read become inputs too, so that their rows name the reason. Folders with
-    results of prediction runs are not searched.
+    images; files and subfolders that cannot be read, pipes, sockets and devices become inputs too, so that their rows name the
+    reason. Only regular files are ever opened. Folders with results of prediction runs are not searched.
 
     Args:
         paths: files, folders and DICOMDIRs.
@@ -50,7 +59,8 @@ def find_inputs(paths: Sequence[str], without: str | None = None) -> tuple[list[
         The inputs, and the number of files in folders that are neither images nor hidden.
 
     Raises:
-        InputError: when no path exists, or no path gives an input.
+        InputError: when no path exists, no path gives an input, or the only path is a DICOMDIR that cannot be used. Among
+            several paths, such a DICOMDIR is an input that is rejected, so that the others are predicted.
     """
     if not paths:
         raise InputError("nothing to predict was given; name files, folders or a DICOMDIR")
@@ -64,9 +74,14 @@ def find_inputs(paths: Sequence[str], without: str | None = None) -> tuple[list[
             found += inputs
             left_out += others
         elif os.path.isfile(path) and _is_dicomdir(path):
-            found += _listed(path)
+            try:
+                found += _listed(path)
+            except InputError as error:
+                if len(paths) == 1:
+                    raise
+                found.append(Input(shown(path), "", ("unreadable", f"{str(error).removeprefix(shown(path)).strip()}.")))
         else:
-            found.append(Input(shown(path), path))
+            found.append(_input(path))
     if not found:
         raise InputError(
             f"no radiograph was found in {', '.join(map(shown, paths))}; images are files that end in "
@@ -90,16 +105,38 @@ def _in_folder(folder: str, without: str | None) -> tuple[list[Input], int]:
 
     listing = list_images([root], skip=holds_results)
     reasons = dict(listing.left_out)
-    unreadable = [path for path, reason in listing.left_out if reason in (UNREADABLE, UNREADABLE_FOLDER)]
+    shown_too = [
+        path
+        for path, reason in listing.left_out
+        if reason in (UNREADABLE, UNREADABLE_FOLDER) or (reason != HIDDEN and _special(path))
+    ]
     found = []
-    for path in sorted([*listing.images, *unreadable]):
+    for path in sorted([*listing.images, *shown_too]):
         file = os.path.join(folder, path.relative_to(root))
         if reasons.get(path) == UNREADABLE_FOLDER:
             problem = ("unreadable", "this folder cannot be opened. Check its permissions.")
             found.append(Input(shown(file), "", problem))
         else:
-            found.append(Input(shown(file), file))
-    return found, sum(reason == NOT_AN_IMAGE for reason in reasons.values())
+            found.append(_input(file))
+    others = set(reasons).difference(shown_too)
+    return found, sum(reasons[path] == NOT_AN_IMAGE for path in others)
+
+
+def _input(file: str) -> Input:
+    """Return the input of a file; one that is not a regular file is rejected without being opened, which might never end."""
+    what = _special(file)
+    if what is None:
+        return Input(shown(file), file)
+    return Input(shown(file), "", ("unreadable", f"this is {what}, not a file; it was not opened."))
+
+
+def _special(path: str | Path) -> str | None:
+    """Return what a path names that exists and is neither a file nor a folder; otherwise None."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
+    return next((words for check, words in _SPECIAL if check(mode)), None)
 
 
 def _is_dicomdir(path: str) -> bool:
@@ -123,6 +160,9 @@ def _listed(path: str) -> list[Input]:
         raise InputError(f"{shown(path)} is larger than {_LARGEST_DICOMDIR >> 20} MiB; name the folder instead")
     try:
         with quiet:
+            meta = read_file_meta_info(path)
+            if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+                raise ValueError("a DICOMDIR is never compressed, and this could unpack to any size")
             ds: Any = pydicom.dcmread(path, specific_tags=["DirectoryRecordSequence"])
             records = ds.get("DirectoryRecordSequence") or ()
             names = [r.get("ReferencedFileID") or "" for r in records if r.get("DirectoryRecordType") == "IMAGE"]
@@ -139,7 +179,7 @@ def _listed(path: str) -> list[Input]:
             problem = ("outside_folder", "this entry of the DICOMDIR points out of its folder, or to no file.")
             found.append(Input(f"{shown(path)}#{number}", "", problem))
         else:
-            found.append(Input(shown(str(target)), str(target)))
+            found.append(_input(str(target)))
     if not found:
         raise InputError(f"{shown(path)} lists no image")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -101,6 +102,9 @@ class Summary:
         seconds: wall time of this call after the model was loaded.
         decoding, network, writing: seconds of work in this call; decoding and writing are summed over workers.
         reasons: number of rejected inputs by reason code.
+        without_dicom: number of predicted images without the requested DICOM results, by reason code.
+        repeated: number of images with DICOM results that repeat an earlier image of the run.
+        shared: number of images with DICOM results whose SOP Instance UID another picture of the run has, too.
     """
 
     images: int = 0
@@ -112,13 +116,17 @@ class Summary:
     network: float = 0.0
     writing: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)
+    without_dicom: dict[str, int] = field(default_factory=dict)
+    repeated: int = 0
+    shared: int = 0
 
     def sentences(self) -> list[str]:
         """Return the summary as sentences for the console."""
         new = self.images - self.done_before
         work = self.decoding + self.network + self.writing or 1.0
         lines = [f"{self.images} images: {self.flagged} flagged, {self.rejected} rejected"]
-        lines[0] += f" ({self.listed_reasons()})" if self.reasons else ""
+        lines[0] += f" ({listed(self.reasons)})" if self.reasons else ""
+        lines += self.dicom_sentences()
         if self.done_before:
             lines.append(f"{self.done_before} of them were done before")
         if new:
@@ -128,6 +136,22 @@ class Summary:
             )
         return lines
 
-    def listed_reasons(self) -> str:
-        """Return the number of rejected inputs by reason code as text."""
-        return ", ".join(f"{count} {code}" for code, count in sorted(self.reasons.items()))
+    def dicom_sentences(self) -> list[str]:
+        """Return what a reader must know about the DICOM results as sentences."""
+        lines = []
+        if self.without_dicom:
+            lines.append(f"predicted without DICOM results: {listed(self.without_dicom)}")
+        if self.repeated:
+            images = "image repeats an earlier one" if self.repeated == 1 else "images repeat earlier ones"
+            lines.append(f"{self.repeated} {images}; their DICOM results are the same objects")
+        if self.shared:
+            lines.append(
+                f"{self.shared} images share their SOP Instance UID with a different picture; their DICOM results are "
+                "distinct objects, but an archive keeps only one of the pictures they refer to"
+            )
+        return lines
+
+
+def listed(reasons: Mapping[str, int]) -> str:
+    """Return numbers by reason code as text."""
+    return ", ".join(f"{count} {code}" for code, count in sorted(reasons.items()))

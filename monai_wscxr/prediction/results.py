@@ -13,13 +13,14 @@ from monai_wscxr.model.predictor import Prediction
 from monai_wscxr.prediction.folder import stamp
 from monai_wscxr.prediction.inputs import Input
 from monai_wscxr.prediction.journal import Record
-from monai_wscxr.prediction.options import Summary
+from monai_wscxr.prediction.options import Summary, listed
 from monai_wscxr.prediction.tasks import Loaded, Written
 from monai_wscxr.report.predictions import write_predictions
 from monai_wscxr.report.run import Entry, write_run_report
 from monai_wscxr.system.atomic import write_text_atomic
 
-_PRIVATE = ("stamp", "number", "sizes")  # fields of a record that only serve to resume
+_PRIVATE = ("stamp", "number", "sizes", "instance", "results")  # fields of a record that a reader does not need
+_REPEATS = "the same instance with the same picture as that"
 
 
 def make_record(number: int, item: Input, prediction: Prediction, result: Loaded | RadiographError) -> Record:
@@ -52,8 +53,11 @@ def make_record(number: int, item: Input, prediction: Prediction, result: Loaded
 def add_files(record: Record, written: Written) -> None:
     """Add the files of an input to its record."""
     record["files"], record["sizes"] = written.files, written.sizes
-    if written.note:
-        record["note"] = written.note
+    if written.without_dicom is not None:
+        record["reason"], message = written.without_dicom
+        record["note"] = f"no DICOM results: {message}"
+    if written.instance:
+        record["instance"], record["results"] = written.instance, written.results
 
 
 def write_results(
@@ -75,10 +79,37 @@ def write_results(
         if p.status == "rejected":
             summary.rejected += 1
             summary.reasons[p.reason] = summary.reasons.get(p.reason, 0) + 1
+        elif p.reason:
+            summary.without_dicom[p.reason] = summary.without_dicom.get(p.reason, 0) + 1
+    notes = _same_instances(records)
+    summary.repeated = sum(note.startswith(_REPEATS) for note in notes.values())
+    summary.shared = len(notes) - summary.repeated
+    records = [{**r, "note": notes[n]} if n in notes else r for n, r in enumerate(records)]
     write_predictions(folder / "predictions.csv", predictions, model.sha256)
     write_text_atomic(folder / "predictions.json", _json(model, records))
     if report:
         _report(folder, model, records, device, summary)
+
+
+def _same_instances(records: Sequence[Record]) -> dict[int, str]:
+    """Return notes on images with DICOM results that have one SOP Instance UID, by their index."""
+    groups: dict[str, list[int]] = {}
+    for n, record in enumerate(records):
+        if record.get("instance"):
+            groups.setdefault(record["instance"], []).append(n)
+    notes = {}
+    for group in groups.values():
+        first: dict[str, int] = {}  # identity of the results to the first image that gives them
+        for n in group:
+            first.setdefault(records[n]["results"], n)
+        for n in group:
+            same = first[records[n]["results"]]
+            if same != n:
+                notes[n] = f"{_REPEATS} of {records[same]['file']}: their DICOM results are the same objects"
+            elif len(first) > 1:
+                other = next(m for m in first.values() if m != n)
+                notes[n] = f"a different image, {records[other]['file']}, has the same SOP Instance UID"
+    return notes
 
 
 def _json(model: TrainedModel, records: Sequence[Record]) -> str:
@@ -90,7 +121,8 @@ def _json(model: TrainedModel, records: Sequence[Record]) -> str:
         "model": {
             "sha256": model.sha256,
             "threshold": calibration.threshold,
-            "false_positive_rate": calibration.false_positive_rate,
+            "false_positive_rate": calibration.supported_rate,
+            "wanted_false_positive_rate": calibration.false_positive_rate,
             "colour_low": calibration.colour_low,
             "colour_high": calibration.colour_high,
             "image_size": model.preprocessing.image_size,
@@ -107,18 +139,20 @@ def _report(folder: Path, model: TrainedModel, records: Sequence[Record], device
     settings = {
         **model.settings,
         "model_sha256": model.sha256,
-        "false_positive_rate": calibration.false_positive_rate,
+        "false_positive_rate": calibration.supported_rate,
+        "wanted_false_positive_rate": calibration.false_positive_rate,
         "reader_chain": model.preprocessing.reader_chain,
         "device": device,
     }
     settings.pop("dataset_dir", None)
     normals = len(calibration.normal_scores)
     notes = [
-        f"The threshold is set to flag at most {calibration.false_positive_rate:.0%} of normal images like the {normals} held "
-        f"out in training; with {normals} images, the smallest possible p-value is {1 / (normals + 1):.2g}."
+        f"Threshold: {calibration.rate_text}. With {normals} held-out normals, the smallest possible p-value is "
+        f"{1 / (normals + 1):.2g}."
     ]
     if summary.rejected:
-        notes.append(f"{summary.rejected} inputs were rejected and have no score: {summary.listed_reasons()}.")
+        notes.append(f"{summary.rejected} inputs were rejected and have no score: {listed(summary.reasons)}.")
+    notes += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in summary.dicom_sentences()]
     write_run_report(
         folder / "report" / "index.html",
         [_entry(record) for record in records],
@@ -146,4 +180,6 @@ def _prediction(record: Record) -> Prediction:
     """Return the prediction of an input, without its patch scores."""
     if record["status"] != "ok":
         return Prediction.rejected(record["file"], record["reason"])
-    return Prediction(record["file"], "ok", "", record["anomaly_score"], record["p_value"], record["abnormal"])
+    return Prediction(
+        record["file"], "ok", record["reason"], record["anomaly_score"], record["p_value"], record["abnormal"]
+    )

@@ -7,7 +7,7 @@ import datetime
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from monai_wscxr.model.predictor import Prediction, to_map
 from monai_wscxr.report.maps import MAP_SUFFIXES, encode_map
 from monai_wscxr.report.overlay import THRESHOLD_COLOUR, grey_levels, heatmap, outline, overlay
 from monai_wscxr.system.atomic import write_bytes_atomic
+
+if TYPE_CHECKING:
+    from monai_wscxr.report.dicom import DicomResults
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,17 @@ class Written:
         files: names of the files, relative to the output folder, by kind.
         sizes: size of each file in bytes. Files are not synced one by one, which would dominate the run time; after a power
             failure their sizes tell which of them did not reach the disk.
-        note: reason why a requested result could not be written, otherwise "".
+        without_dicom: reason code and message when requested DICOM results could not be made; the code is one of
+            `report.dicom.REASONS`.
+        instance, results: see `report.dicom.DicomResults`; "" for an image without DICOM results.
         seconds: time spent writing.
     """
 
     files: dict[str, str]
     sizes: dict[str, int]
-    note: str
+    without_dicom: tuple[str, str] | None
+    instance: str
+    results: str
     seconds: float
 
 
@@ -167,19 +174,21 @@ def write(number: int, path: str, prediction: Prediction, loaded: Loaded) -> Wri
         results["map"] = f"maps/{stem}.{MAP_SUFFIXES[output.maps]}", encode_map(anomaly_map, output.maps)
     if output.overlays or output.pictures:
         results |= _pictures(stem, loaded.radiograph, anomaly_map)
-    note = ""
+    without_dicom, instance, identity = None, "", ""
     if output.dicom and loaded.format != "dicom":
-        note = "no DICOM results: the image is not a DICOM file, so it belongs to no patient or study"
+        without_dicom = "not_dicom", "the image is not a DICOM file, so it belongs to no patient or study"
     elif output.dicom:
-        try:
-            results |= _dicom_results(stem, path, prediction, anomaly_map)
-        except Exception as error:  # unusual headers fail in many ways, and the error's text may quote them
-            note = f"no DICOM results: the header of the image does not allow them ({type(error).__name__})"
+        made = _dicom_results(path, prediction, anomaly_map)
+        if isinstance(made, tuple):
+            without_dicom = made
+        else:
+            instance, identity = made.instance, made.results
+            results |= {f"dicom_{kind}": (f"dicom/{stem}-{kind}.dcm", data) for kind, data in made.objects.items()}
     for name, data in results.values():
         write_bytes_atomic(Path(output.folder) / name, data, durable=False)
     files = {kind: name for kind, (name, _) in results.items()}
     sizes = {kind: len(data) for kind, (_, data) in results.items()}
-    return Written(files, sizes, note, time.perf_counter() - began)
+    return Written(files, sizes, without_dicom, instance, identity, time.perf_counter() - began)
 
 
 def _pictures(
@@ -205,9 +214,9 @@ def _pictures(
 
 
 def _dicom_results(
-    stem: str, path: str, prediction: Prediction, anomaly_map: NDArray[np.float32]
-) -> dict[str, tuple[str, bytes]]:
-    """Create the DICOM results; returns names and contents of the files by kind."""
+    path: str, prediction: Prediction, anomaly_map: NDArray[np.float32]
+) -> DicomResults | tuple[str, str]:
+    """Create the DICOM results; returns them, or reason code and message when the header does not allow them."""
     from monai_wscxr.report import dicom
 
     assert _setup is not None
@@ -217,17 +226,21 @@ def _dicom_results(
         p_value=prediction.p_value,
         abnormal=prediction.abnormal,
         threshold=model.calibration.threshold,
-        false_positive_rate=model.calibration.false_positive_rate,
+        false_positive_rate=model.calibration.supported_rate,
         model_sha256=model.sha256,
         anomaly_map=anomaly_map,
         scale=model.colour_scale,
     )
-    # read again: DICOM results alone need the image in full size
+    # read again: only DICOM results need the image in full size
     image = read_radiograph(path, allow=_setup.output.allow).image
     began = datetime.datetime.fromisoformat(_setup.output.began)
-    with quiet:
-        encoded = dicom.encode_results(path, image, finding, began)
-    return {f"dicom_{kind}": (f"dicom/{stem}-{kind}.dcm", data) for kind, data in encoded.items()}
+    try:
+        with quiet:
+            return dicom.encode_results(path, image, finding, began)
+    except dicom.HeaderError as error:
+        return error.code, str(error)
+    except Exception as error:  # unusual headers fail in many ways, and the error's text may quote them
+        return "header", f"the header of the image does not allow them ({type(error).__name__})"
 
 
 def _resized(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:

@@ -45,7 +45,12 @@ def start_server(preload: Sequence[str]) -> None:
         _context(preload)
         from multiprocessing import forkserver
 
-        forkserver.ensure_running()
+        # the server inherits the mask, because Ctrl-C during its imports would print a stack trace
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _context(preload: Sequence[str]) -> Any:
@@ -87,6 +92,7 @@ class WorkerPool:
             initializer(*arguments)
             return
         self._context = _context(preload)
+        start_server(preload)
         self._threads = [threading.Thread(target=self._drive, daemon=True) for _ in range(workers)]
         for thread in self._threads:
             thread.start()

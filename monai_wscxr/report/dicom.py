@@ -8,9 +8,11 @@
 * report: Comprehensive SR (TID 1500) with score, p-value, decision, operating point and model.
 
 None of them needs a frame of reference, so CR, DX and Secondary Capture images are all supported. UIDs are derived from the
-image and the model. So the same image and model give the same objects (byte for byte with the same time of creation), and
-repeated runs do not accumulate objects in an archive. Of the image's header, only the elements are copied that the standard
-requires for filing: patient ID, name, birth date and sex, study and accession number.
+image (its UIDs, patient ID and pixels) and the model. So the same image and model give the same objects (byte for byte with the
+same time of creation), and repeated runs do not accumulate objects in an archive, while two pictures that share a SOP Instance
+UID give distinct objects. Of the image's header, only the elements are copied that the standard requires for filing: patient
+ID, name, birth date and sex, study and accession number. An image whose identity cannot be copied unchanged gets no results,
+because they would be filed under another identity.
 """
 
 from __future__ import annotations
@@ -18,9 +20,12 @@ from __future__ import annotations
 import datetime
 import hashlib
 import io
+import math
 import re
 import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import highdicom as hd
@@ -31,6 +36,7 @@ from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
@@ -46,20 +52,41 @@ DISCLAIMER = "For research use only. Not for diagnosis."
 _LARGEST_SIDE = 1024
 _SERIES = {"overlay": 9001, "map": 9002, "regions": 9003, "report": 9004}
 _REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
-_FILING = {  # elements of type 2 that file a result under its patient and study, and the values that are copied
-    "PatientID": r"[^\\\x00-\x1f]{0,64}",
-    "PatientName": r"[^\\\x00-\x1f]{0,324}",
-    "PatientBirthDate": r"\d{8}",
+_IDENTITY = {
+    "PatientID": 64,
+    "AccessionNumber": 16,
+    "StudyID": 16,
+}  # largest number of characters; archives match by these
+_LARGEST_NAME_GROUP = 64  # characters of a group of components of a person's name; there are up to three groups
+_FILING = {  # further elements of type 2, and the values that are copied; others are left empty, which means "unknown"
     "PatientSex": r"[MFO]",
     "StudyDate": r"\d{8}",
     "StudyTime": r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?",
-    "StudyID": r"[^\\\x00-\x1f]{0,16}",
-    "AccessionNumber": r"[^\\\x00-\x1f]{0,16}",
 }
+_NOT_PRINTABLE = re.compile(r"[\\\x00-\x1f\x7f\ufffd]")  # U+FFFD: bytes that the character set cannot decode
+_SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
+_LARGEST_ASPECT = 10.0  # no detector or film scanner has longer pixels
+
+REASONS = (
+    "not_dicom",  # the image is not a DICOM file, so it belongs to no patient or study
+    "invalid_uid",  # the header lacks a valid study, series, instance or class UID
+    "identity_too_long",  # an element that identifies patient or study is longer than the standard allows
+    "identity_invalid",  # such an element has several values, or characters that cannot be copied
+    "header",  # anything else in the header that results must copy
+)
+"""Reasons why an image has no DICOM results."""
 
 
 class HeaderError(ValueError):
-    """The source image lacks a header element that results must refer to."""
+    """The reason why results cannot refer to an image; the message names header elements, never their values.
+
+    Attributes:
+        code: one of `REASONS`.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
 
 
 @dataclass(frozen=True)
@@ -68,10 +95,12 @@ class Finding:
 
     Attributes:
         anomaly_score, p_value, abnormal: score, calibrated p-value and decision.
-        threshold, false_positive_rate: operating point on the score, and the rate it was chosen for.
+        threshold: operating point on the score.
+        false_positive_rate: rate that the operating point supports, see `Calibration.supported_rate`.
         model_sha256: hash of the model's weights.
         anomaly_map: float32 [S, S]; the whole image, stretched to a square.
         scale: colour scale of the model.
+        picture: digest of the image's pixels, which `encode_results` sets; UIDs depend on it.
     """
 
     anomaly_score: float
@@ -82,11 +111,25 @@ class Finding:
     model_sha256: str
     anomaly_map: NDArray[np.float32]
     scale: ColourScale
+    picture: str = ""
 
 
-def encode_results(
-    path: str, image: NDArray[np.float32], finding: Finding, created: datetime.datetime
-) -> dict[str, bytes]:
+@dataclass(frozen=True)
+class DicomResults:
+    """Encoded results of one image.
+
+    Attributes:
+        objects: contents of the files by kind: overlay, map, regions, report.
+        instance: digest of the SOP Instance UID of the image.
+        results: identity of the results; equal for objects with equal UIDs.
+    """
+
+    objects: dict[str, bytes]
+    instance: str
+    results: str
+
+
+def encode_results(path: str, image: NDArray[np.float32], finding: Finding, created: datetime.datetime) -> DicomResults:
     """Encode all results of one DICOM image.
 
     Args:
@@ -95,51 +138,141 @@ def encode_results(
         finding: result of the model.
         created: date and time of creation.
 
-    Returns:
-        Contents of the files by kind: overlay, map, regions, report.
-
     Raises:
-        HeaderError: when the header has no valid study, series or instance UID.
+        HeaderError: when results cannot refer to the image, see `read_source`.
     """
     source = read_source(path)
+    finding = replace(finding, picture=picture_digest(image))
     made = {
         "overlay": overlay_capture(source, image, finding, created),
         "map": segmentation(source, finding, created, regions=False),
         "regions": segmentation(source, finding, created, regions=True),
         "report": structured_report(source, finding, created),
     }
-    return {kind: encoded_dataset(ds) for kind, ds in made.items()}
+    objects = {kind: encoded_dataset(ds) for kind, ds in made.items()}
+    return DicomResults(objects, derived_uid("instance", source.SOPInstanceUID), _uid(source, finding, "results"))
 
 
 def read_source(path: str) -> Dataset:
-    """Read the header elements that results need: UIDs, filing elements and size. All others are dropped.
+    """Read the header elements that results need: UIDs, filing elements, size and aspect of pixels. All others are dropped.
 
     Raises:
-        HeaderError: when the header has no valid study, series or instance UID.
+        HeaderError: when a study, series, instance or class UID is missing or invalid, or an element that identifies patient
+            or study cannot be copied unchanged.
     """
     header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
     source = Dataset()
     for name in _REQUIRED:
-        value = str(header.get(name) or "")
-        if not UID(value).is_valid:
-            raise HeaderError(f"the header has no valid {name}")
+        value = _text(header, name)
+        if value is None or not UID(value).is_valid:
+            raise HeaderError("invalid_uid", f"the header has no valid {name}")
         setattr(source, name, value)
+    for name, longest in _IDENTITY.items():
+        setattr(source, name, _identity(header, name, [longest]))
+    source.PatientName = _identity(header, "PatientName", [_LARGEST_NAME_GROUP] * 3)
+    source.PatientBirthDate = _birth_date(header)
     for name, form in _FILING.items():
-        value = str(header.get(name) or "").strip()
+        value = _text(header, name) or ""
         setattr(source, name, value if re.fullmatch(form, value) else "")
     source.ReferringPhysicianName = ""
     source.SpecificCharacterSet = "ISO_IR 192"
-    source.Modality = "DX" if header.get("Modality") == "DX" else "CR"
+    source.Modality = "DX" if _text(header, "Modality") == "DX" else "CR"
     source.Rows, source.Columns = int(header.Rows), int(header.Columns)
     source.SamplesPerPixel, source.BitsAllocated, source.PhotometricInterpretation = 1, 16, "MONOCHROME2"
-    number = str(header.get("InstanceNumber") or "")
+    aspect = _aspect(header)
+    if aspect != 1:
+        source.PixelAspectRatio = [aspect.numerator, aspect.denominator]
+    number = _text(header, "InstanceNumber") or ""
     source.InstanceNumber = int(number) if re.fullmatch(r"\d{1,9}", number) else 1
-    orientation = [str(part) for part in header.get("PatientOrientation") or []]
+    orientation = [str(part) for part in _value(header, "PatientOrientation") or []]
     known = len(orientation) == 2 and all(re.fullmatch("[LRAPHF]{1,3}", part) for part in orientation)
     source.PatientOrientation = orientation if known else []
-    burned = str(header.get("BurnedInAnnotation") or "")
+    burned = _text(header, "BurnedInAnnotation")
     source.BurnedInAnnotation = burned if burned in ("YES", "NO") else ""
     return source
+
+
+def _value(header: Dataset, name: str) -> Any:
+    """Return the value of an element; None if it is missing, empty or damaged."""
+    try:
+        return header.get(name)
+    except Exception:  # pydicom converts values on access and raises errors of many types, which may quote them
+        return None
+
+
+def _text(header: Dataset, name: str) -> str | None:
+    """Return the text of an element without padding, "" if it is missing or empty; None for several or damaged values."""
+    if name not in header:
+        return ""
+    try:
+        value = header[name].value
+    except Exception:  # see `_value`
+        return None
+    if isinstance(value, (MultiValue, list, tuple)):
+        return None
+    return "" if value is None else str(value).strip(" \0")
+
+
+def _identity(header: Dataset, name: str, longest: Sequence[int]) -> str:
+    """Return the value of an element that identifies patient or study.
+
+    Args:
+        header: the source image.
+        name: keyword of the element.
+        longest: largest number of characters of each group; groups are separated by `=` if there are several.
+
+    Raises:
+        HeaderError: when the value cannot be copied unchanged.
+    """
+    value = _text(header, name)
+    if value is None or _NOT_PRINTABLE.search(value):
+        raise HeaderError(
+            "identity_invalid", f"{name} has several values, or characters that cannot be copied unchanged"
+        )
+    groups = value.split("=") if len(longest) > 1 else [value]
+    if len(groups) > len(longest):
+        raise HeaderError("identity_invalid", f"{name} has more than {len(longest)} groups")
+    if any(len(group) > limit for group, limit in zip(groups, longest, strict=False)):
+        raise HeaderError(
+            "identity_too_long", f"{name} is longer than the {longest[0]} characters that the standard allows"
+        )
+    return value
+
+
+def _birth_date(header: Dataset) -> str:
+    """Return the birth date as YYYYMMDD, also from the form YYYY.MM.DD of older versions of the standard.
+
+    Raises:
+        HeaderError: when there is a value that is not a date.
+    """
+    value = _text(header, "PatientBirthDate")
+    found = None if value is None else re.fullmatch(r"(\d{4})([.-]?)(\d{2})\2(\d{2})", value)
+    if value and found is not None:
+        return found[1] + found[3] + found[4]
+    if value == "":
+        return ""
+    raise HeaderError("identity_invalid", "PatientBirthDate is not a date of the form YYYYMMDD")
+
+
+def _aspect(header: Dataset) -> Fraction:
+    """Return the height of a pixel over its width, from the first spacing or aspect ratio in the header that is usable."""
+    for name in _SPACINGS:
+        try:
+            height, width = (float(part) for part in _value(header, name) or ())
+        except (TypeError, ValueError):
+            continue
+        if not (math.isfinite(height) and math.isfinite(width) and height > 0 and width > 0):
+            continue
+        if 1 / _LARGEST_ASPECT <= height / width <= _LARGEST_ASPECT:
+            return Fraction(height / width).limit_denominator(1000)
+    return Fraction(1)
+
+
+def picture_digest(image: NDArray[np.float32]) -> str:
+    """Return the SHA-256 of an image's size and pixels in hexadecimal digits."""
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(np.ascontiguousarray(image, dtype="<f4").tobytes())
+    return digest.hexdigest()
 
 
 def derived_uid(*parts: str) -> str:
@@ -164,7 +297,7 @@ def overlay_capture(
     # highdicom requires an orientation; an unknown one is emptied below
     orientation = tuple(source.PatientOrientation) or ("L", "F")
     made = hd.sc.SCImage(
-        pixel_array=_picture(image, finding),
+        pixel_array=_picture(image, finding, _source_aspect(source)),
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
@@ -194,10 +327,17 @@ def overlay_capture(
     return made
 
 
-def _picture(image: NDArray[np.float32], finding: Finding) -> NDArray[np.uint8]:
-    """Draw overlay and caption, uint8 [h, w, 3]."""
-    factor = min(1.0, _LARGEST_SIDE / max(image.shape))
-    width, height = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
+def _source_aspect(source: Dataset) -> float:
+    """Return the height of a source image's pixels over their width."""
+    height, width = source.get("PixelAspectRatio") or (1, 1)
+    return float(height) / float(width)
+
+
+def _picture(image: NDArray[np.float32], finding: Finding, aspect: float) -> NDArray[np.uint8]:
+    """Draw overlay and caption with square pixels, uint8 [h, w, 3]; `aspect` is the height of a source pixel over its width."""
+    shown_height, shown_width = image.shape[0] * max(aspect, 1.0), image.shape[1] * max(1 / aspect, 1.0)
+    factor = min(1.0, _LARGEST_SIDE / max(shown_height, shown_width))
+    width, height = max(1, round(shown_width * factor)), max(1, round(shown_height * factor))
     grey = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX)).clip(0, 1)
     values = Image.fromarray(np.ascontiguousarray(finding.anomaly_map, dtype=np.float32))
     resized = np.asarray(values.resize((width, height), Image.Resampling.BILINEAR))
@@ -261,6 +401,8 @@ def segmentation(source: Dataset, finding: Finding, created: datetime.datetime, 
         **_common(source, finding, kind, created, serial=False),
     )
     made.PatientOrientation = list(source.PatientOrientation)  # without a frame of reference, nothing else tells it
+    if "PixelAspectRatio" in source:
+        made.PixelAspectRatio = list(source.PixelAspectRatio)
     organization = _uid(source, finding, f"{kind} dimensions")
     made.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
     for item in made.DimensionIndexSequence:
@@ -332,7 +474,7 @@ def _common(
 ) -> dict[str, Any]:
     """Return the arguments that all objects of an image share: UIDs, series, equipment, coding scheme."""
     shared: dict[str, Any] = {
-        "series_instance_uid": derived_uid(source.SeriesInstanceUID, finding.model_sha256, kind, "series"),
+        "series_instance_uid": derived_uid(*_filed(source), finding.model_sha256, kind, "series"),
         "series_number": _SERIES[kind],
         "sop_instance_uid": _uid(source, finding, kind),
         "instance_number": int(source.InstanceNumber),
@@ -348,7 +490,12 @@ def _common(
 
 def _uid(source: Dataset, finding: Finding, kind: str) -> str:
     """Derive the UID of an object from image, model and kind."""
-    return derived_uid(source.SOPInstanceUID, finding.model_sha256, kind)
+    return derived_uid(*_filed(source), source.SOPInstanceUID, finding.picture, finding.model_sha256, kind)
+
+
+def _filed(source: Dataset) -> tuple[str, str, str]:
+    """Return what tells series apart, also those that wrongly share a UID: patient ID, study and series UID."""
+    return source.PatientID, source.StudyInstanceUID, source.SeriesInstanceUID
 
 
 def _code(value: str, meaning: str) -> CodedConcept:

@@ -13,6 +13,9 @@ from monai_wscxr.system.atomic import write_text_atomic
 COLUMNS = ("file", "status", "reason", "anomaly_score", "p_value", "abnormal", "model_sha256")
 LABEL = "label"
 """Last column of tables whose labels are given."""
+ESCAPED = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""First characters of a file name that get an apostrophe in front: those with which a spreadsheet starts a formula (also in
+full width), and the apostrophe itself, so that removing one always gives the name back."""
 
 
 def write_predictions(
@@ -20,7 +23,7 @@ def write_predictions(
 ) -> None:
     """Write the table, atomically.
 
-    Score, p-value and decision of a rejected image are empty.
+    Score, p-value and decision of a rejected image are empty. File names are escaped by `escape_cell`.
 
     Args:
         path: the CSV file.
@@ -28,13 +31,28 @@ def write_predictions(
         model_sha256: hash of the model's weights; "" for a method that stores none.
         labels: 0 (normal) or 1 (abnormal) of each image, written as a further column; None leaves the column out.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS if labels is None else [*COLUMNS, LABEL])
+    rows: list[Sequence[object]] = [COLUMNS if labels is None else [*COLUMNS, LABEL]]
     for number, p in enumerate(predictions):
         figures = ["", "", ""]
         if p.status == "ok":
             figures = [f"{p.anomaly_score:.6f}", f"{p.p_value:.6g}", str(p.abnormal).lower()]
         label = [] if labels is None else [labels[number]]
-        writer.writerow([p.file, p.status, p.reason, *figures, model_sha256, *label])
-    write_text_atomic(path, text.getvalue())
+        rows.append([escape_cell(p.file), p.status, p.reason, *figures, model_sha256, *label])
+    write_text_atomic(path, "".join(map(_line, rows)))
+
+
+def escape_cell(text: str) -> str:
+    """Put an apostrophe in front of a text that a spreadsheet would take for a formula; see `ESCAPED`."""
+    return f"'{text}" if text.startswith(ESCAPED) else text
+
+
+def unescape_cell(text: str) -> str:
+    """Return the text that `escape_cell` was given."""
+    return text.removeprefix("'")
+
+
+def _line(row: Sequence[object]) -> str:
+    """Return a row as a line of the table."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(row)  # quotes what contains any character of its line end
+    return text.getvalue().removesuffix("\r\n") + "\n"

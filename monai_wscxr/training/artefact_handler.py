@@ -83,9 +83,8 @@ class ArtefactHandler:
         self.folder.finish()
         logger.info("training: %d epochs, %.1f s", engine.state.epoch, seconds)
         logger.info(
-            "threshold %.4f (at most %.1f %% of normal images flagged, from %d held-out normals); model %s in %s",
-            *(calibration.threshold, 100 * self.false_positive_rate, len(calibration.normal_scores), sha256[:12]),
-            self.folder.path,
+            "threshold %.4f (%s); model %s in %s",
+            *(calibration.threshold, calibration.rate_text, sha256[:12], self.folder.path),
         )
 
 

@@ -16,6 +16,7 @@ from monai_wscxr.bank.cache import FeatureCache, cache_root, fingerprint
 from monai_wscxr.bank.shard import Shard
 from monai_wscxr.errors import InputError
 from monai_wscxr.system.atomic import save_sealed, write_text_atomic
+from tests.helpers.hostile import DEEP, NO_FILES, within
 
 SETTINGS = {"size": 64, "layers": ["3"], "preprocessing": {"mean": [0.5], "std": [0.5]}}
 
@@ -362,3 +363,128 @@ def test_unwritable_cache_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("a file, not a folder")
     with pytest.raises(InputError, match=r"cannot be written .*; point MONAI_WSCXR_CACHE at a folder that can"):
         FeatureCache(SETTINGS, tmp_path / "file" / "cache")
+
+
+# --- what nobody writes by accident --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", NO_FILES)
+@pytest.mark.parametrize("suffix", ["safetensors", "damaged"])
+def test_what_is_no_regular_file_is_set_aside_and_the_rest_is_used(tmp_path, make, suffix):
+    cache = filled(tmp_path)
+    make(cache.folder / "0.safetensors")
+    if suffix == "damaged":
+        make(cache.folder / "0.damaged")  # the name that it would get is taken
+    again = within(20, lambda: FeatureCache(SETTINGS, tmp_path))
+    assert torch.equal(again.read("abcde"), EVERYTHING)
+    assert not os.path.lexists(cache.folder / "0.safetensors")
+    assert len(list(cache.folder.glob("0*.damaged"))) == (2 if suffix == "damaged" else 1)
+
+
+@pytest.mark.parametrize("make", NO_FILES)
+def test_a_shard_that_is_replaced_while_it_is_open_costs_its_images(tmp_path, make):
+    cache = filled(tmp_path)
+    for shard in cache._shards.values():
+        shard.forget_checks()
+    path = shard_of(cache, "a")
+    path.unlink()
+    make(path)
+    assert isinstance(within(20, lambda: cache.read("abcde")), KeyError)
+    assert torch.equal(cache.read("de"), EVERYTHING[3:])
+    assert "a" not in cache
+
+
+def test_a_damaged_shard_that_cannot_be_renamed_is_ignored(tmp_path, monkeypatch, caplog):
+    cache = filled(tmp_path)
+    truncate(shard_of(cache, "a"))
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    again = FeatureCache(SETTINGS, tmp_path)
+    again.refresh()
+    assert torch.equal(again.read("de"), EVERYTHING[3:])
+    assert caplog.text.count("cannot be renamed (Permission denied)") == 1
+
+
+def shard_bytes(tensor, digests, checksums):
+    header = {
+        "__metadata__": {"digests": digests, "crc32": checksums},
+        "features": {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [0, tensor.nbytes]},
+    }
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + tensor.numpy().tobytes()
+
+
+def checksums_of(tensor):
+    return json.dumps([zlib.crc32(image.numpy().tobytes()) for image in tensor])
+
+
+LYING = {
+    "deep_digests": (features(1), "[" * DEEP + "]" * DEEP, "[1]"),
+    "deep_checksums": (features(1), '["x"]', "[" * DEEP + "]" * DEEP),
+    "negative_checksum": (features(1), '["x"]', "[-1]"),
+    "text_checksum": (features(1), '["x"]', '["1"]'),
+    "infinite_checksum": (features(1), '["x"]', "[Infinity]"),
+    "no_images": (torch.zeros(0, 6, 5), "[]", "[]"),
+    "no_patches": (torch.zeros(1, 0, 5), '["x"]', "[0]"),
+    "no_channels": (torch.zeros(1, 6, 0), '["x"]', "[0]"),
+    "surrogate": (features(1), '["\\ud800"]', checksums_of(features(1))),
+    "line_break": (features(1), '["a\\nb"]', checksums_of(features(1))),
+}
+
+
+@pytest.mark.parametrize("case", LYING)
+def test_headers_that_lie_are_set_aside_and_the_rest_is_used(tmp_path, case):
+    cache = filled(tmp_path)
+    (cache.folder / "0.safetensors").write_bytes(shard_bytes(*LYING[case]))
+    again = within(20, lambda: FeatureCache(SETTINGS, tmp_path))
+    assert len(again) == 5
+    assert torch.equal(again.read("abcde"), EVERYTHING)
+    assert (cache.folder / "0.damaged").exists()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("rows", [False, True])
+def test_numbers_that_are_not_finite_are_damage_in_spite_of_a_right_checksum(tmp_path, bad, rows):
+    cache = filled(tmp_path)
+    broken = features(2, seed=5)
+    broken[1, 3, 2] = bad
+    (cache.folder / "0.safetensors").write_bytes(shard_bytes(broken, '["x", "y"]', checksums_of(broken)))
+    again = FeatureCache(SETTINGS, tmp_path)
+    assert torch.equal(again.read("x"), broken[:1])
+    with pytest.raises(KeyError):
+        (again.rows if rows else again.read)("xya")
+    assert "x" not in again
+    assert torch.equal(again.read("abcde"), EVERYTHING)
+
+
+def test_features_that_are_not_finite_are_not_written(tmp_path):
+    cache = filled(tmp_path)
+    broken = features(2)
+    broken[1, 0, 0] = torch.nan
+    with pytest.raises(InputError, match=r"features of 1 of 2 images hold NaN or Inf .*image y"):
+        cache.write(["x", "y"], broken)
+    assert len(shards(cache)) == 2
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 6), (1, 6, 4), (1, 3, 10)])
+def test_a_shard_of_another_shape_is_set_aside(tmp_path, shape):
+    cache = filled(tmp_path)
+    other = torch.ones(shape)
+    (cache.folder / "0.safetensors").write_bytes(shard_bytes(other, '["x"]', checksums_of(other)))
+    again = FeatureCache(SETTINGS, tmp_path)
+    for read in (again.read, again.rows):
+        with pytest.raises(KeyError):
+            read("abx")
+    assert torch.equal(again.read("abcde"), EVERYTHING)
+    assert (cache.folder / "0.damaged").exists()
+
+
+def test_an_old_folder_with_the_name_of_a_partial_file_does_no_harm(tmp_path):
+    cache = filled(tmp_path)
+    folder = cache.folder / ".x.partial"
+    folder.mkdir()
+    os.utime(folder, (0, 0))
+    assert torch.equal(FeatureCache(SETTINGS, tmp_path).read("abcde"), EVERYTHING)

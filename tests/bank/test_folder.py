@@ -12,6 +12,7 @@ import torch
 from monai_wscxr.bank import folder as bank_folder
 from monai_wscxr.bank.folder import BankFolder
 from monai_wscxr.errors import InputError
+from tests.helpers.hostile import NO_FILES, WRONG, fields, with_wrong, within
 
 SETTINGS = {"backbone": "x", "neighbourhood": 5}
 
@@ -229,3 +230,147 @@ def test_an_empty_bank_has_no_rows_to_give(tmp_path):
     with pytest.raises(InputError, match="holds no image"):
         bank.bank()
     assert json.loads((bank.path / "bank.json").read_text())["rows"] == 0
+
+
+# --- what nobody writes by accident --------------------------------------------------------------------------------
+
+
+def index_of(path):
+    return json.loads((path / "bank.json").read_text())
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_no_wrong_value_in_the_index_ends_in_a_traceback_or_another_bank(tmp_path, wrong):
+    bank = made(tmp_path / "bank", "abc", "de")
+    bank.remove("b")
+    index, expected = index_of(bank.path), everything(BankFolder(bank.path))
+    for place in fields(index):
+        (bank.path / "bank.json").write_text(with_wrong(index, place, wrong))
+
+        def use():
+            again = BankFolder(bank.path)
+            return again, again.bank(), again.verify()
+
+        used = within(5, use)
+        if isinstance(used, InputError):
+            assert str(bank.path) in str(used)
+            assert len(str(used)) < 600
+            continue
+        assert not isinstance(used, BaseException), (place, wrong, used)
+        again, on_disk, damaged = used
+        assert damaged == []
+        rows = on_disk.rows
+        same = torch.equal(rows.read(0, torch.empty(rows.shape, dtype=rows.dtype)), expected)
+        assert same or place[0] == "shards", (place, wrong)  # another position may count as removed
+        assert place[0] in ("settings", "shards")
+        assert again.grid == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"grid": [-2, -3]}, r"grid\[0\] must be a whole number from 1"),
+        ({"grid": [2, 3, 1]}, "grid must be a list of 2 values"),
+        ({"channels": 0}, "channels must be a whole number"),
+        ({"rows": 31}, "its shards hold 30 rows, but it counts 31"),
+        ({"more": 1}, "more is not a known key"),
+        ({"shards": "x"}, "shards must be a list"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_refused(tmp_path, change, reason):
+    bank = made(tmp_path / "bank", "abc", "de")
+    (bank.path / "bank.json").write_text(json.dumps({**index_of(bank.path), **change}))
+    with pytest.raises(InputError, match=f"bank.json is damaged .{reason}"):
+        BankFolder(bank.path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "a\\b.safetensors", ".x.safetensors", "bank.json"],
+)
+def test_a_shard_outside_of_the_folder_is_refused(tmp_path, name):
+    bank = made(tmp_path / "bank", "abc")
+    index = index_of(bank.path)
+    (tmp_path / "x.safetensors").write_bytes((bank.path / index["shards"][0]["file"]).read_bytes())
+    index["shards"][0]["file"] = name
+    (bank.path / "bank.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"shards\[0\].file must be a file name ending in .safetensors"):
+        BankFolder(bank.path)
+
+
+@pytest.mark.parametrize(
+    ("dead", "allowed"), [([0, 1], True), ([1, 0], False), ([1, 1], False), ([3], False), ([-1], False), ([0.0], False)]
+)
+def test_positions_of_removed_images(tmp_path, dead, allowed):
+    bank = made(tmp_path / "bank", "abc")
+    index = index_of(bank.path)
+    index["shards"][0]["dead"], index["rows"] = dead, 6 * (3 - len(dead))
+    (bank.path / "bank.json").write_text(json.dumps(index))
+    if allowed:
+        assert BankFolder(bank.path).digests() == ["c"]
+    else:
+        with pytest.raises(InputError, match="dead"):
+            BankFolder(bank.path)
+
+
+def test_a_shard_listed_twice_or_with_more_images_than_it_has(tmp_path):
+    bank = made(tmp_path / "bank", "abc")
+    index = index_of(bank.path)
+    twice = {**index, "shards": index["shards"] * 2, "rows": 36}
+    (bank.path / "bank.json").write_text(json.dumps(twice))
+    with pytest.raises(InputError, match="lists a shard twice"):
+        BankFolder(bank.path)
+    more = {**index, "shards": [{**index["shards"][0], "images": 4}], "rows": 24}
+    (bank.path / "bank.json").write_text(json.dumps(more))
+    with pytest.raises(InputError, match=r"it holds 3 images, bank.json lists 4"):
+        BankFolder(bank.path).bank()
+
+
+@pytest.mark.parametrize("make", NO_FILES)
+@pytest.mark.parametrize("name", ["shard", "bank.json", ".lock"])
+def test_what_is_no_regular_file_is_named_without_waiting(tmp_path, make, name):
+    bank = made(tmp_path / "bank", "abc", "de")
+    path = bank.path / (bank.entries[0].file if name == "shard" else name)
+    path.unlink()
+    make(path)
+    if name == "shard":
+        found = within(20, lambda: BankFolder(bank.path).verify())
+        assert [(file, images) for file, _, images in found] == [(path.name, 3)]
+        within(20, lambda: BankFolder(bank.path).drop([path.name]))
+        assert BankFolder(bank.path).digests() == ["d", "e"]
+        assert isinstance(within(20, BankFolder(bank.path).compact), int)
+    else:
+        error = within(20, lambda: BankFolder(bank.path).add("f", features("f")))
+        assert isinstance(error, InputError)
+        assert str(path) in str(error) or "holds no bank" in str(error)
+
+
+def test_a_lock_that_is_a_link_does_not_empty_its_target(tmp_path):
+    bank = made(tmp_path / "bank", "abc")
+    (tmp_path / "precious").write_text("kept")
+    (bank.path / ".lock").unlink()
+    (bank.path / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match=r"\.lock cannot be opened"):
+        bank.add("d", features("d"))
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_numbers_that_are_not_finite_are_found(tmp_path):
+    bank = made(tmp_path / "bank", "abc")
+    broken = features("de")
+    broken[0, 2, 1] = torch.nan
+    with pytest.raises(InputError, match="hold NaN or Inf"):
+        bank.add("de", broken)
+    half = made(tmp_path / "half", dtype="float16")
+    with pytest.raises(InputError, match=r"hold NaN or Inf as torch\.float16"):
+        half.add("a", features("a") + 1e6)
+
+
+def test_what_a_killed_creation_leaves_does_not_count(tmp_path):
+    (tmp_path / ".bank.json.0123abcd.partial").write_text('{"format')
+    BankFolder.create(tmp_path, {}, (1, 1), 4)
+    assert BankFolder(tmp_path).channels == 4
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(InputError, match="not empty"):
+        BankFolder.create(tmp_path / "other", {}, (1, 1), 4)

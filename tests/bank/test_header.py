@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from monai_wscxr.bank.header import read_header
 from monai_wscxr.system.atomic import DamagedError
+from tests.helpers.hostile import DEEP, NO_FILES, within
 
 TENSORS = {
     "rows": torch.arange(15.0).reshape(5, 3),
@@ -202,3 +203,47 @@ def test_a_file_that_cannot_be_read_has_a_reason(tmp_path):
         read_header(tmp_path / "missing")
     with refused("^Is a directory$"):
         read_header(tmp_path)
+
+
+@pytest.mark.parametrize("make", NO_FILES)
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path, make):
+    make(tmp_path / "file")
+    error = within(20, lambda: read_header(tmp_path / "file"))
+    assert isinstance(error, DamagedError)
+    assert "/" not in str(error)
+
+
+PAIR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"data_offsets": [0, 4]},
+        {"data_offsets": [2, 6]},
+        {"data_offsets": [8, 12]},
+        {"dtype": "I8", "shape": [1], "data_offsets": [6, 5]},
+        {"dtype": "I8", "shape": [1], "data_offsets": [1, 3]},
+    ],
+)
+def test_tensors_that_overlap_or_leave_gaps_are_refused(tmp_path, second):
+    header = {"a": PAIR, "b": {**PAIR, **second}}
+    last = max(entry["data_offsets"][1] for entry in header.values())
+    with refused("contradicts itself about the places of the tensors"):
+        read_header(written(tmp_path / "file", header, bytes(last)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": {"dtype": "F32"}}',
+        b'{"a": {"dtype": "F32", "dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [' + b"9" * 6000 + b'], "data_offsets": [0, 4]}}',
+        b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}",
+        b'{"a": ' + b'{"b":' * DEEP + b"1" + b"}" * DEEP + b"}",
+    ],
+)
+def test_json_that_is_not_strict_is_refused(tmp_path, text):
+    with refused("its header is malformed .ValueError"):
+        read_header(written(tmp_path / "file", text, bytes(4)))

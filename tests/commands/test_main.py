@@ -1,15 +1,20 @@
 """The command line as a whole: every command parses, explains itself, and ends errors with one sentence."""
 
 import argparse
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 import monai_wscxr
+from monai_wscxr.__main__ import INTERRUPTED as INTERRUPTED_EARLY
+from monai_wscxr.__main__ import Interrupt
 from monai_wscxr.commands import phantom
-from monai_wscxr.commands.exit_status import UNUSABLE
+from monai_wscxr.commands.exit_status import INTERRUPTED, UNUSABLE
 from monai_wscxr.commands.main import create_parser, main
 from monai_wscxr.errors import InputError
 
@@ -74,3 +79,78 @@ def test_version_without_importing_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{monai_wscxr.__version__}\nFalse\n"
+
+
+def test_an_interrupted_command_ends_with_its_status(monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phantom, "run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["phantom", "somewhere"])
+    assert ended.value.code == INTERRUPTED == INTERRUPTED_EARLY == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_import_is_interrupted_at_once_and_work_by_an_exception(monkeypatch, tmp_path, capfd):
+    statuses = []
+
+    def ended(status):
+        statuses.append(status)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "_exit", ended)
+    handler = Interrupt()
+    with pytest.raises(SystemExit):
+        handler(signal.SIGINT, sys._getframe())  # before the command works
+    handler.working = True
+    with pytest.raises(KeyboardInterrupt):
+        handler(signal.SIGINT, sys._getframe())
+    (tmp_path / "slow_import.py").write_text(
+        "import sys, tests.commands.test_main as t\nt.FOUND[0](2, sys._getframe())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    FOUND[:] = [handler]
+    with pytest.raises(SystemExit):
+        import slow_import  # noqa: F401
+    assert statuses == [130, 130]
+    assert capfd.readouterr().err == "interrupted\n" * 2
+
+
+FOUND: list[Interrupt] = []
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.5])
+def test_ctrl_c_during_imports_prints_no_stack_trace(tmp_path, seconds):
+    command = [
+        sys.executable,
+        "-m",
+        "monai_wscxr",
+        "predict",
+        str(tmp_path),
+        "--model",
+        str(tmp_path),
+        "--output",
+        "out",
+    ]
+    hold = tmp_path / "hold" / "sitecustomize.py"  # stops in the import of torch, however fast the machine is
+    hold.parent.mkdir()
+    hold.write_text(
+        "import sys, time\n"
+        "class Hold:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': print('torch', flush=True); time.sleep(30)\n"
+        "sys.meta_path.insert(0, Hold())\n"
+    )
+    root = str(os.path.dirname(os.path.dirname(monai_wscxr.__file__)))
+    environment = {**os.environ, "PYTHONPATH": f"{hold.parent}{os.pathsep}{root}"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "torch\n"
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "interrupted\n"

@@ -1,11 +1,14 @@
 """Datalists from every source, and the patient in a file name."""
 
 import json
+import logging
+import os
 from pathlib import Path
 
 import pytest
 
-from monai_wscxr.data.datalist import DatalistError, load_datalist, patient_of
+from monai_wscxr.data.columns import COLUMNS, mistaken
+from monai_wscxr.data.datalist import DatalistError, load_datalist, load_with_rest, patient_of
 
 
 def put(root, *names, content=None):
@@ -112,7 +115,7 @@ def test_extensionless_dicom_is_found_by_content(tmp_path):
     [
         ([], "neither train nor test.*no folders.*train/normal"),
         (["images/a.png"], "neither train nor test.*it holds images"),
-        (["train/normal/a.bmp", "train/normal/b.bmp"], r"no images; it holds 2 x \.bmp.*\.png"),
+        (["train/normal/a.gif", "train/normal/b.gif"], r"no images; it holds 2 x \.gif.*\.png"),
         (["train/abnormal/a.png"], "no normal training image among 1"),
         (["test/normal/a.png"], "no normal training image among 0"),
         (["train/normal/a.png", "train/bacteria/b.png"], "bacteria is not allowed here"),
@@ -163,7 +166,11 @@ def test_json_and_csv_give_the_same(tmp_path):
         ("a.png,train,0\n", "no header.*image,split,label"),
         ("image;split;label\na.png;train;0\n", "separated by commas"),
         ("image,split\na.png,train\n", "missing: 'label'"),
-        ("image,split,label,age\na.png,train,0,5\n", "unknown: 'age'.*allowed: image, split"),
+        ("image,split,label,pateint\na.png,train,0,5\n", "unknown: 'pateint' .did you mean 'patient'.*allowed: image"),
+        ("image,split,lable\na.png,train,0\n", "unknown: 'lable' .did you mean 'label'.*missing: 'label'"),
+        ("image,split,label,Patient\na.png,train,0,5\n", "did you mean 'patient'"),
+        ("image,split,label,patient_id\na.png,train,0,5\n", "did you mean 'patient'"),
+        ("image,split,label,mask_path\na.png,train,0,5\n", "did you mean 'mask'"),
         ("image,image,split,label\n", "named twice"),
         ("image,split,label\na.png,train,2\n", "row 2: label is '2'; allowed are 0"),
         ("image,split,label\na.png,train,\n", "row 2: label is ''"),
@@ -198,7 +205,15 @@ def test_csv_errors(tmp_path, text, words):
         ({"training": [{"image": "a.png", "label": 0.5}]}, "label is 0.5"),
         ({"training": [{"image": "a.png", "label": [0]}]}, r"label is \[0\]"),
         ({"training": [{"image": "a.png"}]}, "missing: 'label'"),
-        ({"training": [{"image": "a.png", "label": 0, "fold": 1}]}, "unknown: 'fold'"),
+        ({"training": [{"image": "a.png", "label": 0, "clas": 1}]}, "unknown: 'clas' .did you mean 'class'"),
+        ({"training": [{"image": "a.png", "label": 0, "split": "test"}]}, "has the key 'split'"),
+        (
+            {"training": [{"image": "a.png", "label": 0, "patient": ["P"]}]},
+            "patient is list; expected a text or a number",
+        ),
+        ({"training": [], "tset": []}, "unknown key 'tset'. Did you mean 'test'"),
+        ({"training": [], "holdout": []}, "unknown key 'holdout'. Allowed are training and test"),
+        ({"training": [], "test": [], "testing": []}, "two keys mean test"),
         ({"training": [{"image": 5, "label": 0}]}, "image is 5"),
     ],
 )
@@ -224,8 +239,124 @@ def test_json_errors(tmp_path, content, words):
         ("VIRUS-1008087-0001.jpeg", "VIRUS-1008087"),
         ("NORMAL-1008087-0001.jpeg", "NORMAL-1008087"),
         ("person63.jpeg", None),
-        ("00000001_000.png", None),
+        ("00000001_000.png", "00000001"),
+        ("images_001/00030805_012_flipped.jpg", "00030805"),
+        ("20240131_001.png", None),
+        ("CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg", "patient00001"),
+        ("patient64541_study1_view1_frontal.jpg", "patient64541"),
+        ("view1_frontal.jpg", None),
+        ("files/p10/p10000032/s50414267/02aa804e-bde0afdd.jpg", "10000032"),
+        ("p10000032_s50414267_02aa804e.png", "10000032"),
     ],
 )
 def test_patient_of(name, patient):
     assert patient_of(name) == patient
+
+
+# ---- what is not read
+
+
+def test_keys_of_a_json_file(tmp_path):
+    put(tmp_path, "a.png", "t.png", "v.png")
+    normal, test = {"image": "a.png", "label": 0}, {"image": "t.png", "label": 1}
+    usual = load_datalist(json_file(tmp_path, {"training": [normal], "test": [test]}))
+    assert [len(items) for items in usual.values()] == [1, 1]
+    other = {"name": "x", "labels": {"0": "normal"}, "Train": [normal], "TESTING": [test], "validation": [normal, test]}
+    loaded = load_with_rest(json_file(tmp_path, other))
+    assert loaded.parts == usual
+    assert loaded.summary() == "2 files or folders left out: 2 validation_part"
+    (tmp_path / "list.json").write_text('{"training": [], "training": []}')
+    with pytest.raises(DatalistError, match="key 'training' occurs twice"):
+        load_datalist(tmp_path / "list.json")
+
+
+def test_additional_columns_are_named_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "monai_wscxr")
+    put(tmp_path, "a.png", "b.png")
+    table = "image,split,label,view,sex,age,findings,boxes,mass,\n" + "".join(
+        f'{name}.png,train,0,PA,F,70,"A|B","[[1, 2]]",0,\n' for name in "ab"
+    )
+    from_csv = load_datalist(csv_file(tmp_path, table))
+    entries = [{"image": f"{name}.png", "label": 0, "fold": 1, "age": 3} for name in "ab"]
+    assert load_datalist(json_file(tmp_path, {"training": entries})) == from_csv
+    lines = [record.getMessage() for record in caplog.records if "additional col" in record.getMessage()]
+    assert lines == [
+        f"{tmp_path}/list.csv: additional columns that are not read: 'view', 'sex', 'age', 'findings', 'boxes', 'mass', ''",
+        f"{tmp_path}/list.json: additional columns that are not read: 'fold', 'age'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        *(("pateint", "patient"), ("patientID", "patient"), ("Patient Id", "patient"), ("subject_id", "patient")),
+        *(("masks", "mask"), ("lesion_mask", "mask"), ("class_name", "class"), ("classes", "class"), ("clss", "class")),
+        *(
+            (name, None)
+            for name in ("view", "sex", "age", "mass", "glass", "fold", "patient_age", "class_weight", "", "stage")
+        ),
+    ],
+)
+def test_mistyped_columns(name, column):
+    assert mistaken(name, ["image", "split", "label", name]) == column
+    assert mistaken(name, COLUMNS) is None  # ours are all there
+
+
+def test_what_a_folder_leaves_out_is_counted(tmp_path, caplog):
+    put(tmp_path, "train/normal/a.png", "test/abnormal/mass/t.png", "masks/test/abnormal/mass/t.png")
+    assert load_with_rest(tmp_path).summary() == ""
+    put(
+        tmp_path,
+        *("val/normal/v.png", "tset/normal/x.png", "loose.png", "README.md", "train/notes.txt", "train/.thumbs/t.png"),
+        *("masks/test/abnormal/mass/t.jpg.png", "masks/test/normal/n.png"),
+    )
+    put(tmp_path / "elsewhere", "m.png")
+    (tmp_path / "train/abnormal").mkdir()
+    (tmp_path / "train/abnormal/mass").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    os.mkfifo(tmp_path / "train/normal/pipe.png")
+    loaded = load_with_rest(tmp_path)
+    assert sorted((path.relative_to(tmp_path).as_posix(), reason) for path, reason in loaded.left_out) == [
+        ("README.md", "not_an_image"),
+        ("elsewhere", "not_a_part"),
+        ("loose.png", "not_a_part"),
+        ("masks/test/abnormal/mass/t.jpg.png", "mask_without_image"),
+        ("masks/test/normal/n.png", "mask_without_image"),
+        ("train/.thumbs", "hidden"),
+        ("train/abnormal/mass", "linked_folder"),
+        ("train/normal/pipe.png", "not_a_file"),
+        ("train/notes.txt", "not_an_image"),
+        ("tset", "not_a_part"),
+        ("val", "validation_part"),
+    ]
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "11 files or folders left out: 3 not_a_part, 2 not_an_image, 2 mask_without_image" in warning.getMessage()
+
+
+def test_folders_that_cannot_be_opened(tmp_path, monkeypatch):
+    put(tmp_path, "train/normal/a.png", "train/abnormal/mass/m.png")
+    walk, closed = os.walk, str(tmp_path / "train/abnormal")
+
+    def walk_closed(top, onerror=None, **options):
+        if str(top) == closed:
+            onerror(PermissionError(13, "Permission denied", closed))
+            return iter(())
+        return walk(top, onerror=onerror, **options)
+
+    monkeypatch.setattr(os, "walk", walk_closed)
+    assert load_with_rest(tmp_path).left_out == ((Path(closed), "unreadable_folder"),)
+    listed = Path.iterdir
+
+    def closed_iterdir(self):
+        if self.name == "train":
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", closed_iterdir)
+    with pytest.raises(DatalistError, match=r"train: cannot be opened \(Permission denied\)"):
+        load_datalist(tmp_path)
+
+
+def test_rows_for_validation_are_counted(tmp_path):
+    put(tmp_path, "a.png", "v.png")
+    loaded = load_with_rest(csv_file(tmp_path, "image,split,label\na.png,train,0\nv.png,val,0\n"))
+    assert loaded.left_out == ((tmp_path / "v.png", "validation_part"),)

@@ -4,6 +4,7 @@ import gzip
 import logging
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +68,23 @@ def test_reasons(tmp_path, name, content, reason):
     assert list_images([tmp_path]).left_out == ((tmp_path / name, reason),)
 
 
-def test_pipes_are_not_opened(tmp_path):
-    for name in ("pipe", "pipe.txt"):
-        os.mkfifo(tmp_path / name)
-    assert [reason for _, reason in list_images([tmp_path]).left_out] == ["unreadable", "not_an_image"]
+@pytest.mark.parametrize("name", ["pipe", "pipe.txt", "pipe.png", "pipe.7", "socket.dcm", "socket"])
+def test_pipes_and_sockets_are_not_opened(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)  # the path of a socket may have about 100 characters
+    if name.startswith("pipe"):
+        os.mkfifo(name)
+    else:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(name)
+    assert list_images([tmp_path]).left_out == ((tmp_path / name, "not_a_file"),)
+    assert list_images([tmp_path / name]) == Listing((), ((tmp_path / name, "not_a_file"),))
+    assert not is_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.jpe", "a.JFIF", "a.tif", "a.TIFF", "a.bmp", "a.IMA", "a.dicom"])
+def test_suffixes_of_other_programs(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    assert is_image(tmp_path / name)
 
 
 def test_folders_are_searched_in_order_and_what_is_left_out_is_counted(tmp_path):
@@ -161,6 +175,8 @@ def test_training_inferring_and_predict_find_the_same(dataset, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"{folder}: {summary}",
         f"{folder.parents[1]}: {summary}",
+        f"{folder.parents[1]}: 2 of 9 images name no patient by datalist, file name or DICOM header; "
+        "each is a patient of its own",
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_wscxr.data.radiograph.base import GATES, RadiographError
+from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.data.radiograph.read import READER_CHAIN, read_radiograph
 from monai_wscxr.data.transforms import (
     LoadMaskd,
@@ -18,7 +18,6 @@ from monai_wscxr.data.transforms import (
     radiograph_transforms,
 )
 from monai_wscxr.errors import InputError
-from tests.helpers.radiograph_files import png
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -97,7 +96,7 @@ def test_chain_is_constant(picture):
 
 
 def test_chain_takes_the_size_of_the_preprocessing_whatever_the_aspect(tmp_path):
-    for height, width in ((20, 400), (400, 20), (31, 33)):
+    for height, width in ((20, 80), (80, 20), (31, 33)):
         values = np.random.default_rng(1).integers(0, 256, (height, width), dtype=np.uint8)
         Image.fromarray(values).save(tmp_path / "long.png")
         assert radiograph_transforms(Preprocessing(48))({"image": str(tmp_path / "long.png")})["image"].shape == (
@@ -205,20 +204,3 @@ def test_gates_stay_open_on_demand_and_the_source_can_be_kept(tmp_path):
     assert loaded["image"].shape == (3, 64, 64)
     with pytest.raises(InputError, match="allow: unknown gate 'lateral'"):
         radiograph_transforms(Preprocessing(64), allow=["lateral"])
-
-
-@pytest.mark.parametrize("shape", [(100, 401), (401, 100), (100, 2000)])
-def test_strips_are_unlike_a_chest(tmp_path, shape):
-    levels = np.tile(np.arange(shape[1], dtype=np.uint8), (shape[0], 1))
-    path = png(tmp_path / "strip.png", levels)
-    for allow in ((), set(GATES) - {"unlike_a_chest"}):
-        with pytest.raises(RadiographError) as caught:
-            LoadRadiographd("image", allow=allow)({"image": path})
-        assert caught.value.code == "unlike_a_chest"
-    assert LoadRadiographd("image", allow=GATES)({"image": path})["image"].shape == (1, *shape)
-
-
-@pytest.mark.parametrize("shape", [(100, 400), (400, 100)])
-def test_cropped_radiographs_are_no_strips(tmp_path, shape):
-    path = png(tmp_path / "wide.png", np.tile(np.arange(shape[1], dtype=np.uint8), (shape[0], 1)))
-    assert LoadRadiographd("image", allow=["suspicious_polarity"])({"image": path})["image"].shape == (1, *shape)

@@ -80,3 +80,18 @@ def sample(name):
     """Return the path of a test file of pydicom, or skip the test."""
     path = get_testdata_file(name, download=False)
     return path or pytest.skip(f"{name} is not installed (pydicom-data)")
+
+
+def smooth(bits=12, rows=96, columns=80):
+    """Return a smooth picture with a little noise that uses all values of `bits` bits, uint16 [rows, columns]."""
+    y, x = np.mgrid[0 : 1 : rows * 1j, 0 : 1 : columns * 1j]
+    values = np.sin(5 * x + 1) + np.cos(4 * y) + 0.02 * np.random.default_rng(0).standard_normal((rows, columns))
+    values = (values - values.min()) / np.ptp(values)
+    return np.round(values * (2**bits - 1)).astype(np.uint16)
+
+
+def stretched(values):
+    """Return values [H, W] as the percentile window shows them, float64 in [0, 1]."""
+    values = np.asarray(values, dtype=np.float64)
+    low, high = np.percentile(values, [0.5, 99.5])
+    return np.clip((values - low) / (high - low), 0, 1)

@@ -116,6 +116,28 @@ def test_an_image_unlike_a_chest_is_listed_with_its_reason_until_a_model_accepts
     assert (bench.status()["scored"], bench.status()["rejected"]) == (8, 0)
 
 
+def test_a_labelled_image_that_is_deleted_affects_that_image_alone(make, studies_folder, phantoms, tmp_path):
+    known = shutil.copytree(phantoms / "train" / "normal", tmp_path / "known")
+    bench = make(normals=known)
+    for part in ("consolidation", "effusion"):
+        bench.set_label(named(bench, part), 1)
+    gone = named(bench, "normal_0000")
+    bench.set_label(gone, 0)
+    bench.studies.file(gone).unlink()
+    sorted(known.iterdir())[0].unlink()
+    # no search since: the others are labelled, trained and scored
+    assert bench.set_label(named(bench, "nodule"), 1)["label"] == 1
+    assert bench.set_label(named(bench, "normal_0001"), 0)["label"] == 0
+    bench.train()
+    assert bench.status()["model"]["abnormal"] == 3
+    with pytest.raises(UnknownImage):
+        bench.set_label(gone, 1)
+    bench.refresh()
+    assert bench.status()["images"] == bench.status()["scored"] == 7
+    assert bench.status()["labels"] == {"normal": 1, "abnormal": 3, "skipped": 0}
+    bench.train()
+
+
 # ---- ranking
 
 

@@ -1,13 +1,16 @@
 """Trained models on disk: loading restores them, and inconsistent files are refused with a one-line message."""
 
 import json
+import time
+import zipfile
 
 import pytest
 import torch
 
 import monai_wscxr
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.artefact import ARTEFACT, WEIGHTS, load_model
+from monai_wscxr.model.artefact import ARTEFACT, WEIGHTS, load_model, save_model
+from tests.helpers.hostile import NO_FILES, WRONG, at, fields, with_wrong, within
 
 
 def refusal(folder):
@@ -135,8 +138,8 @@ def test_description_without_one_of_its_parts(make_model, tmp_path, key, value):
     make_model(tmp_path)
     edit(tmp_path, lambda d: d.pop(key) if value == "missing" else d.update({key: None}))
     message = refusal(tmp_path)
-    expected = ("cannot be loaded as a model", "does not hold the weights", "score_share must lie in")
-    assert any(part in message for part in expected)
+    expected = f"{key} is missing" if value == "missing" else f"{key} must be "
+    assert f"{tmp_path / ARTEFACT} is damaged ({expected}" in message
 
 
 @pytest.mark.parametrize(
@@ -145,14 +148,14 @@ def test_description_without_one_of_its_parts(make_model, tmp_path, key, value):
         ("features", {"neighbourhood": 4}, "must be odd"),
         ("features", {"aligned_channels": 5}, "does not fit the network"),
         ("features", {"align_to": "nowhere"}, "align_to must be"),
-        ("features", {"unknown": 5}, "cannot be loaded as a model"),
+        ("features", {"unknown": 5}, "features.unknown is not a known key"),
         ("discriminator", {"width": 16}, "does not fit the network"),
         ("preprocessing", {"image_size": 7}, "whole number from 32 to 4096"),
-        ("preprocessing", {"colour": 7}, "cannot be loaded as a model"),
+        ("preprocessing", {"colour": 7}, "preprocessing.colour is not a known key"),
         ("preprocessing", {"intensity": "loud"}, "intensity must be one of"),
         ("whitening", {"active": True}, "does not fit the network"),
-        ("whitening", {"kind": "cholesky"}, "cannot be loaded as a model"),
-        ("calibration", {"normal_scores": []}, "calibration is damaged"),
+        ("whitening", {"kind": "cholesky"}, "whitening.kind is not a known key"),
+        ("calibration", {"normal_scores": []}, "calibration.normal_scores must be a list of 1 to"),
         ("calibration", {"threshold": 0.5}, "calibration is damaged"),
     ],
 )
@@ -166,7 +169,8 @@ def test_tampered_description(make_model, tmp_path, part, change, reason):
 def test_unknown_pooling_of_the_score(make_model, tmp_path, share):
     make_model(tmp_path)
     edit(tmp_path, lambda d: d.update(score_share=share))
-    assert "score_share must lie in [0, 1]" in refusal(tmp_path)
+    expected = "NaN is not allowed" if share != share else "score_share must be a finite number from 0 to 1"
+    assert expected in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "list", "numbers", "pickle"])
@@ -183,3 +187,160 @@ def test_damaged_weights_file(make_model, tmp_path, damage):
 
 class Tampered:
     """A class that must not be unpickled."""
+
+
+# --- what nobody writes by accident --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_value_in_any_field_is_refused_or_changes_nothing(make_model, tmp_path, wrong):
+    network = make_model(tmp_path)
+    path = tmp_path / ARTEFACT
+    good = json.loads(path.read_text())
+    good["calibration"]["normal_scores"] = good["calibration"]["normal_scores"][-3:]  # fewer places to try
+    image = torch.randn(1, 3, 64, 64)
+    path.write_text(json.dumps(good))
+    before = load_model(tmp_path)
+    for place in fields(good):
+        if json.dumps(at(good, place)) == wrong:
+            continue
+        path.write_text(with_wrong(good, place, wrong))
+        started = time.process_time()
+        try:
+            model, message = load_model(tmp_path), None
+        except InputError as error:
+            model, message = None, str(error)
+        assert time.process_time() - started < 2, (place, wrong)
+        if model is None:
+            assert str(tmp_path) in message
+            assert len(message) < 600
+            continue
+        assert place[0] in MAY_CHANGE or wrong in MAY_BE.get(place, ()), (place, wrong)
+        with torch.inference_mode():
+            assert torch.equal(model.network(image), network(image))
+        if wrong not in MAY_BE.get(place, ()):
+            assert (model.preprocessing, model.calibration) == (before.preprocessing, before.calibration)
+            assert (model.map_sigma, model.score_share) == (before.map_sigma, before.score_share)
+
+
+# records of the training, which inference does not use
+MAY_CHANGE = ("code_version", "settings", "training")
+# values that are allowed, although another one was written; only a checksum could tell
+MAY_BE = {
+    ("features", "aligned_channels"): ("null",),
+    ("preprocessing", "reader_chain"): ('"x"', '"../x"'),
+    ("map_sigma",): ("0", "0.5"),
+    ("score_share",): ("0", "0.5"),
+    ("calibration", "false_positive_rate"): ("0.5",),
+    ("calibration", "colour_low"): ("-1", "0", "0.5", "-1e300"),
+    ("calibration", "colour_high"): ("1e9", "1000000000"),
+    ("calibration", "normal_scores", 0): ("-1", "0", "0.5", "-1e300"),
+    **{("preprocessing", "mean", i): ("0", "0.5", "-1") for i in range(3)},
+    **{("preprocessing", "std", i): ("0.5",) for i in range(3)},
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "reason"),
+    [
+        ("discriminator", {"depth": 10**9}, "discriminator.depth must be a whole number from 1 to 64, got 1000000000"),
+        ("discriminator", {"depth": 64, "width": 65536}, "does not fit the network"),
+        ("discriminator", {"depth": True}, "discriminator.depth must be a whole number"),
+        ("features", {"aligned_channels": 65536}, "does not fit the network"),
+        ("features", {"neighbourhood": 10**9 + 1}, "features.neighbourhood must be a whole number from 1 to 255"),
+        ("backbone", {"layers": "3"}, "backbone.layers must be a list"),
+        ("backbone", {"layers": [3]}, r"backbone.layers[0] must be a printable string"),
+        ("backbone", {"layers": ["3"] * 65}, "backbone.layers must be a list of 1 to 64 values"),
+        ("backbone", {"sha256": "0" * 64}, "does not hold the weights that artefact.json describes"),
+        ("preprocessing", {"std": [0.5, 0.0, 0.5]}, "preprocessing.std[1] must be a finite number from 1e-06"),
+        ("calibration", {"normal_scores": [1.0, 0.5]}, "calibration.normal_scores must be in ascending order"),
+        ("calibration", {"normal_scores": [0.5, "1"]}, "calibration.normal_scores[1] must be a finite number"),
+        ("calibration", {"false_positive_rate": 1}, "false_positive_rate must lie in (0, 1)"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_before_anything_is_built(make_model, tmp_path, part, change, reason):
+    make_model(tmp_path)
+    edit(tmp_path, lambda d: d[part].update(change))
+    started = time.process_time()
+    assert reason in refusal(tmp_path)
+    assert time.process_time() - started < 2
+
+
+def test_a_long_description_is_refused_without_parsing_it(make_model, tmp_path):
+    make_model(tmp_path)
+    edit(tmp_path, lambda d: d["training"].update(more="x" * (33 << 20)))
+    assert "it has more than 33,554,432 bytes" in refusal(tmp_path)
+
+
+def test_duplicate_keys_are_refused(make_model, tmp_path):
+    make_model(tmp_path)
+    path = tmp_path / ARTEFACT
+    path.write_text(path.read_text().replace('"map_sigma": 2.0', '"map_sigma": 2.0, "map_sigma": 3.0'))
+    assert "the key 'map_sigma' occurs twice" in refusal(tmp_path)
+
+
+def test_values_that_loading_would_refuse_are_not_saved(make_model, tmp_path):
+    network = make_model(tmp_path / "good")
+    good = load_model(tmp_path / "good")
+    for sigma, settings in ((float("nan"), {}), (-1.0, {}), (1.0, {"rate": float("inf")})):
+        (tmp_path / "bad").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match="the trained model cannot be saved"):
+            save_model(tmp_path / "bad", network, good.preprocessing, good.calibration, sigma, settings, {})
+        assert not list((tmp_path / "bad").iterdir())
+
+
+@pytest.mark.parametrize("make", NO_FILES)
+@pytest.mark.parametrize("name", [ARTEFACT, WEIGHTS])
+def test_what_is_no_regular_file_is_refused_without_waiting(make_model, tmp_path, make, name):
+    make_model(tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    make(tmp_path / "run" / name)
+    error = within(20, lambda: load_model(tmp_path / "run"))
+    assert isinstance(error, InputError)
+    assert "holds no trained model" in str(error)
+
+
+def compressed(path, state):
+    torch.save(state, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries:
+            archive.writestr(name, content)
+
+
+def saved(change):
+    def write(path, state):
+        change(state)
+        torch.save(state, path)
+
+    return write
+
+
+KEY = "discriminator.distance_weight"
+WEIGHTS_FILES = {
+    "compressed": (compressed, "larger in memory than on the disk"),
+    "old_format": (
+        lambda path, state: torch.save(state, path, _use_new_zipfile_serialization=False),
+        "cannot be loaded as a model",
+    ),
+    "nan": (saved(lambda s: s.update({KEY: torch.tensor(torch.nan)})), f"{KEY} holds NaN or Inf"),
+    "expanded": (saved(lambda s: s.update({KEY: torch.zeros(()).expand(10**6, 10**6)})), "but the file holds fewer"),
+    "double": (saved(lambda s: s.update({KEY: s[KEY].double()})), "does not fit the network"),
+    "sparse": (saved(lambda s: s.update({KEY: torch.ones(3).to_sparse()})), "is no dense tensor"),
+    "meta": (saved(lambda s: s.update({KEY: torch.empty((), device="meta")})), "is no dense tensor"),
+    "number": (saved(lambda s: s.update({KEY: 0.0})), "is no dense tensor"),
+    "number_as_name": (saved(lambda s: s.update({7: s[KEY]})), "it holds no tensors by name"),
+    "unknown": (saved(lambda s: s.update({"discriminator.more": s[KEY]})), "does not fit the network"),
+    "missing": (saved(lambda s: s.pop(KEY)), "does not fit the network"),
+}
+
+
+@pytest.mark.parametrize("case", WEIGHTS_FILES)
+def test_weights_that_torch_save_would_not_write_so(make_model, tmp_path, case):
+    make_model(tmp_path)
+    write, reason = WEIGHTS_FILES[case]
+    write(tmp_path / WEIGHTS, torch.load(tmp_path / WEIGHTS))
+    message = refusal(tmp_path)
+    assert reason in message
+    assert str(tmp_path / WEIGHTS) in message

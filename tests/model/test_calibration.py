@@ -228,3 +228,18 @@ def test_colour_scale_of_a_calibration_marks_the_operating_point():
 def test_a_colour_scale_must_ascend_and_be_finite(low, high, threshold):
     with pytest.raises(ValueError, match="colour scale"):
         ColourScale(low, high, threshold)
+
+
+@pytest.mark.parametrize(
+    ("n", "rate", "supported"), [(1, 0.05, 0.5), (4, 0.05, 0.2), (18, 0.05, 1 / 19), (19, 0.05, 0.05), (99, 0.3, 0.3)]
+)
+def test_supported_rate_is_the_share_of_normals_that_are_flagged(n, rate, supported):
+    calibration = quiet(draws("normal", n), false_positive_rate=rate)
+    assert calibration.supported_rate == pytest.approx(supported)
+    assert f"at most {100 * supported:.3g} % of normal images" in calibration.rate_text
+    assert f"from {n} held-out normal" in calibration.rate_text
+    assert ("the target of 5 % takes 19" in calibration.rate_text) == (n < 19)
+    rng = random.Random(n)
+    flagged = [quiet([rng.random() for _ in range(n)], (), rate).abnormal(rng.random()) for _ in range(2000)]
+    share = sum(flagged) / len(flagged)
+    assert share <= supported + 3 * math.sqrt(supported * (1 - supported) / len(flagged))

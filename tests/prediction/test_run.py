@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from monai_wscxr.prediction.journal import NAME as JOURNAL
 from monai_wscxr.prediction.options import Options
 from monai_wscxr.prediction.run import predict
 from monai_wscxr.report.predictions import COLUMNS
+from tests.fuzz.mutations import mutate, small_seeds
 from tests.helpers.chest_checks import refuse_unlike
 
 PATIENT_FILES = ("b/3.dcm", "b/1.2.840.1", "b/lateral.dcm")
@@ -94,6 +96,15 @@ def test_every_input_has_its_row_and_files(options, inputs, model_folder):
         } <= written
     assert not any("000005" in name or "000006" in name for name in written)
     assert {"report/index.html", "predictions.json", JOURNAL} <= written
+
+
+def test_finite_giants_are_one_rejected_row_and_the_run_goes_on(options, inputs, tmp_path):
+    giant = np.random.default_rng(0).choice([-1.7e308, 1.7e308], (64, 64))
+    nib.save(nib.Nifti1Image(giant, np.eye(4)), tmp_path / "giants.nii")
+    paths = (str(inputs / "0.png"), str(tmp_path / "giants.nii"), str(inputs / "1.png"))
+    summary = predict(options(paths=paths))
+    assert [(r[1], r[2]) for r in rows(options().output)] == [("ok", ""), ("rejected", "not_finite"), ("ok", "")]
+    assert (summary.images, summary.rejected) == (3, 1)
 
 
 def test_scores_are_those_of_the_predictor(options, model_folder):
@@ -414,6 +425,35 @@ def test_nothing_of_a_patient_leaves_but_in_dicom(
         assert re.fullmatch(r"\d{6}-(overlay|map|regions|report)\.dcm", path.name)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pipe_does_not_stop_a_run(options, inputs, workers):
+    os.mkfifo(inputs / "pipe.png")
+    summary = predict(options(workers=workers))
+    assert (summary.images, summary.rejected) == (8, 3)
+    assert ["rejected", "unreadable"] in [r[1:3] for r in rows(options().output) if r[0].endswith("pipe.png")]
+
+
+def test_decoders_are_silent_without_worker_processes(model_folder, tmp_path):
+    """Broken files of all formats in a process of their own: nothing but the summary is printed."""
+    seeds = small_seeds()
+    if not seeds:
+        pytest.skip("pydicom-data is not installed")
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    generator = np.random.default_rng(5)
+    for number in range(80):
+        name = sorted(seeds)[number % len(seeds)]
+        (folder / f"{number:02d}-{name}").write_bytes(mutate(seeds[name], name, generator))
+    command = [sys.executable, "-m", "monai_wscxr", "predict", "--model", str(model_folder), str(folder), "--output"]
+    command += [str(tmp_path / "out"), "--workers", "0", "--quiet", "--maps", "none", "--no-report", "--no-overlays"]
+    package = Path(sys.modules["monai_wscxr"].__file__).parents[1]
+    done = subprocess.run(command, cwd=package, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 3
+    assert sum(r[2] == "unreadable" for r in rows(tmp_path / "out")) > 10
+
+
 def test_command_line(options, inputs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = ["predict", "--model", options().model, "--workers", "0", "--quiet", "--output", "out"]
@@ -432,6 +472,62 @@ def test_command_line(options, inputs, tmp_path, capsys, monkeypatch):
             main([*base, *wrong])
         assert ended.value.code == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_missing_dicom_results_have_their_reason_in_the_table(options, inputs, tmp_path, write_dicom):
+    levels = np.asarray(Image.open(inputs / "0.png"))
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    shutil.copy(inputs / "0.png", folder / "a.png")
+    write_dicom(folder / "b.dcm", levels, AccessionNumber="A" * 21)
+    write_dicom(folder / "c.dcm", levels, StudyInstanceUID="")
+    write_dicom(folder / "d.dcm", levels)
+    summary = predict(options(paths=(str(folder),), dicom=True))
+    found = rows(options().output)
+    assert [(r[1], r[2]) for r in found] == [
+        ("ok", "not_dicom"), ("ok", "identity_too_long"), ("ok", "invalid_uid"), ("ok", ""),
+    ]  # fmt: skip
+    assert all(r[3] for r in found)
+    assert summary.rejected == 0
+    assert summary.without_dicom == {"not_dicom": 1, "identity_too_long": 1, "invalid_uid": 1}
+    words = "predicted without DICOM results: 1 identity_too_long, 1 invalid_uid, 1 not_dicom"
+    assert words in summary.sentences()
+    assert words[1:] in (tmp_path / "out" / "report" / "index.html").read_text()
+    described = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
+    assert "AccessionNumber is longer than the 16 characters" in described[1]["note"]
+    assert "StudyInstanceUID" in described[2]["note"]
+    assert [p.name[:6] for p in sorted((tmp_path / "out" / "dicom").iterdir())] == ["000003"] * 4
+    assert predict(options(paths=(str(folder),), dicom=True)).without_dicom == summary.without_dicom
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_images_that_share_an_instance_uid_are_told_apart(options, inputs, tmp_path, write_dicom):
+    pydicom = pytest.importorskip("pydicom")
+    first, second = (np.asarray(Image.open(inputs / f"{n}.png")) for n in (0, 1))
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    write_dicom(folder / "a.dcm", first, SOPInstanceUID="1.2.3.4")
+    shutil.copy(folder / "a.dcm", folder / "b.dcm")
+    write_dicom(folder / "c.dcm", second, SOPInstanceUID="1.2.3.4")
+    write_dicom(folder / "d.dcm", second, SOPInstanceUID="1.2.3.5")
+    summary = predict(options(paths=(str(folder),), dicom=True, workers=1))
+    assert (summary.repeated, summary.shared) == (1, 2)
+    described = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
+    notes = [entry.get("note", "") for entry in described]
+    assert str(folder / "c.dcm") in notes[0]
+    assert "different image" in notes[0]
+    assert str(folder / "a.dcm") in notes[1]
+    assert "same objects" in notes[1]
+    assert str(folder / "a.dcm") in notes[2]
+    assert notes[3] == ""
+    assert not {"instance", "results"} & {key for entry in described for key in entry}
+    uids = [pydicom.dcmread(tmp_path / "out" / "dicom" / f"00000{n}-report.dcm").SOPInstanceUID for n in range(4)]
+    assert uids[0] == uids[1]
+    assert len(set(uids)) == 3
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "1 image repeats an earlier one" in page
+    assert "2 images share their SOP Instance UID" in page
 
 
 def test_dicom_without_highdicom_names_the_extra(options, monkeypatch):

@@ -102,7 +102,7 @@ def check_with_dciodvfy(results, folder):
     "elements", [{}, {"PatientOrientation": None, "PatientSex": None, "StudyDate": None, "StudyID": None}]
 )
 def test_results_are_valid(source, image, finding, modality, elements, tmp_path):
-    results = dicom.encode_results(source(modality, **elements), image, finding, BEGAN)
+    results = dicom.encode_results(source(modality, **elements), image, finding, BEGAN).objects
     assert set(results) == KINDS
     assert check_with_dciodvfy(results, tmp_path) == []
 
@@ -111,13 +111,13 @@ def test_results_of_rg1_are_valid(finding, tmp_path):
     path = get_testdata_file("RG1_UNCR.dcm", download=False) or pytest.skip("pydicom-data is not installed")
     results = dicom.encode_results(
         path, np.random.default_rng(0).random((1955, 1841), dtype=np.float32), finding, BEGAN
-    )
+    ).objects
     assert check_with_dciodvfy(results, tmp_path) == []
     assert decoded(results)["overlay"].Rows > 1024 * 0.9
 
 
 def test_maps_read_back_equal(source, image, finding):
-    results = dicom.encode_results(source(), image, finding, BEGAN)
+    results = dicom.encode_results(source(), image, finding, BEGAN).objects
     values = dicom.map_of_image(dicom.read_source(source()), finding)
     assert values.shape == (90, 70)
     expected = np.rint(255 * finding.scale.position(values))
@@ -135,7 +135,7 @@ def test_maps_read_back_equal(source, image, finding):
 
 
 def test_report_reads_back(source, image, finding):
-    results = dicom.encode_results(source(), image, finding, BEGAN)
+    results = dicom.encode_results(source(), image, finding, BEGAN).objects
     report = hd.sr.srread(io.BytesIO(results["report"]))
     assert report.content.template_id == "1500" if hasattr(report.content, "template_id") else True
     [group] = report.content.get_image_measurement_groups()
@@ -155,7 +155,7 @@ def test_report_reads_back(source, image, finding):
 
 
 def test_overlay_is_a_picture_of_map_and_caption(source, image, finding):
-    capture = decoded(dicom.encode_results(source(), image, finding, BEGAN))["overlay"]
+    capture = decoded(dicom.encode_results(source(), image, finding, BEGAN).objects)["overlay"]
     assert (capture.PhotometricInterpretation, capture.BurnedInAnnotation, capture.Columns) == ("RGB", "NO", 70)
     pixels = capture.pixel_array
     assert pixels.shape[0] > 90
@@ -163,25 +163,25 @@ def test_overlay_is_a_picture_of_map_and_caption(source, image, finding):
     assert pixels[place][0] > 1.3 * pixels[place][2] + 20
     grey = pixels[5:10, 60:]
     assert (grey[..., 0] == grey[..., 2]).all()
-    marked = decoded(dicom.encode_results(source(BurnedInAnnotation="YES"), image, finding, BEGAN))["overlay"]
+    marked = decoded(dicom.encode_results(source(BurnedInAnnotation="YES"), image, finding, BEGAN).objects)["overlay"]
     assert marked.BurnedInAnnotation == "YES"
 
 
 def test_same_input_and_model_give_the_same_objects(source, image, finding, monkeypatch):
-    first = dicom.encode_results(source(), image, finding, BEGAN)
+    first = dicom.encode_results(source(), image, finding, BEGAN).objects
     time.sleep(1.1)  # the current time must have no effect
-    assert dicom.encode_results(source(), image, finding, BEGAN) == first
+    assert dicom.encode_results(source(), image, finding, BEGAN).objects == first
     uids = {kind: ds.SOPInstanceUID for kind, ds in decoded(first).items()}
     assert len(set(uids.values())) == 4
     assert all(uid.startswith("2.25.") and pydicom.uid.UID(uid).is_valid and len(uid) <= 64 for uid in uids.values())
     other_model = dicom.Finding(**{**finding.__dict__, "model_sha256": "cd" * 32})
     for changes, said in (({}, other_model), ({"SOPInstanceUID": "1.2.3.5"}, finding)):
-        results = dicom.encode_results(source(**changes), image, said, BEGAN)
+        results = dicom.encode_results(source(**changes), image, said, BEGAN).objects
         assert not set(uids.values()) & {ds.SOPInstanceUID for ds in decoded(results).values()}
 
 
 def test_only_what_files_a_result_is_taken_over(source, image, finding):
-    results = dicom.encode_results(source(), image, finding, BEGAN)
+    results = dicom.encode_results(source(), image, finding, BEGAN).objects
     for kind, ds in decoded(results).items():
         assert str(ds.PatientName) == "Zwölfer^Jörg", kind
         assert (ds.PatientID, ds.PatientSex, ds.PatientBirthDate) == ("Q%7&4711", "M", "19310607")
@@ -203,21 +203,121 @@ def test_only_what_files_a_result_is_taken_over(source, image, finding):
 
 @pytest.mark.filterwarnings("ignore")
 def test_entries_out_of_form_are_left_empty_and_missing_uids_refused(source, image, finding, tmp_path):
-    odd = source(
-        PatientBirthDate="unknown", PatientSex="X", StudyDate="2019-8-13", PatientID="a\x01b", InstanceNumber=None
-    )
-    results = dicom.encode_results(odd, image, finding, BEGAN)
+    odd = source(PatientSex="X", StudyDate="2019-8-13", StudyTime="10:11", InstanceNumber=None)
+    results = dicom.encode_results(odd, image, finding, BEGAN).objects
     for ds in decoded(results).values():
-        assert (ds.PatientBirthDate, ds.PatientSex, ds.StudyDate, ds.PatientID) == ("", "", "", "")
+        assert (ds.PatientSex, ds.StudyDate, ds.StudyTime, ds.PatientID) == ("", "", "", "Q%7&4711")
     assert check_with_dciodvfy(results, tmp_path) == []
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
-        with pytest.raises(dicom.HeaderError, match=name):
+        with pytest.raises(dicom.HeaderError, match=name) as refused:
             dicom.encode_results(source(**{name: None}), image, finding, BEGAN)
+        assert refused.value.code == "invalid_uid"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("AccessionNumber", "A" * 17, "identity_too_long"),
+        ("StudyID", "S" * 17, "identity_too_long"),
+        ("PatientID", "P" * 65, "identity_too_long"),
+        ("PatientName", "N" * 65, "identity_too_long"),
+        ("PatientName", "Yamada^Tarou=" + "山" * 65, "identity_too_long"),
+        ("PatientName", "a=b=c=d", "identity_invalid"),
+        ("PatientID", ["A1", "A2"], "identity_invalid"),
+        ("AccessionNumber", ["1", "2"], "identity_invalid"),
+        ("PatientID", "a\x01b", "identity_invalid"),
+        ("PatientBirthDate", "unknown", "identity_invalid"),
+        ("PatientBirthDate", "1931060", "identity_invalid"),
+    ],
+)
+def test_identity_that_cannot_be_copied_unchanged_gives_no_results(source, image, finding, name, value, code):
+    elements = {name: value, "SpecificCharacterSet": "ISO_IR 192"}
+    with pytest.raises(dicom.HeaderError, match=name) as refused:
+        dicom.encode_results(source(**elements), image, finding, BEGAN)
+    assert refused.value.code == code
+    assert code in dicom.REASONS
+    for text in [value] if isinstance(value, str) else value:
+        assert len(text) < 3 or text not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("AccessionNumber", "A" * 16, "A" * 16),
+        ("StudyID", "S" * 16, "S" * 16),
+        ("PatientID", "P" * 64, "P" * 64),
+        ("PatientID", "  7 ", "7"),  # padding does not count
+        ("PatientName", "N" * 64 + "=" + "山" * 64 + "=" + "K" * 64, "N" * 64 + "=" + "山" * 64 + "=" + "K" * 64),
+        ("PatientBirthDate", "1931.06.07", "19310607"),
+        ("AccessionNumber", "", ""),
+        ("PatientBirthDate", None, ""),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_identity_up_to_the_longest_allowed_is_kept(source, image, finding, tmp_path, name, value, expected):
+    results = dicom.encode_results(
+        source(**{name: value, "SpecificCharacterSet": "ISO_IR 192"}), image, finding, BEGAN
+    ).objects
+    for ds in decoded(results).values():
+        assert str(ds[name].value or "") == expected
+
+
+def test_pictures_that_share_an_instance_uid_give_distinct_objects(source, image, finding):
+    def uids(results):
+        read = decoded(results.objects).values()
+        return {ds.SOPInstanceUID for ds in read}, {ds.SeriesInstanceUID for ds in read}
+
+    first = dicom.encode_results(source(), image, finding, BEGAN)
+    again = dicom.encode_results(source(), image.copy(), finding, BEGAN)
+    assert (again.instance, again.results) == (first.instance, first.results)
+    other = dicom.encode_results(source(), image[::-1].copy(), finding, BEGAN)
+    assert other.instance == first.instance
+    assert other.results != first.results
+    assert not uids(first)[0] & uids(other)[0]
+    assert uids(first)[1] == uids(other)[1]  # one series
+    for changes in ({"PatientID": "someone else"}, {"StudyInstanceUID": "1.2.7"}, {"SeriesInstanceUID": "1.2.8"}):
+        moved = dicom.encode_results(source(**changes), image, finding, BEGAN)
+        assert not uids(first)[0] & uids(moved)[0]
+        assert not uids(first)[1] & uids(moved)[1]
+
+
+@pytest.mark.parametrize(
+    ("elements", "aspect"),
+    [
+        ({"PixelAspectRatio": [2, 1]}, 2.0),
+        ({"PixelAspectRatio": [1, 2]}, 0.5),
+        ({"PixelSpacing": [0.3, 0.1]}, 3.0),
+        ({"ImagerPixelSpacing": [0.1, 0.15]}, 2 / 3),
+        ({"NominalScannedPixelSpacing": [0.2, 0.1]}, 2.0),
+        ({"PixelSpacing": [0.2, 0.2], "PixelAspectRatio": [2, 1]}, 1.0),  # a spacing counts more than a ratio
+        ({"PixelSpacing": [0, 0], "ImagerPixelSpacing": [0.2, 0.1]}, 2.0),
+        ({"PixelAspectRatio": [1000, 1]}, 1.0),  # no such pixels exist
+        ({"PixelAspectRatio": [3, 3]}, 1.0),
+        ({}, 1.0),
+    ],
+)
+def test_results_keep_the_aspect_of_pixels(source, image, finding, tmp_path, elements, aspect):
+    results = dicom.encode_results(source(**elements), image, finding, BEGAN).objects
+    read = decoded(results)
+    capture = read["overlay"]
+    caption = 5 * max(10, capture.Columns // 50)
+    assert "PixelAspectRatio" not in capture
+    assert (capture.Rows - caption) / capture.Columns == pytest.approx(aspect * 90 / 70, rel=0.02)
+    for kind in ("map", "regions"):
+        assert (read[kind].Rows, read[kind].Columns) == (90, 70)
+        height, width = read[kind].get("PixelAspectRatio") or (1, 1)
+        assert height / width == pytest.approx(aspect)
+    # the peak of the map lies at the same place of the picture
+    y, x = round(40 / 64 * (capture.Rows - caption)), round(20 / 64 * capture.Columns)
+    pixel = capture.pixel_array[y, x].astype(int)
+    assert pixel[0] > 1.3 * pixel[2] + 20
+    assert check_with_dciodvfy(results, tmp_path) == []
 
 
 def test_nothing_above_the_threshold_is_an_empty_region(source, image, finding):
     quiet = dicom.Finding(**{**finding.__dict__, "anomaly_map": np.zeros((64, 64), np.float32), "abnormal": False})
-    read = decoded(dicom.encode_results(source(), image, quiet, BEGAN))
+    read = decoded(dicom.encode_results(source(), image, quiet, BEGAN).objects)
     assert read["regions"].pixel_array.max() == 0
     assert read["map"].pixel_array.max() == 0
 
@@ -268,7 +368,7 @@ def orthanc(tmp_path):
 
 def test_orthanc_takes_and_gives_back(orthanc, source, image, finding):
     """STOW-RS stores all four objects, and WADO-RS returns the same pixels."""
-    results = dicom.encode_results(source("DX"), image, finding, BEGAN)
+    results = dicom.encode_results(source("DX"), image, finding, BEGAN).objects
     parts = b"".join(b"--x\r\nContent-Type: application/dicom\r\n\r\n" + data + b"\r\n" for data in results.values())
     request = urllib.request.Request(
         f"{orthanc}/dicom-web/studies",

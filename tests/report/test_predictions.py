@@ -8,7 +8,7 @@ import pytest
 
 from monai_wscxr.model.calibration import calibrate
 from monai_wscxr.model.predictor import Prediction
-from monai_wscxr.report.predictions import COLUMNS, write_predictions
+from monai_wscxr.report.predictions import COLUMNS, escape_cell, unescape_cell, write_predictions
 
 CALIBRATION = calibrate([0.1 * i for i in range(19)])
 PREDICTIONS = [
@@ -60,3 +60,32 @@ def test_a_rejected_prediction_has_no_score():
     assert math.isnan(prediction.anomaly_score)
     assert math.isnan(prediction.p_value)
     assert prediction.abnormal is False
+
+
+NAMES = [
+    "=1+1.png",
+    "+1.png",
+    "-1.png",
+    "@SUM(1).png",
+    "\t=1.png",
+    "\r=1.png",
+    "\n=1.png",
+    "\uff1d1.png",
+    "'=1.png",
+    "'a.png",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_cell_starts_a_formula(tmp_path, name):
+    predictions = [Prediction.scored(name, -2.0, CALIBRATION), Prediction.rejected(name, "empty")]
+    write_predictions(tmp_path / "predictions.csv", predictions, "ab" * 32)
+    rows = read(tmp_path / "predictions.csv")[1:]
+    assert [row[0] for row in rows] == [f"'{name}"] * 2
+    assert unescape_cell(rows[0][0]) == name
+    assert float(rows[0][3]) == -2.0  # a number stays a number
+
+
+@pytest.mark.parametrize("name", ["a=1.png", "folder/=1.png", "/=1.png", " =1.png", "", "1-2.png", "é.png"])
+def test_other_cells_stay_as_they_are(name):
+    assert escape_cell(name) == unescape_cell(name) == name

@@ -66,7 +66,8 @@ def make_datalist(
         records = present
     else:
         need_files(root, records)
-    datalist = assemble(records, limits, left_out)
+    # the publication draws images of ZhangLab, not patients
+    datalist = assemble(records, limits, left_out, draw_patients=collection != "zhanglab")
     write_datalist(output, datalist)
     lines = []
     for part, items in datalist.parts.items():

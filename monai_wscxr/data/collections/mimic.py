@@ -25,7 +25,7 @@ def read_mimic(root: Path, left_out: Counter[str], uncertain: str = "exclude") -
     """
     columns = ("subject_id", "study_id", "No Finding", *FINDINGS)
     studies = {
-        row["study_id"]: (findings_of(row, FINDINGS, uncertain), row["No Finding"] in ("1", "1.0"))
+        (row["subject_id"], row["study_id"]): (findings_of(row, FINDINGS, uncertain), row["No Finding"] in ("1", "1.0"))
         for row in read_table(find_table(root, f"{_STEM}-chexpert.csv"), columns)
     }
     split = {
@@ -38,10 +38,11 @@ def read_mimic(root: Path, left_out: Counter[str], uncertain: str = "exclude") -
         if row["ViewPosition"] not in ("AP", "PA"):
             left_out["not a frontal view"] += 1
             continue
-        if row["study_id"] not in studies:
+        key = row["subject_id"], row["study_id"]
+        if key not in studies:
             left_out["study without labels"] += 1
             continue
-        findings, nothing = studies[row["study_id"]]
+        findings, nothing = studies[key]
         if findings is None:
             left_out["uncertain finding"] += 1
             continue

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from monai_wscxr.data.collections.common import Box, Record, find_table, read_table
 from monai_wscxr.data.datalist import DatalistError
+from monai_wscxr.data.radiograph.read import file_digest
 
+_BOX_SIZE = (1024, 1024)  # of the published PNG files, in whose pixels the boxes are; not `OriginalImage[Width,Height]`
 _BOX_NAMES = {"Infiltrate": "Infiltration"}  # the table of boxes uses another name
 
 
@@ -21,14 +24,14 @@ def read_nih(root: Path, left_out: Counter[str], view: str = "all") -> list[Reco
         view: "all", "PA" or "AP".
 
     Raises:
-        DatalistError: for missing tables or columns, or another view.
+        DatalistError: for missing tables or columns, another view, or two different files of one name.
     """
     if view not in ("all", "PA", "AP"):
         raise DatalistError(f"view {view!r} is not allowed; allowed are all, PA and AP")
     parts = _lists(root)
     boxes = read_boxes(root / "BBox_List_2017.csv")
     folders = [p for p in (root / "images", *sorted(root.glob("images_*/images"))) if p.is_dir()]
-    where = {path.name: path for folder in folders for path in folder.iterdir()}
+    where = _by_name(folders)
     table = find_table(root, "Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
     records = []
     for row in read_table(table, ("Image Index", "Finding Labels", "Patient ID", "View Position")):
@@ -47,6 +50,7 @@ def read_nih(root: Path, left_out: Counter[str], view: str = "all") -> list[Reco
                 row["Patient ID"],
                 parts.get(name),
                 tuple(box for _, box in boxes.get(name, ())) if findings else (),
+                _BOX_SIZE,
             )
         )
     return records
@@ -80,6 +84,22 @@ def read_boxes(path: Path) -> dict[str, list[tuple[str, Box]]]:
             ) from error
         found.setdefault(row[0], []).append((_BOX_NAMES.get(row[1], row[1]), (x, y, w, h)))
     return found
+
+
+def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the files by name, the tables' only key; of equal copies in two folders the first.
+
+    Raises:
+        DatalistError: when two folders hold different files of one name.
+    """
+    where: dict[str, Path] = {}
+    for path in (path for folder in folders for path in sorted(folder.iterdir())):
+        first = where.setdefault(path.name, path)
+        if first is not path and file_digest(first) != file_digest(path):
+            raise DatalistError(
+                f"{first} and {path} have one name but different content; keep the file that the tables mean"
+            )
+    return where
 
 
 def _lists(root: Path) -> dict[str, str]:

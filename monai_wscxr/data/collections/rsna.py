@@ -1,4 +1,4 @@
-"""RSNA Pneumonia Detection Challenge: `stage_2_train_labels.csv`, `stage_2_detailed_class_info.csv`, DICOM images.
+"""RSNA Pneumonia Detection Challenge: `stage_2_train_labels.csv`, `stage_2_detailed_class_info.csv`, DICOM images or copies.
 
 The challenge's `patientId` identifies an image, not a patient. The images come from NIH ChestX-ray14, where a patient has
 several; `pneumonia-challenge-dataset-mappings_2018.json`, published beside the challenge, names the patients. With that file
@@ -11,10 +11,11 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from monai_wscxr.data.collections.common import Box, Record, find_table, read_table
+from monai_wscxr.data.collections.common import Box, Record, find_image, find_table, read_table
 from monai_wscxr.data.datalist import DatalistError
 
 MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
+_BOX_SIZE = (1024, 1024)  # of the challenge's DICOM files, in whose pixels the boxes are
 NORMAL, OTHER, OPACITY = "Normal", "No Lung Opacity / Not Normal", "Lung Opacity"
 
 
@@ -58,7 +59,8 @@ def read_rsna(root: Path, left_out: Counter[str], other: str = "exclude") -> lis
             continue
         findings = {NORMAL: (), OPACITY: ("Lung Opacity",), OTHER: ("Not Normal",)}[kind]
         found = tuple(boxes.get(name, ()))
-        records.append(Record(images / f"{name}.dcm", findings, patients.get(name, name), None, found))
+        image = find_image(images, name, (".dcm", ".dicom", ".png", ".jpg", ".jpeg"))
+        records.append(Record(image, findings, patients.get(name, name), None, found, _BOX_SIZE))
     return records
 
 

@@ -3,14 +3,19 @@
 The collection names no patients, so every image counts as a patient of its own. Three radiologists read each training image;
 test images were read by consensus. Diagnoses of the whole image, such as pneumonia or tuberculosis, have no box and are only
 in `image_labels_{train,test}.csv`; if that table exists, it decides which images are normal.
+
+Boxes are in pixels of the original DICOM files, whose sizes differ. For copies in PNG or JPEG, the size of each original comes
+from columns `width` and `height` of the table of boxes, or from `{train,test}_meta.csv` (`image_id, dim0, dim1`, which are
+height and width) beside it or in the collection's folder.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from monai_wscxr.data.collections.common import Box, Record, find_table, read_table
+from monai_wscxr.data.collections.common import Box, Record, Size, find_image, find_table, read_table
 from monai_wscxr.data.datalist import DatalistError
 
 _NOTHING = "no finding"
@@ -45,7 +50,7 @@ def read_vindr(root: Path, left_out: Counter[str], readers: int = 2) -> list[Rec
         normal = _without_findings(
             find_table(table.parent, f"image_labels_{'train' if part == 'training' else 'test'}.csv")
         )
-        suffixes = (".dicom", ".dcm", ".png", ".jpg")
+        sizes = _sizes(table, (table.parent, root), f"{folder.name}_meta.csv")
         for name, rows in _by_image(table).items():
             needed = readers if part == "training" else 1
             marked = {finding: {reader for reader, _ in marks} for finding, marks in rows.items()}
@@ -56,9 +61,8 @@ def read_vindr(root: Path, left_out: Counter[str], readers: int = 2) -> list[Rec
             if not findings and normal is not None and name not in normal:
                 left_out["diagnosis of the whole image without a box"] += 1
                 continue
-            image = next((p for s in suffixes if (p := folder / f"{name}{s}").is_file()), folder / f"{name}.dicom")
             boxes = tuple(box for finding in findings for _, box in rows[finding])
-            records.append(Record(image, findings, name, own, boxes))
+            records.append(Record(find_image(folder, name), findings, name, own, boxes, sizes.get(name)))
     return records
 
 
@@ -70,6 +74,35 @@ def _without_findings(table: Path) -> set[str] | None:
     for row in read_table(table, ("image_id", "No finding")):
         answers.setdefault(row["image_id"], []).append(row["No finding"] in ("1", "1.0"))
     return {name for name, of_readers in answers.items() if all(of_readers)}
+
+
+def _sizes(table: Path, folders: Sequence[Path], meta: str) -> dict[str, Size]:
+    """Return (width, height) of the originals by image, from the table of boxes or else from `meta`; empty without both.
+
+    Raises:
+        DatalistError: for a size that is no whole number of at least 1, or two sizes of one image.
+    """
+    beside = next((p for folder in folders if (p := find_table(folder, meta)).is_file()), None)
+    for source, columns in ((table, ("width", "height")), (beside, ("dim1", "dim0"))):
+        if source is None or not all(name in _header(source) for name in columns):
+            continue
+        found: dict[str, Size] = {}
+        for row in read_table(source, ("image_id", *columns)):
+            width, height = (row[name].removesuffix(".0") for name in columns)
+            if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+                raise DatalistError(
+                    f"{source}: {row['image_id']} has size {width!r} x {height!r}; expected whole numbers"
+                )
+            size = int(width), int(height)
+            if found.setdefault(row["image_id"], size) != size:
+                raise DatalistError(f"{source}: {row['image_id']} has two sizes, {found[row['image_id']]} and {size}")
+        return found
+    return {}
+
+
+def _header(table: Path) -> tuple[str, ...]:
+    row = next(read_table(table, ()), None)
+    return tuple(row or ())
 
 
 def _by_image(table: Path) -> dict[str, dict[str, list[tuple[str, Box]]]]:

@@ -1,4 +1,4 @@
-"""The one loader of radiographs: PNG, JPEG, NIfTI or DICOM to grey values in [0, 1] with dark air, or the reason why not."""
+"""The one loader of radiographs: PNG, JPEG, TIFF, BMP, NIfTI or DICOM to grey values in [0, 1], or the reason why not."""
 
 from monai_wscxr.system.lazy import attach
 

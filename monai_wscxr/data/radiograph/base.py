@@ -16,12 +16,13 @@ from monai_wscxr.errors import InputError
 REASON_CODES = (
     "not_found",  # no such file, or a folder
     "empty",  # no bytes, or no pixels
-    "unknown_format",  # content is neither PNG, JPEG, NIfTI nor DICOM
+    "unknown_format",  # content is neither PNG, JPEG, TIFF, BMP, NIfTI nor DICOM
     "too_large",  # more pixels than max_pixels, or than fit into memory
     "not_a_projection",  # several frames, 3-D, colour, animation, another modality, a DICOM object without an image
     "missing_decoder",  # the compression needs a package that is not installed
     "unreadable",  # truncated, damaged, or a header without what decoding needs
-    "not_finite",  # NaN or infinity among the values
+    "bits_disagree",  # the values contradict the header's bits, sign or byte order
+    "not_finite",  # NaN or infinity among the values, or values too far apart for the arithmetic
     "no_contrast",  # all pixels are equal
     "lateral_view",  # the header names a lateral, oblique or decubitus view
     "not_upright",  # by the header the patient lies on the side or is upside down
@@ -30,6 +31,7 @@ REASON_CODES = (
     "for_processing",  # by the header these are raw detector values
     "suspicious_polarity",  # the image looks like the negative of a chest radiograph
     "unlike_a_chest",  # by shape or appearance the image is no upright frontal chest radiograph
+    "orientation_unknown",  # a NIfTI header that does not say which way the rows run
     "too_slow",  # reading took longer than a run allows
     "crashed",  # a decoding library crashed its process
     "outside_folder",  # a DICOMDIR entry that points out of the DICOMDIR's folder, or to no file
@@ -43,8 +45,9 @@ GATES = (
     "for_processing",
     "suspicious_polarity",
     "unlike_a_chest",
+    "orientation_unknown",
 )
-"""Reason codes of readable images that are not frontal chest radiographs; a caller may allow each of them."""
+"""Reason codes of readable images that are not, or may not be, upright frontal chest radiographs; a caller may allow each."""
 
 MAX_PIXELS = 2**26
 """Default limit on the pixels that a header may claim: 8192 x 8192, more than any detector or film scan of a chest has."""
@@ -90,7 +93,7 @@ class Radiograph:
 
     Attributes:
         image: float32 [H, W] in [0, 1], air dark, top row first.
-        format: "png", "jpeg", "nifti" or "dicom".
+        format: "png", "jpeg", "tiff", "bmp", "nifti" or "dicom".
         polarity: "as_stored" or "inverted".
         intensity: how stored values were mapped to [0, 1]: "full_range_1", "full_range_8", "full_range_16", "voi_window",
             "voi_lut" or "percentile".
@@ -154,6 +157,31 @@ def check_finite(values: np.ndarray) -> None:
         )
 
 
+def check_picture(image: np.ndarray, max_pixels: int) -> None:
+    """Check a finished picture: two axes, at most `max_pixels` pixels, finite and not all equal.
+
+    No format or header can lead around this check, so what comes after reading never meets NaN.
+
+    Raises:
+        RadiographError: "empty", "too_large", "not_finite" or "no_contrast".
+    """
+    if image.ndim != 2 or image.size == 0:
+        raise RadiographError("empty", "the picture has no pixels. Export it again.")
+    check_size(image.size, f"{image.shape[1]} x {image.shape[0]}", max_pixels)
+    low, high = float(image.min()), float(image.max())  # NaN spreads to both
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise _too_far_apart()
+    if low == high:
+        raise no_contrast()
+
+
+def _too_far_apart() -> RadiographError:
+    return RadiographError(
+        "not_finite",
+        "the values lie so far apart that they overflow. Correct them or the rescaling and export it again.",
+    )
+
+
 def percentile_window(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Map values linearly so that the 0.5 and 99.5 percentiles become 0 and 1, and clip.
 
@@ -167,17 +195,33 @@ def percentile_window(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
         float32 in [0, 1], in the shape of `values`.
 
     Raises:
-        RadiographError: "no_contrast" when all valid values are equal.
+        RadiographError: "no_contrast" when all valid values are equal, "not_finite" when they are too far apart for float64.
     """
-    if valid.min() == valid.max():
+    smallest, largest = valid.min(), valid.max()
+    if smallest == largest:
         raise no_contrast()
-    low, high = np.percentile(valid, _PERCENTILES)
+    low, high = np.percentile(_wide_enough(valid, smallest, largest), _PERCENTILES)
     if high <= low:
-        low, high = valid.min(), valid.max()
+        low, high = smallest, largest
+    low, spread = float(low), float(high) - float(low)
+    if not np.isfinite(spread):
+        raise _too_far_apart()
+    if spread <= 0:
+        raise no_contrast()
     stretched = writable_float64(values)
     stretched -= low
-    stretched /= float(high) - float(low)
+    stretched /= spread
     return clip_to_unit(stretched)
+
+
+def _wide_enough(values: np.ndarray, smallest: Any, largest: Any) -> np.ndarray:
+    """Return the values in a type that can hold the difference of any two, in which NumPy computes percentiles."""
+    if values.dtype.kind == "i":
+        fits = int(largest) - int(smallest) <= np.iinfo(values.dtype).max
+    else:
+        with np.errstate(over="ignore"):
+            fits = values.dtype.kind != "f" or bool(np.isfinite(largest - smallest))
+    return values if fits else values.astype(np.float64)
 
 
 def writable_float64(values: np.ndarray) -> np.ndarray:
@@ -195,8 +239,11 @@ def _is_writable_float64(values: np.ndarray) -> bool:
     return values.dtype == np.float64 and values.flags.writeable
 
 
+_DECODING_LIBRARIES = ("pydicom", "nibabel", "PIL", "tifffile")
+
+
 class _Quiet:
-    """Context manager that silences the warnings of decoding libraries, which quote header entries, also patient data.
+    """Context manager that silences warnings and logs of decoding libraries, which quote header entries, also patient data.
 
     `warnings.catch_warnings` is not safe in threads, so the first thread that enters silences and the last one to leave
     restores.
@@ -204,7 +251,7 @@ class _Quiet:
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
-        self._logger = logging.getLogger("pydicom")
+        self._restore: list[tuple[logging.Logger, bool, bool, list[logging.Handler]]] = []
 
     def __enter__(self) -> None:
         with self._lock:
@@ -213,14 +260,23 @@ class _Quiet:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()
                 warnings.simplefilter("ignore")
-                self._disabled, self._logger.disabled = self._logger.disabled, True
+                self._silence()
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
                 self._filters.__exit__(None, None, None)
-                self._logger.disabled = self._disabled
+                for logger, disabled, propagate, handlers in self._restore:
+                    logger.disabled, logger.propagate, logger.handlers = disabled, propagate, handlers
+
+    def _silence(self) -> None:
+        """Silence the libraries' loggers; a logger that is created meanwhile has no handler but that of its library."""
+        names = {*_DECODING_LIBRARIES, *logging.root.manager.loggerDict}
+        found = [logging.getLogger(name) for name in sorted(names) if name.partition(".")[0] in _DECODING_LIBRARIES]
+        self._restore = [(logger, logger.disabled, logger.propagate, logger.handlers) for logger in found]
+        for logger in found:
+            logger.disabled, logger.propagate, logger.handlers = True, False, [logging.NullHandler()]
 
 
 quiet = _Quiet()

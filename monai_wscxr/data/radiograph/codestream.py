@@ -34,10 +34,24 @@ def frame_size(data: bytes) -> FrameSize:
     """
     if data.startswith(b"\xff\xd8"):
         return _jpeg(data)
+    return _jpeg_2000(data)[0]
+
+
+def tile_count(data: bytes) -> int:
+    """Return the number of tiles that JPEG 2000 data claim; raises like `frame_size`."""
+    return _jpeg_2000(data)[1]
+
+
+def codestream_start(data: bytes) -> int:
+    """Return the offset of the JPEG 2000 codestream: 0, or inside its box in a JP2 file.
+
+    Raises:
+        ValueError: when the data are neither.
+    """
     if data.startswith(b"\xff\x4f\xff\x51"):
-        return _jpeg_2000(data, 0)
+        return 0
     if data.startswith(b"\x00\x00\x00\x0cjP"):
-        return _jpeg_2000(data, _codestream_box(data))
+        return _codestream_box(data)
     raise ValueError("neither JPEG, JPEG-LS nor JPEG 2000")
 
 
@@ -59,7 +73,9 @@ def _jpeg(data: bytes) -> FrameSize:
     raise ValueError("no start of frame")
 
 
-def _jpeg_2000(data: bytes, start: int) -> FrameSize:
+def _jpeg_2000(data: bytes) -> tuple[FrameSize, int]:
+    """Return the size and the number of tiles."""
+    start = codestream_start(data)
     right, bottom, left, top, tile_width, tile_height, tile_left, tile_top, samples = struct.unpack_from(
         ">8IH", data, start + 8
     )
@@ -68,7 +84,7 @@ def _jpeg_2000(data: bytes, start: int) -> FrameSize:
     tiles = -(-(right - tile_left) // tile_width) * -(-(bottom - tile_top) // tile_height)
     if tiles > _MOST_TILES:
         raise ValueError(f"{tiles} tiles")
-    return FrameSize(bottom - top, right - left, samples)
+    return FrameSize(bottom - top, right - left, samples), tiles
 
 
 def _codestream_box(data: bytes) -> int:

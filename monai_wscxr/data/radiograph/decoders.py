@@ -6,6 +6,7 @@ not depend on which library was installed first; the preferred ones are dependen
 
 from __future__ import annotations
 
+import copy
 import io
 import struct
 import zlib
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.encaps import encapsulate
 from pydicom.filereader import read_dataset
 from pydicom.uid import (
     UID,
@@ -25,8 +27,10 @@ from pydicom.uid import (
 )
 
 from monai_wscxr.data.radiograph.base import RadiographError
-from monai_wscxr.data.radiograph.codestream import frame_size
+from monai_wscxr.data.radiograph.codestream import frame_size, tile_count
+from monai_wscxr.data.radiograph.entries import whole_number
 from monai_wscxr.data.radiograph.pydicom_versions import available_plugins, decoded, first_frame
+from monai_wscxr.data.radiograph.whole import check_jpeg, check_jpeg_2000
 
 _JPEG_EXTRA, _JPEG12_EXTRA = "monai-wscxr[dicom-jpeg]", "monai-wscxr[dicom-jpeg12]"
 
@@ -48,6 +52,10 @@ _DECODERS: dict[str, tuple[tuple[str, ...], str]] = {
     "1.2.840.10008.1.2.4.203": (("pylibjpeg",), "pylibjpeg-openjpeg"),
     str(RLELossless): (("pydicom", "pylibjpeg", "gdcm"), "pydicom"),
 }
+
+
+_JPEG = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
+_JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
 
 
 def installed_decoders() -> dict[str, str]:
@@ -75,7 +83,10 @@ def decode(ds: Any) -> np.ndarray:
         RadiographError: "missing_decoder", "unreadable" or "not_a_projection".
     """
     plugin = _choose_decoder(ds)
-    if plugin and ds.file_meta.TransferSyntaxUID != RLELossless:
+    compressed = bool(plugin) and ds.file_meta.TransferSyntaxUID != RLELossless
+    if not plugin:
+        _check_length(ds)
+    if compressed:
         _check_codestream(ds)
     stored = decoded(ds, plugin)
     if stored.shape != (ds.Rows, ds.Columns):
@@ -83,7 +94,52 @@ def decode(ds: Any) -> np.ndarray:
             f"decoding gave {' x '.join(map(str, stored.shape))} values where the header says {ds.Columns} x {ds.Rows}."
         )
         raise RadiographError("not_a_projection" if stored.ndim != 2 else "unreadable", message)
+    if compressed:
+        _check_whole(ds, stored, plugin)
     return stored
+
+
+def _check_length(ds: Any) -> None:
+    """Check that the native pixel data have the length that the header claims; up to one byte per value more is tolerated."""
+    if "PixelData" not in ds:
+        return
+    allocated = whole_number(ds, "BitsAllocated", 0)
+    expected = -(-int(ds.Rows) * int(ds.Columns) * allocated // 8)
+    found = len(ds.PixelData)
+    if found < expected:
+        raise RadiographError(
+            "unreadable",
+            f"the header claims {expected} bytes of pixels ({ds.Columns} x {ds.Rows} of {allocated} bits), the file has "
+            f"{found}: it is truncated, or BitsAllocated is wrong. Copy or export it again.",
+        )
+    if found >= 2 * expected and found > expected + 1:
+        raise RadiographError(
+            "bits_disagree",
+            f"the header claims {expected} bytes of pixels ({ds.Columns} x {ds.Rows} of {allocated} bits), the file has "
+            f"{found}: BitsAllocated, Rows, Columns or NumberOfFrames is wrong. Correct the header, or export the image again.",
+        )
+
+
+def _check_whole(ds: Any, stored: np.ndarray, plugin: str) -> None:
+    """Check that the compressed pixels are complete; the decoders of JPEG-LS and RLE check this themselves."""
+    frame = first_frame(ds.PixelData)
+    kind = str(ds.file_meta.TransferSyntaxUID)
+
+    def decode_again(data: bytes) -> np.ndarray:
+        other = copy.copy(ds)
+        other.PixelData = encapsulate([data])
+        other["PixelData"].is_undefined_length = True
+        return decoded(other, plugin)
+
+    try:
+        if kind in _JPEG:
+            check_jpeg(frame, stored, decode_again)
+        elif kind in _JPEG_2000:
+            check_jpeg_2000(frame, tile_count(frame))
+    except (ValueError, struct.error) as error:
+        if isinstance(error, RadiographError):
+            raise
+        raise RadiographError("unreadable", "the compressed pixels are damaged. Copy or export it again.") from error
 
 
 def _check_codestream(ds: Any) -> None:

@@ -32,7 +32,9 @@ from monai_wscxr.data.radiograph.base import (
     check_size,
     no_contrast,
 )
+from monai_wscxr.data.radiograph.bits import used_range
 from monai_wscxr.data.radiograph.decoders import check_deflated, decode
+from monai_wscxr.data.radiograph.entries import whole_number
 from monai_wscxr.data.radiograph.grey import grey_values
 
 PROJECTION_MODALITIES = (
@@ -50,6 +52,8 @@ _OTHER_MODALITIES = frozenset(
     ("CT", "MR", "PT", "NM", "US", "MG", "IO", "PX", "XC", "SC", "ES", "GM", "SM", "OP", "OPT")
 )
 _PHOTOMETRIC = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR", "MONOCHROME1", "MONOCHROME2"}
+
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 _HEADER_TAGS = (
     "Rows",
@@ -97,7 +101,10 @@ def read_dicom(path: str | os.PathLike[str], max_pixels: int, allow: Collection[
     gates.check_header(header, allow)
     ds = pydicom.dcmread(io.BytesIO(content), force=True)
     del content
+    if "Rows" not in ds:  # pydicom gives up everything that it has read when a file ends inside an element
+        raise RadiographError("unreadable", "the file ends inside the pixels: it is truncated. Copy it again.")
     _check_header(ds, max_pixels)  # an entry may occur twice, and in the whole file the last one counts
+    _check_pixels(ds)
     stored = decode(ds)
     ds.PixelData = None  # frees half of the memory
     image, intensity, padding = grey_values(ds, stored)
@@ -128,8 +135,9 @@ def _check_header(header: Any, max_pixels: int) -> None:
     if missing:
         message = f"the DICOM header lacks {', '.join(missing)}, so its pixels cannot be decoded. Export it again."
         raise RadiographError("unreadable", message)
-    rows, columns = int(header.Rows), int(header.Columns)
-    samples, frames = int(header.get("SamplesPerPixel") or 1), int(header.get("NumberOfFrames") or 1)
+    rows, columns = whole_number(header, "Rows", 0), whole_number(header, "Columns", 0)
+    samples = whole_number(header, "SamplesPerPixel", 1) or 1
+    frames = whole_number(header, "NumberOfFrames", 1) or 1
     photometric = str(header.PhotometricInterpretation)
     if samples != 1 or frames != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise RadiographError(
@@ -139,6 +147,25 @@ def _check_header(header: Any, max_pixels: int) -> None:
             "Export a single grey projection.",
         )
     check_size(rows * columns * samples * frames, f"{columns} x {rows}", max_pixels)
+
+
+def _check_pixels(ds: Any) -> None:
+    """Check that there are pixels and that the header describes their bits."""
+    found = [name for name in _PIXELS if name in ds]
+    if not found:
+        raise RadiographError(
+            "unreadable",
+            "the file has the header of an image but no pixels: PixelData is missing. Export or retrieve it again with pixels.",
+        )
+    if not ds[found[0]].value:
+        raise RadiographError("unreadable", f"{found[0]} has zero bytes: the pixels are missing. Export it again.")
+    if found[0] != "PixelData":
+        return
+    missing = [name for name in ("BitsStored", "PixelRepresentation") if ds.get(name) is None]
+    if missing:
+        message = f"the DICOM header lacks {', '.join(missing)}, so its pixels cannot be decoded. Export it again."
+        raise RadiographError("unreadable", message)
+    used_range(ds, whole_number(ds, "BitsAllocated", 0))
 
 
 def _quoted(value: str, defined: Collection[str]) -> str:

@@ -11,6 +11,7 @@ from monai_wscxr.data.radiograph.dicom import has_preamble, is_bare_dicom
 from monai_wscxr.data.radiograph.nifti import is_nifti
 
 _HEAD_BYTES = 600
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # lengths of the header that follows the 14 bytes of the file header
 
 
 def sniff_format(path: str | os.PathLike[str]) -> str | None:
@@ -20,7 +21,7 @@ def sniff_format(path: str | os.PathLike[str]) -> str | None:
         path: any file.
 
     Returns:
-        "png", "jpeg", "nifti" or "dicom"; None for anything else.
+        "png", "jpeg", "tiff", "bmp", "nifti" or "dicom"; None for anything else.
 
     Raises:
         RadiographError: "not_found" or "empty".
@@ -39,6 +40,10 @@ def sniff_format(path: str | os.PathLike[str]) -> str | None:
         return "png"
     if head.startswith(b"\xff\xd8\xff"):
         return "jpeg"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "tiff"
+    if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
+        return "bmp"
     if head.startswith(b"\x1f\x8b"):
         with gzip.open(path) as unpacked:
             head = unpacked.read(_HEAD_BYTES)

@@ -9,8 +9,7 @@ The polarity gate looks at the pixels and works for every format. In a frontal c
 than the lungs beside it and than the air above the shoulders. The gate averages the image to 32 x 32 pixels, correlates it
 with a template of this pattern and refuses clear negatives. Images of fewer than 64 pixels per side are not checked.
 
-The shape gate refuses strips; it is applied before the network, not by `read_radiograph`. Whether an image shows a chest is
-checked by its features (`model.chest_check`).
+The shape gate refuses strips. Whether an image shows a chest is checked later, by its features (`model.chest_check`).
 """
 
 from __future__ import annotations

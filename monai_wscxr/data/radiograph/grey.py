@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pydicom
 
 from monai_wscxr.data.radiograph.base import (
     RadiographError,
@@ -20,6 +19,8 @@ from monai_wscxr.data.radiograph.base import (
     percentile_window,
     writable_float64,
 )
+from monai_wscxr.data.radiograph.bits import check_bits, check_byte_order, check_sign, used_range
+from monai_wscxr.data.radiograph.entries import numbers
 
 _MOST_CLIPPED = 0.9
 """Largest share of the pixels that a window may turn black or white; a window that clips more belongs to another image."""
@@ -37,11 +38,15 @@ def grey_values(ds: Any, stored: np.ndarray) -> tuple[np.ndarray, str, np.ndarra
         or None without padding.
 
     Raises:
-        RadiographError: "no_contrast" or "not_finite".
+        RadiographError: "no_contrast", "not_finite", "bits_disagree", or "unreadable" for an entry that is not a number.
     """
     check_finite(stored)
     used = _used_bits(ds, stored)
     padding = _padding(ds, stored, used)
+    if stored.dtype.kind in "iu":
+        check_bits(ds, stored, padding)
+        check_byte_order(used, padding)
+        check_sign(used, used_range(ds, 8 * stored.dtype.itemsize)[1], padding)
     values = _apply_modality(ds, used)
     check_finite(values)
     valid = values if padding is None else values[~padding]
@@ -70,11 +75,11 @@ def _padding(ds: Any, stored: np.ndarray, used: np.ndarray) -> np.ndarray | None
     The padding value is compared with all stored bits and with the used bits alone: it may lie outside the used bits on
     purpose, and under an old overlay a padding pixel has other bits set.
     """
-    value = ds.get("PixelPaddingValue")
-    if value is None or stored.dtype.kind not in "iu":
+    value = numbers(ds, "PixelPaddingValue")
+    if not value or stored.dtype.kind not in "iu":
         return None
-    other = ds.get("PixelPaddingRangeLimit")
-    low, high = sorted(_as_stored(int(v), stored.dtype) for v in (value, value if other is None else other))
+    other = numbers(ds, "PixelPaddingRangeLimit") or value
+    low, high = sorted(_as_stored(int(v), stored.dtype) for v in (value[0], other[0]))
     mask = (stored >= low) & (stored <= high)
     if used is not stored:
         mask |= (used >= low) & (used <= high)
@@ -91,25 +96,23 @@ def _as_stored(value: int, dtype: np.dtype) -> int:
 
 def _used_bits(ds: Any, stored: np.ndarray) -> np.ndarray:
     """Drop the bits above HighBit, where old overlays are stored, and extend the sign (PS3.5 8.1.1)."""
-    bits = int(ds.get("BitsStored") or ds.BitsAllocated)
-    high = ds.get("HighBit")
-    width = 8 * stored.dtype.itemsize
-    left = width - 1 - (bits - 1 if high is None else int(high))
-    if stored.dtype.kind not in "iu" or bits >= width or not 0 <= left <= width - bits:
+    if stored.dtype.kind not in "iu":
         return stored
-    return (stored << left) >> (width - bits)
+    width = 8 * stored.dtype.itemsize
+    low, bits = used_range(ds, width)
+    return stored if bits == width else (stored << (width - bits - low)) >> (width - bits)
 
 
 def _apply_modality(ds: Any, values: np.ndarray) -> np.ndarray:
     """Apply the modality LUT, or rescale to float64, or return the values unchanged (PS3.3 C.11.1)."""
     if ds.get("ModalityLUTSequence"):
         return _lookup(values, _table(ds, ds.ModalityLUTSequence[0]))
-    slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")
-    if slope is None or intercept is None:
+    slope, intercept = numbers(ds, "RescaleSlope"), numbers(ds, "RescaleIntercept")
+    if not slope or not intercept:
         return values
     rescaled = values.astype(np.float64)
-    rescaled *= float(slope)
-    rescaled += float(intercept)
+    rescaled *= slope[0]
+    rescaled += intercept[0]
     return rescaled
 
 
@@ -130,7 +133,7 @@ def _apply_voi(ds: Any, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarr
             first -= 2**16
         top = float(entries.max())  # the largest entry: tables of 12-bit entries that claim 16 bits are common
         if top > 0:
-            return clip_to_unit(_lookup(np.rint(values).astype(np.int64), (first, entries)) / top), "voi_lut"
+            return clip_to_unit(_lookup(np.rint(values), (first, entries)) / top), "voi_lut"
     window = _window(ds)
     if window is None:
         return percentile_window(values, valid), "percentile"
@@ -154,17 +157,13 @@ def _apply_voi(ds: Any, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarr
 def _window(ds: Any) -> tuple[float, float, str] | None:
     """Return the first window as (center, width, function), or None without a usable one."""
     function = str(ds.get("VOILUTFunction") or "LINEAR").strip().upper()
-    first = []
-    for name in ("WindowCenter", "WindowWidth"):
-        value = ds.get(name)
-        value = value[0] if isinstance(value, (list, pydicom.multival.MultiValue)) and value else value
-        if value is None or value == "" or not np.isfinite(float(value)):
-            return None
-        first.append(float(value))
-    narrowest = 1.0 if function == "LINEAR" else 1e-6
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID") or first[1] < narrowest:
+    center, width = numbers(ds, "WindowCenter"), numbers(ds, "WindowWidth")
+    if not center or not width or not np.isfinite([center[0], width[0]]).all():
         return None
-    return first[0], first[1], function
+    narrowest = 1.0 if function == "LINEAR" else 1e-6
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID") or width[0] < narrowest:
+        return None
+    return center[0], width[0], function
 
 
 def _table(ds: Any, item: Any) -> tuple[int, np.ndarray]:
@@ -183,6 +182,8 @@ def _table(ds: Any, item: Any) -> tuple[int, np.ndarray]:
 
 
 def _lookup(values: np.ndarray, table: tuple[int, np.ndarray]) -> np.ndarray:
-    """Map integers through a table; values outside take its first or last entry (PS3.3 C.11.1.1.1)."""
+    """Map whole numbers through a table; values outside take its first or last entry (PS3.3 C.11.1.1.1)."""
     first, entries = table
+    if values.dtype.kind == "f" or values.dtype == np.uint64:  # limited first: int64 may not hold them
+        values = np.clip(values.astype(np.float64), first, first + entries.size - 1)
     return entries[np.clip(values.astype(np.int64) - first, 0, entries.size - 1)]

@@ -6,12 +6,17 @@ Orientation: an array [x, y] (all other axes of length one) becomes [row = y, co
 Signs of the affine are ignored in this plane on purpose: nibabel and MONAI write +x +y and ITK writes -x -y for the same
 image. Where the affine puts one of the two axes along the body, as in a projection computed from a CT volume, it is
 followed: the head is on top and the patient's right is on the left of the image (in a lateral view: anterior on the left).
+
+A header without a form matrix (sform and qform code 0, or a matrix that is no matrix) does not say which way the rows run, and
+writers differ: dcm2niix starts at the bottom, nibabel and MONAI pass on an array whose first row is on top. Such a file is
+refused as "orientation_unknown"; where that is allowed, the first row is on top.
 """
 
 from __future__ import annotations
 
 import gzip
 import os
+from collections.abc import Collection
 from typing import Any, BinaryIO
 
 import nibabel as nib
@@ -25,6 +30,7 @@ from monai_wscxr.data.radiograph.base import (
     check_size,
     percentile_window,
 )
+from monai_wscxr.data.radiograph.bits import check_byte_order, check_sign
 
 
 def is_nifti(head: bytes) -> bool:
@@ -32,12 +38,13 @@ def is_nifti(head: bytes) -> bool:
     return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
 
 
-def read_nifti(path: str | os.PathLike[str], max_pixels: int) -> Radiograph:
+def read_nifti(path: str | os.PathLike[str], max_pixels: int, allow: Collection[str] = ()) -> Radiograph:
     """Read a NIfTI file, plain or compressed by gzip.
 
     Args:
         path: of the file.
         max_pixels: largest number of pixels, checked before reading them.
+        allow: names of gates that are not applied.
 
     Raises:
         RadiographError: when the header or the values rule the image out.
@@ -56,10 +63,21 @@ def read_nifti(path: str | os.PathLike[str], max_pixels: int) -> Radiograph:
         if not packed and end > os.path.getsize(path):
             message = f"the header claims {end} bytes, the file has {os.path.getsize(path)}. Copy it again."
             raise RadiographError("unreadable", message)
+        codes = _axis_codes(header, axes)
+        if codes is None and "orientation_unknown" not in allow:
+            raise RadiographError(
+                "orientation_unknown",
+                "the header has no usable form matrix (sform or qform), so it does not say whether the first row is on top or "
+                "at the bottom. Convert it again with a form matrix or as PNG or DICOM, or allow orientation_unknown if the "
+                "first row is on top.",
+            )
         file.seek(0)
         image = image_class.from_stream(file)
         values = np.asarray(image.dataobj)
-    values = _upright(values.reshape([values.shape[axis] for axis in axes]), axes, header)
+    values = _upright(values.reshape([values.shape[axis] for axis in axes]), codes or (None, None))
+    if values.dtype.kind in "iu":
+        check_byte_order(values)
+        check_sign(values, 8 * values.dtype.itemsize)
     if values.dtype == np.uint8:  # a slope other than 1 or an intercept other than 0 makes it floating point
         grey, intensity = values.astype(np.float32) / np.float32(255), "full_range_8"
     else:
@@ -95,14 +113,30 @@ def _image_axes(header: Any, max_pixels: int) -> tuple[int, int]:
     return first, second
 
 
-def _upright(values: np.ndarray, axes: tuple[int, int], header: Any) -> np.ndarray:
-    """Turn an array [first axis, second axis] into [row, column] by the rule in the module's docstring."""
-    codes: list[str | None] = [None] * 3
-    if int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0:
-        affine = np.asarray(header.get_best_affine())
-        if np.isfinite(affine).all() and np.linalg.matrix_rank(affine) == 4:
-            codes = list(nib.orientations.aff2axcodes(affine))
+def _axis_codes(header: Any, axes: tuple[int, int]) -> tuple[str | None, str | None] | None:
+    """Return the directions to which the two image axes run (R, L, A, P, S, I), or None without a usable form matrix.
+
+    Only the two columns of the image axes have to be usable: a two-dimensional image may have zeros in the third.
+    """
+    if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
+        return None
+    affine = np.array(header.get_best_affine(), dtype=np.float64)
+    columns = [axis for axis in axes if axis < 3]
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, columns]) < len(columns):
+        return None
+    for axis in set(range(3)) - set(columns):
+        if np.linalg.matrix_rank(affine[:3, :3]) < 3:  # complete the matrix at right angles to the image
+            affine[:3, axis] = np.cross(affine[:3, axis - 1], affine[:3, axis - 2])
+    if np.linalg.matrix_rank(affine) < 4:
+        return None
+    codes = nib.orientations.aff2axcodes(affine)
     first, second = (codes[axis] if axis < 3 else None for axis in axes)
+    return first, second
+
+
+def _upright(values: np.ndarray, codes: tuple[str | None, str | None]) -> np.ndarray:
+    """Turn an array [first axis, second axis] into [row, column] by the rule in the module's docstring."""
+    first, second = codes
     if first in ("S", "I"):
         values, first, second = values.T, second, first
     if second not in ("S", "I"):

@@ -4,9 +4,11 @@ Training, inference, reports and viewers all read through `read_radiograph`, so 
 no matter which other readers are installed. The content of a file decides its format. Sizes are taken from the header and
 checked before any pixel is decoded.
 
-The modules of this package describe how stored values become grey values in [0, 1]: `png_jpeg`, `nifti`, and for DICOM
-`dicom` (header, modality, polarity), `decoders` and `codestream` (compression) and `grey` (lookup tables, windows, padding).
-`gates` refuses images that could be read but are not frontal chest radiographs.
+The modules of this package describe how stored values become grey values in [0, 1]: `raster` (PNG, JPEG, TIFF, BMP), `nifti`,
+and for DICOM `dicom` (header, modality, polarity), `decoders` and `codestream` (compression) and `grey` (lookup tables,
+windows, padding). `whole` refuses pictures of which a part is missing, and `bits` values that contradict their header. `gates`
+refuses images that could be read but are not frontal chest radiographs. `read_radiograph` checks every finished picture once
+more.
 
 Reading one file adds at most `base.MEMORY_LIMIT` bytes to the memory of the process.
 """
@@ -17,12 +19,12 @@ import hashlib
 import os
 from collections.abc import Collection
 
-from monai_wscxr.data.radiograph.base import MAX_PIXELS, Radiograph, RadiographError, no_contrast, quiet
+from monai_wscxr.data.radiograph.base import MAX_PIXELS, Radiograph, RadiographError, check_picture, quiet
 from monai_wscxr.data.radiograph.dicom import read_dicom
 from monai_wscxr.data.radiograph.formats import sniff_format
-from monai_wscxr.data.radiograph.gates import check_allowed, check_polarity
+from monai_wscxr.data.radiograph.gates import check_allowed, check_polarity, check_shape
 from monai_wscxr.data.radiograph.nifti import read_nifti
-from monai_wscxr.data.radiograph.png_jpeg import read_png_or_jpeg
+from monai_wscxr.data.radiograph.raster import read_raster
 
 READER_CHAIN = "3"
 """Version of this package's chain from file to grey values. It changes whenever a file may give other numbers; trained models
@@ -35,7 +37,7 @@ def read_radiograph(
     """Read one radiograph.
 
     Args:
-        path: a PNG, JPEG, NIfTI or DICOM file with any name.
+        path: a PNG, JPEG, TIFF, BMP, NIfTI or DICOM file with any name.
         max_pixels: largest number of pixels that a header may claim, checked before decoding. Pillow's own limit for
             decompression bombs applies as well.
         allow: names of `GATES` that are not applied.
@@ -64,8 +66,8 @@ def read_radiograph(
             f"decoding failed with {type(error).__name__}: the file is truncated, damaged or violates its standard. "
             "Export or copy it again.",
         ) from error
-    if float(result.image.min()) == float(result.image.max()):
-        raise no_contrast()
+    check_picture(result.image, max_pixels)
+    check_shape(result.image, allow)
     check_polarity(result.image, allow)
     return result
 
@@ -73,13 +75,13 @@ def read_radiograph(
 def _read(path: str | os.PathLike[str], max_pixels: int, allow: Collection[str]) -> Radiograph:
     kind = sniff_format(path)
     if kind is None:
-        allowed = "PNG, JPEG, NIfTI (.nii, .nii.gz) and single-frame grey DICOM"
+        allowed = "PNG, JPEG, TIFF, BMP, NIfTI (.nii, .nii.gz) and single-frame grey DICOM"
         raise RadiographError("unknown_format", f"the content is in none of the known formats. Allowed: {allowed}.")
     if kind == "dicom":
         return read_dicom(path, max_pixels, allow)
     if kind == "nifti":
-        return read_nifti(path, max_pixels)
-    return read_png_or_jpeg(path, kind, max_pixels)
+        return read_nifti(path, max_pixels, allow)
+    return read_raster(path, kind, max_pixels)
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from monai_wscxr.bank.feature_bank import FeatureBank
-from monai_wscxr.data.datalist import Item, load_datalist
-from monai_wscxr.data.selection import check_overlap, hold_out
+from monai_wscxr.data.datalist import Item
+from monai_wscxr.data.selection import hold_out
+from monai_wscxr.data.split import checked_datalist
 from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation import metrics
 from monai_wscxr.features.extraction import PatchExtractor
@@ -80,17 +81,14 @@ def normal_split(
         allow_overlap: accept images or patients that training and test share.
 
     Raises:
-        DatalistError: see `load_datalist`, `hold_out` and `check_overlap`.
+        DatalistError: see `checked_datalist` and `hold_out`.
         InputError: when the test part lacks normal or abnormal images.
     """
-    datalist = load_datalist(source)
-    test = datalist["test"]
-    if {item["label"] for item in test} != {0, 1}:
+    data = checked_datalist(source, allow_overlap)
+    if {item["label"] for item in data.test} != {0, 1}:
         raise InputError(f"{source} needs normal and abnormal test images; methods are compared on them")
-    normal, held_out = hold_out([item for item in datalist["training"] if item["label"] == 0], holdout, seed)
-    digests: dict[str, str] = {}
-    check_overlap(normal + held_out, test, allow=allow_overlap, digests=digests)
-    return NormalSplit(normal, held_out, test, digests)
+    normal, held_out = hold_out([item for item in data.training if item["label"] == 0], holdout, seed)
+    return NormalSplit(normal, held_out, data.test, data.digests)
 
 
 @dataclass(frozen=True)

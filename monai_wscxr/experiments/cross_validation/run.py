@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from monai.bundle import ConfigParser
 
-from monai_wscxr.data.datalist import load_datalist
+from monai_wscxr.data.split import checked_datalist
 from monai_wscxr.errors import InputError
 from monai_wscxr.experiments.cross_validation.maps import CHANGES, BackboneMaps
 from monai_wscxr.experiments.cross_validation.splits import random_split
@@ -96,7 +96,7 @@ class CrossValidation:
         perturbed_normals: int = 200,
         changes: Mapping[str, Any] | None = None,
     ) -> None:
-        self.items = load_datalist(source)["training"]
+        self.items = checked_datalist(source, allow_overlap=True).training
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.ks, self.perturbed_normals = folder, list(ks), perturbed_normals
         self.splits = [random_split(self.items, ks, 1000 + d) for d in range(draws)]

@@ -77,7 +77,7 @@ def random_splits(
         seed: seed of the splits.
 
     Returns:
-        {"wanted", "mean", "sd", "splits"}.
+        {"wanted", "supported", "mean", "sd", "splits"}, where "supported" is the rate that the held-out normals support.
     """
     pooled = np.concatenate([np.asarray(held_out, dtype=np.float64), others])
     random = np.random.default_rng(seed)
@@ -88,7 +88,14 @@ def random_splits(
             warnings.simplefilter("ignore", UserWarning)
             cut = calibrate(mixed[: len(held_out)].tolist(), (), rate).threshold
         found.append(float((mixed[len(held_out) :] > cut).mean()))
-    return {"wanted": rate, "mean": float(np.mean(found)), "sd": float(np.std(found)), "splits": splits}
+    supported = max(rate, 1 / (len(held_out) + 1))
+    return {
+        "wanted": rate,
+        "supported": supported,
+        "mean": float(np.mean(found)),
+        "sd": float(np.std(found)),
+        "splits": splits,
+    }
 
 
 def sensitivity_at(labels: NDArray, scores: NDArray, specificity: float) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from monai_wscxr.experiments.protocol.metrics import HONEST, PAPER, Bootstrap, interval, summarise
+from monai_wscxr.model.calibration import percent
 from monai_wscxr.system.atomic import write_text_atomic
 
 NAMES = {"wscxr": "WSCXR", "patchcore": "PatchCore", "simplenet": "SimpleNet", "cutpaste": "CutPaste"}
@@ -166,10 +167,13 @@ def markdown(
 def _false_positives(results: Sequence[dict[str, Any]]) -> list[str]:
     """Return the section that shows whether the operating point keeps its rate, by method and k."""
     first = results[0]["false_positives"]
+    target = f"Target: {percent(first['wanted'])}."
+    if first["supported"] > first["wanted"]:
+        target += f" There are too few held-out normals for it; they support {percent(first['supported'])}."
     lines = [
         "## False-positive rate",
         "",
-        f"Target: {first['wanted']:.1%}. Held-out and normal test images are pooled and split at random, {first['splits']} "
+        f"{target} Held-out and normal test images are pooled and split at random, {first['splits']} "
         "times, into calibration and test images. Mean over seeds; in brackets the standard deviation over single splits.",
         "",
         "| method | k | mean rate |",
