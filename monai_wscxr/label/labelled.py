@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from monai_wscxr.data.datalist import Item
-from monai_wscxr.label.archive.studies import Label, Refused, Studies
+from monai_wscxr.label.archive.studies import Label, Refused, Studies, UnknownImage
 
 
 class LabelledImages:
@@ -27,19 +27,21 @@ class LabelledImages:
         return {i: one for i, one in given if one.label is not None and label in (None, one.label)}
 
     def items(self, label: int) -> list[Item]:
-        """Return datalist items of the images with this label; the known normal images are among those with label 0."""
-        items: list[Item] = [
-            {
-                "image": str(self.studies.file(i)),
-                "label": label,
-                "class": one.image_class or "normal",
-                "patient": self.studies.patient(i),
-            }
-            for i, one in self.labels(label).items()
-        ]
+        """Return datalist items of the images with this label; the known normal images are among those with label 0.
+
+        An image whose file has vanished is left out.
+        """
+        items: list[Item] = []
+        for image_id, one in self.labels(label).items():
+            try:
+                file, patient = str(self.studies.file(image_id)), self.studies.patient(image_id)
+            except UnknownImage:  # deleted since the latest search
+                continue
+            items.append({"image": file, "label": label, "class": one.image_class or "normal", "patient": patient})
         if label == 0:  # an image of the archive may be a known normal image as well
             own = {Path(str(item["image"])).resolve() for item in items}
-            items += [item for item in self.normals if Path(item["image"]).resolve() not in own]
+            known = [item for item in self.normals if Path(item["image"]).is_file()]
+            items += [item for item in known if Path(item["image"]).resolve() not in own]
         return items
 
     def check_copies(self, image_id: str, file: str, label: int) -> None:
@@ -49,20 +51,32 @@ class LabelledImages:
             Refused: with reason "contradiction".
         """
         digest = self.digest(file)
-        others: list[tuple[str, str, int | None]] = [
-            (str(self.studies.file(i)), self.studies.name(i), one.label)
-            for i, one in self.labels().items()
-            if i != image_id
-        ]
-        others += [(item["image"], "a known normal image", 0) for item in self.normals]
-        for other, name, given in others:
-            if given != label and self.digest(other) == digest:
+        for other, name, given in self._others(image_id):
+            if given != label and self._digest(other) == digest:
                 words = ("normal", "abnormal")
                 raise Refused(
                     "contradiction",
                     f"this image is an exact copy of {name}, which is labelled {words[given or 0]}, so it cannot be "
                     f"{words[label]}; correct the other label first",
                 )
+
+    def _others(self, image_id: str) -> Iterator[tuple[str, str, int | None]]:
+        """Yield file, name and label of the other labelled images and the known normal images."""
+        for other, one in self.labels().items():
+            if other != image_id:
+                try:
+                    yield str(self.studies.file(other)), self.studies.name(other), one.label
+                except UnknownImage:  # deleted since the latest search
+                    continue
+        for item in self.normals:
+            yield item["image"], "a known normal image", 0
+
+    def _digest(self, file: str) -> str | None:
+        """Return the content digest of a file, or None when it cannot be read."""
+        try:
+            return self.digest(file)
+        except OSError:
+            return None
 
 
 def changed_labels(now: Mapping[str, Label], before: Mapping[str, Label]) -> int:

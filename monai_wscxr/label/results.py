@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import gzip
 from collections.abc import Collection
@@ -12,6 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from monai_wscxr.data.radiograph.base import Radiograph, quiet
 from monai_wscxr.data.radiograph.read import read_radiograph
@@ -22,6 +24,7 @@ from monai_wscxr.label.ranking import ImageScore, patch_scores, score_images
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.networks import anomaly_map
 from monai_wscxr.model.predictor import check_images
+from monai_wscxr.prediction import tasks
 
 
 @dataclass(frozen=True)
@@ -54,25 +57,30 @@ class ImagePrediction:
         }
 
 
-def predict_image(model: TrainedModel, extractor: PatchExtractor, file: Path, keep: bool = True) -> ImagePrediction:
-    """Predict one image.
+def predict_image(model: TrainedModel, extractor: PatchExtractor, file: Path) -> ImagePrediction:
+    """Predict an image of the archive; its features come from the feature cache or go there.
 
     Args:
         model: the model.
         extractor: patch features of files, as the model was trained on.
         file: the image.
-        keep: whether its features go to the feature cache.
 
     Raises:
         Refused: when the file cannot be used, or is unlike a chest radiograph; the reason is a reason code.
     """
-    if keep:
-        _, features, rejected = extractor.usable([str(file)], "image")
-    else:
-        features, rejected = extractor.passed([str(file)])
+    _, features, rejected = extractor.usable([str(file)], "image")
     if rejected:
         _, code, message = rejected[0]
         raise Refused(code, message)
+    return predict_features(model, extractor, file, features)
+
+
+def predict_features(model: TrainedModel, extractor: PatchExtractor, file: Path, features: Tensor) -> ImagePrediction:
+    """Predict an image by its patch features [1, h*w, C]; further arguments as of `predict_image`.
+
+    Raises:
+        Refused: when the image is unlike a chest radiograph.
+    """
     refusal = check_images(model, features.mean(1), extractor.allow)[0]
     if refusal is not None:
         raise Refused(refusal.code, refusal.message)
@@ -80,6 +88,34 @@ def predict_image(model: TrainedModel, extractor: PatchExtractor, file: Path, ke
     size = model.preprocessing.image_size
     values = anomaly_map(patches[None], (size, size), model.map_sigma)[0, 0].numpy()
     return ImagePrediction(file, model, score_images(model, features, extractor.grid)[0], values)
+
+
+def without_network(prediction: ImagePrediction) -> ImagePrediction:
+    """Return a prediction for worker processes, without the model's network."""
+    return dataclasses.replace(prediction, model=tasks.without_network(prediction.model))
+
+
+def shown_result(
+    prediction: ImagePrediction, suffix: str, allow: Collection[str] = ()
+) -> tuple[bytes, tuple[int, int]]:
+    """Encode the anomaly map as a file, see `map_nifti` and `overlay_png`.
+
+    Args:
+        prediction: the model's prediction.
+        suffix: ".png" for the map over the radiograph, otherwise ".nii.gz".
+        allow: reason codes of readable images to accept, see `read_radiograph`.
+
+    Returns:
+        Content of the file; width and height of the image in pixels.
+
+    Raises:
+        RadiographError: when the file cannot be read.
+    """
+    radiograph = read_radiograph(prediction.file, allow=allow)
+    height, width = radiograph.image.shape
+    if suffix == ".png":
+        return overlay_png(prediction.file, prediction.anomaly_map, prediction.model, allow), (width, height)
+    return map_nifti(prediction, radiograph), (width, height)
 
 
 def map_nifti(prediction: ImagePrediction, radiograph: Radiograph) -> bytes:

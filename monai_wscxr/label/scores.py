@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from monai_wscxr.features.extraction import PatchExtractor
-from monai_wscxr.label.archive.studies import Studies, label_fields
+from monai_wscxr.label.archive.studies import Studies, UnknownImage, label_fields
 from monai_wscxr.label.ranking import ImageScore, ordered, ranks, score_fields, score_images
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.predictor import check_images
@@ -95,7 +95,10 @@ class ArchiveScores:
             if image_id not in self._scores:
                 return image_id not in self._refused()
             digest = self._digests.get(image_id)
-        return self.extractor.digest(str(self.studies.file(image_id))) != digest
+        try:
+            return self.extractor.digest(str(self.studies.file(image_id))) != digest
+        except (UnknownImage, OSError):  # deleted or replaced since the latest search
+            return False
 
     def _refused(self) -> dict[str, tuple[str, str]]:
         """Return reason code and message of all images without a score under the model in use; needs the lock."""
@@ -111,7 +114,7 @@ class ArchiveScores:
     ) -> None:
         """Add the scores of images to `scores`, chunk by chunk, and record the files that cannot be used."""
         for begin in range(0, len(ids), CHUNK):
-            files = {str(self.studies.file(i)): i for i in ids[begin : begin + CHUNK]}
+            files = self._files(ids[begin : begin + CHUNK])
             used, features, rejected = self.extractor.usable(list(files), "archive")
             found = [] if model is None else score_images(model, features, self.extractor.grid)
             refusals = [] if model is None else check_images(model, features.mean(1), self.extractor.allow)
@@ -127,6 +130,16 @@ class ArchiveScores:
                 self._rejected.update((files[file], (code, message)) for file, code, message in rejected)
             if progress is not None:
                 progress(min(1.0, (begin + CHUNK) / len(ids)))
+
+    def _files(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return ids by file, without images whose file has vanished since the latest search."""
+        files: dict[str, str] = {}
+        for image_id in ids:
+            try:
+                files[str(self.studies.file(image_id))] = image_id
+            except UnknownImage:
+                continue
+        return files
 
     # ---- the ranking
 

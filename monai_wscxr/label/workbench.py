@@ -5,6 +5,7 @@ Servers and pages call it. It depends on no web framework, and every method is s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -13,18 +14,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from monai.transforms import Compose
+
 from monai_wscxr.errors import InputError
 from monai_wscxr.label import pictures
 from monai_wscxr.label.archive.folder import known_normals
-from monai_wscxr.label.archive.studies import Label, Refused, Studies
+from monai_wscxr.label.archive.studies import Label, Refused, Studies, UnknownImage
+from monai_wscxr.label.decoding import Decoders, image_size, network_input
 from monai_wscxr.label.job import Job
 from monai_wscxr.label.labelled import LabelledImages, changed_labels
+from monai_wscxr.label.messages import hide_folders, without_paths
 from monai_wscxr.label.models import ModelFolders, hold, model_fields
 from monai_wscxr.label.ranking import STRATEGIES, rank_changes
-from monai_wscxr.label.results import ImagePrediction, encoded_results, predict_image
+from monai_wscxr.label.results import (
+    ImagePrediction,
+    encoded_results,
+    predict_features,
+    predict_image,
+    shown_result,
+    without_network,
+)
 from monai_wscxr.label.scores import ArchiveScores
 from monai_wscxr.label.training import RUN_OPTIONS, Trainer
-from monai_wscxr.model.artefact import load_model
+from monai_wscxr.model.artefact import TrainedModel, load_model
 from monai_wscxr.system.atomic import write_text_atomic
 from monai_wscxr.training.options import find_configs
 
@@ -63,6 +76,8 @@ class Workbench:
     ) -> None:
         self.studies, self.folder, self.seed, self.read_only = studies, Path(folder), seed, read_only
         self._held = hold(self.folder)
+        self._closing = contextlib.ExitStack()
+        self._closing.callback(self._held.close)
         try:
             self._open(normals, model, options or {}, bundle)
         except BaseException:
@@ -86,6 +101,13 @@ class Workbench:
         if loaded is not None:
             self.trainer.check_fits(loaded)
             loaded.network.to(self.trainer.extractor.device)
+        extractor = self.trainer.extractor
+        self.decoders = Decoders(extractor.preprocessing, extractor.allow)
+        self._closing.callback(self.decoders.close)
+        # all decoding of the archive takes place in the workers, also that of scoring and training
+        extractor.transform, extractor.read_workers = Compose([self.decoders.transform]), 0
+        cache = None if extractor.cache is None else extractor.cache.folder
+        hide_folders(self.studies.source, self.folder, normals, model, bundle, cache)
         self.labelled = LabelledImages(self.studies, known, self.trainer.extractor.digest)
         self.scores = ArchiveScores(self.studies, self.trainer.extractor, loaded)
         self._busy = threading.Lock()  # held while features are computed or a model is trained
@@ -95,8 +117,8 @@ class Workbench:
         self._job = Job()
 
     def close(self) -> None:
-        """Release the folder for another workbench."""
-        self._held.close()
+        """End the worker processes and release the folder for another workbench."""
+        self._closing.close()
 
     def _claim_folder(self) -> None:
         path = self.folder / "workbench.json"
@@ -185,7 +207,8 @@ class Workbench:
             RadiographError: when the file cannot be read.
         """
         extractor = self.trainer.extractor
-        return pictures.radiograph_png(self.studies.file(image_id), extractor.preprocessing, extractor.allow)
+        file = self.studies.file(image_id)
+        return self.decoders.archive(file, pictures.radiograph_png, file, extractor.preprocessing, extractor.allow)
 
     def map_png(self, image_id: str) -> bytes:
         """Return the anomaly map at the size of `radiograph_png`: RGBA by the model's colour scale, clear where it is low.
@@ -194,35 +217,66 @@ class Workbench:
             UnknownImage: on an unknown id.
             Refused: without a model, or when the file cannot be used.
         """
-        found = self.predict(image_id)
-        return pictures.map_png(found.file, found.anomaly_map, found.model, self.trainer.extractor.allow)
+        found = without_network(self.predict(image_id))
+        return self.decoders.archive(
+            found.file,
+            pictures.map_png,
+            found.file,
+            found.anomaly_map,
+            found.model,
+            self.trainer.extractor.allow,
+        )
 
     def predict(self, image_id: str) -> ImagePrediction:
         """Predict an image of the archive with the model in use; raises as `map_png`."""
-        return self.predict_file(self.studies.file(image_id))
+        return predict_image(self._model(), self.trainer.extractor, self.studies.file(image_id))
 
-    def predict_file(self, file: Path, keep: bool = True) -> ImagePrediction:
-        """Predict any file; without `keep` its features do not go to the feature cache.
+    def predict_upload(self, file: Path) -> ImagePrediction:
+        """Predict any file, without keeping anything of it.
 
         Raises:
-            Refused: without a model, or when the file cannot be used.
+            Refused: without a model, or when too many requests are waiting.
+            RadiographError: when the file cannot be used.
         """
+        model, extractor = self._model(), self.trainer.extractor
+        image = torch.from_numpy(self.decoders.upload(file, network_input, str(file)))
+        features = torch.stack([rows for _, rows in extractor.run([{"image": image, "file": str(file)}])])
+        return predict_features(model, extractor, file, features)
+
+    def _model(self) -> TrainedModel:
         model = self.scores.model
         if model is None:
             raise Refused("no_model", "there is no model yet: name known normal images, or label some normal ones")
-        return predict_image(model, self.trainer.extractor, file, keep)
+        return model
+
+    def shown_result(self, found: ImagePrediction, suffix: str, upload: bool) -> tuple[bytes, tuple[int, int]]:
+        """Encode the map of a prediction, see `results.shown_result`, in a worker for uploads or for the archive."""
+        call = self.decoders.upload if upload else self.decoders.archive
+        return call(found.file, shown_result, without_network(found), suffix, self.trainer.extractor.allow)
+
+    def check_upload(self, file: Path) -> None:
+        """Check that an uploaded file is a radiograph that can be used.
+
+        Raises:
+            RadiographError: when it is not.
+            Refused: when too many requests are waiting.
+        """
+        self.decoders.upload(file, image_size, str(file), self.trainer.extractor.allow)
 
     def keep_results(self, image_id: str) -> list[str]:
         """Store the prediction of an image in the archive, see `Studies.keep_results`; return the kinds stored.
 
         Raises:
             UnknownImage: on an unknown id.
-            Refused: with reason "read_only"; or as `predict_file` and `encoded_results`.
+            Refused: with reason "read_only"; or as `predict` and `encoded_results`.
         """
         if self.read_only:
             raise Refused("read_only", "this server stores no results")
         found = self.predict(image_id)
-        return self.studies.keep_results(image_id, encoded_results(found, self.trainer.extractor.allow))
+        results = self.decoders.archive(
+            found.file, encoded_results, without_network(found), self.trainer.extractor.allow
+        )
+        return self.studies.keep_results(image_id, results)
 
     # ---- labels
 
@@ -250,7 +304,10 @@ class Workbench:
             rejection = self.scores.rejection(image_id)
             if rejection is not None:
                 raise Refused(*rejection)
-            self.labelled.check_copies(image_id, str(file), wanted.label)
+            try:
+                self.labelled.check_copies(image_id, str(file), wanted.label)
+            except OSError as error:  # the file has vanished or cannot be read any more
+                raise UnknownImage(image_id) from error
         self.studies.put(image_id, wanted)
         return self.item(image_id)
 
@@ -306,7 +363,7 @@ class Workbench:
                 notes = self._replace_model()
         except BaseException as error:
             unforeseen = f"the training failed ({type(error).__name__}); the old model stays in use"
-            self._job.end("failed", str(error) if isinstance(error, InputError) else unforeseen)
+            self._job.end("failed", without_paths(str(error)) if isinstance(error, InputError) else unforeseen)
             raise
         self._job.end("done", "; ".join(notes))
 

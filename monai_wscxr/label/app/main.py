@@ -6,6 +6,7 @@ import logging
 import tempfile
 import threading
 import time
+from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import yaml
@@ -15,8 +16,8 @@ from monailabel.interfaces.app import MONAILabelApp
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.open import open_studies
 from monai_wscxr.label.archive.studies import Refused, UnknownImage
-from monai_wscxr.label.results import ImagePrediction
-from monai_wscxr.label.server.datastore import WorkbenchDatastore, private_folder
+from monai_wscxr.label.messages import hide_folders
+from monai_wscxr.label.server.datastore import WorkbenchDatastore, temporary_file
 from monai_wscxr.label.server.tasks import (
     AnomalyInfer,
     ArchiveScoring,
@@ -25,6 +26,7 @@ from monai_wscxr.label.server.tasks import (
     keep_tasks_in_this_process,
     uploaded,
 )
+from monai_wscxr.label.server.uploads import Uploads
 from monai_wscxr.label.workbench import Workbench
 
 logger = logging.getLogger("monai_wscxr")
@@ -61,10 +63,11 @@ class WSCXRApp(MONAILabelApp):
             str(conf.get("read_only")).lower() in ("1", "true", "yes"),
             conf.get("bundle"),
         )
-        # MONAI Label passes an upload as the path of a temporary file, and a client could send any path: only paths in this
-        # folder count as uploads
-        self.uploads = private_folder(work).resolve()
-        tempfile.tempdir = str(self.uploads)
+        # an upload is passed on as the path of a file, and a client could send any path: only paths in this folder count
+        self.uploads = Uploads(work / "uploads")
+        get_temp_dir()  # the sockets of worker processes stay where they are: their paths must be short
+        tempfile.tempdir = str(self.uploads.folder)
+        hide_folders(self.uploads.folder, app_dir)
         super().__init__(
             app_dir,
             studies,
@@ -94,26 +97,35 @@ class WSCXRApp(MONAILabelApp):
         """Return the strategies of the workbench."""
         return {name: NextImage(self.workbench, name, text) for name, text in _STRATEGIES.items()}
 
-    def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+    def encoded_inference(self, request: dict[str, Any]) -> tuple[str, bytes, dict[str, Any]]:
         """Predict one image, given by its id or as an upload. No other path in a request is opened.
+
+        Returns:
+            Name and content of the file with the map, and the result as JSON values.
 
         Raises:
             UnknownImage: on an unknown id.
             Refused: on an unknown model, or as `Workbench.predict`.
+            RadiographError: when an upload cannot be used.
         """
         task = self._task(self._infers, request.get("model"), "model")
         image = request.get("image")
-        upload = uploaded(image, self.uploads)
-        found: ImagePrediction
+        upload = uploaded(image, self.uploads.folder)
         if upload is not None:
-            found = self.workbench.predict_file(upload, keep=False)
+            found = self.workbench.predict_upload(upload)
         elif isinstance(image, str):
             found = self.workbench.predict(image)
         else:
             raise UnknownImage("")
-        file, result = task({"result_extension": request.get("result_extension"), "prediction": found})
+        name, content, result = task.encoded(found, request.get("result_extension"), upload is not None)
         if upload is None and str(request.get("save_label", False)).lower() == "true":
             result["kept"] = self.workbench.keep_results(str(image))
+        return name, content, result
+
+    def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Predict as `encoded_inference`, with the map in a temporary file that MONAI Label removes."""
+        name, content, result = self.encoded_inference(request)
+        file = temporary_file(content, name.removeprefix("map"))
         return {"label": file, "tag": request.get("label_tag", "original"), "file": file, "params": result}
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +151,7 @@ class WSCXRApp(MONAILabelApp):
     @staticmethod
     def _task(tasks: dict[str, Any], name: Any, what: str) -> Any:
         """Return a task by name, or refuse an unknown one."""
-        if name not in tasks:
+        if not isinstance(name, str) or name not in tasks:
             raise Refused("unknown", f"there is no {what} of that name; choose from {', '.join(tasks)}")
         return tasks[name]
 

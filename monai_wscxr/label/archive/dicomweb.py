@@ -7,7 +7,6 @@ image. So a label server finds them again after a restart, and viewers find them
 from __future__ import annotations
 
 import datetime
-import hashlib
 import io
 import logging
 import os
@@ -24,6 +23,7 @@ from monai_wscxr.data.radiograph.base import quiet
 from monai_wscxr.data.radiograph.pydicom_versions import encoded
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.dicom_label import DESCRIPTION, label_report, read_label
+from monai_wscxr.label.archive.keys import IdKey, unkeyed_id
 from monai_wscxr.label.archive.patients import hashed_patient
 from monai_wscxr.label.archive.studies import Label, Refused, UnknownImage
 from monai_wscxr.report.dicom import HeaderError
@@ -48,16 +48,18 @@ class DicomWebStudies:
         modalities: modalities of the images to list.
 
     Raises:
-        InputError: when the server does not answer.
+        InputError: when the server does not answer, or the key of the ids is damaged.
     """
 
     def __init__(self, url: str, folder: str | Path, modalities: Sequence[str] = ("DX", "CR")) -> None:
         self.source, self.modalities = url.rstrip("/"), tuple(modalities)
         user, password = (os.environ.get(f"MONAI_LABEL_DICOMWEB_{name}") for name in ("USERNAME", "PASSWORD"))
-        session = create_session_from_user_pass(user, password) if user and password else None
+        session = create_session_from_user_pass(user, password) if user and password else requests.Session()
+        session.max_redirects = 0  # an answer must not send user name and password to another address
         self.client = DICOMwebClient(url=self.source, session=session)
         self.copies = Path(folder) / "copies"
         self.copies.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._key = IdKey(Path(folder))
         self._lock = threading.Lock()
         self._images: dict[str, dict[str, str]] = {}
         self._labels: dict[str, Label] = {}
@@ -92,7 +94,7 @@ class DicomWebStudies:
         for modality in self.modalities:
             for entry in self._find(Modality=modality):
                 if all(entry.get(f"{level}InstanceUID") for level in ("Study", "Series", "SOP")):
-                    images[_id(entry["SOPInstanceUID"])] = entry
+                    images[self._id(entry["SOPInstanceUID"])] = entry
         latest: dict[str, tuple[str, Label | None]] = {}
         for entry in self._find(Modality="SR"):
             if entry.get("SeriesDescription") != DESCRIPTION:  # not part of the query: Orthanc does not match brackets
@@ -101,9 +103,13 @@ class DicomWebStudies:
             if found is not None and found[1] >= latest.get(found[0], ("", None))[0]:
                 latest[found[0]] = found[1], found[2]
         ordered = sorted(latest.items(), key=lambda entry: entry[1][0])
+        for image_id, entry in images.items():  # copies that an earlier version stored under an id without a key
+            earlier = self.copies / f"{unkeyed_id(entry['SOPInstanceUID'].encode())}.dcm"
+            if earlier.is_file():
+                earlier.replace(self.copies / f"{image_id}.dcm")
         with self._lock:
             self._images = dict(sorted(images.items(), key=lambda e: (e[1].get("StudyDate", ""), e[0])))
-            self._labels = {_id(uid): label for uid, (_, label) in ordered if label is not None}
+            self._labels = {self._id(uid): label for uid, (_, label) in ordered if label is not None}
 
     def _read_report(self, entry: Mapping[str, str]) -> tuple[str, str, Label | None] | None:
         """Return the content of a label report, see `read_label`, or None when it cannot be read; each is read once."""
@@ -130,6 +136,10 @@ class DicomWebStudies:
             raise InputError(
                 f"the DICOMweb server does not deliver an object that it lists ({type(error).__name__})"
             ) from error
+
+    def _id(self, sop_instance_uid: str) -> str:
+        """Return the id of an object: a keyed hash, because UIDs identify patients."""
+        return self._key.id(sop_instance_uid.encode("utf-8", "replace"))
 
     # ---- Studies
 
@@ -166,7 +176,8 @@ class DicomWebStudies:
 
     def patient(self, image_id: str) -> str:
         """Return a pseudonym made from PatientID; an image without one is its own patient."""
-        return hashed_patient(self._entry(image_id).get("PatientID", "")) or image_id
+        entry = self._entry(image_id)
+        return hashed_patient(entry.get("PatientID", "")) or unkeyed_id(entry["SOPInstanceUID"].encode())
 
     def labels(self) -> dict[str, Label]:
         """Return the labels of the listed images."""
@@ -221,7 +232,7 @@ class DicomWebStudies:
             kind = descriptions.get(entry.get("SeriesDescription", ""))
             if kind is None:
                 continue
-            path = self.copies / f"{_id(entry['SOPInstanceUID'])}.dcm"
+            path = self.copies / f"{self._id(entry['SOPInstanceUID'])}.dcm"
             try:
                 if not path.is_file():
                     self._copy(entry, path)
@@ -237,11 +248,6 @@ class DicomWebStudies:
             if refers and when >= found.get(kind, ("", path))[0]:
                 found[kind] = when, path
         return {kind: path for kind, (_, path) in found.items()}
-
-
-def _id(sop_instance_uid: str) -> str:
-    """Return the id of an object: a hash, because UIDs contain dots and identify patients."""
-    return hashlib.blake2b(sop_instance_uid.encode(), digest_size=8).hexdigest()
 
 
 def _referred(ds: pydicom.Dataset) -> set[str]:

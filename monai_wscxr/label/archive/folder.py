@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
+import errno
 import json
+import logging
 import os
+import re
 import shutil
+import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from monai_wscxr.data.datalist import Item, load_datalist, patient_of
@@ -16,10 +19,13 @@ from monai_wscxr.data.listing import list_images
 from monai_wscxr.data.radiograph.formats import sniff_format
 from monai_wscxr.data.radiograph.read import file_digest
 from monai_wscxr.errors import InputError
+from monai_wscxr.label.archive.keys import IdKey, unkeyed_id
 from monai_wscxr.label.archive.patients import dicom_patient
-from monai_wscxr.label.archive.studies import RESULT_SUFFIXES, Label, UnknownImage
+from monai_wscxr.label.archive.studies import RESULT_SUFFIXES, Label, Refused, UnknownImage
 from monai_wscxr.prediction.inputs import find_inputs
-from monai_wscxr.system.atomic import replacing
+from monai_wscxr.system.atomic import replacing, sync, write_bytes_atomic
+
+logger = logging.getLogger("monai_wscxr")
 
 _UPLOAD_SUFFIXES = {
     "png": ".png",
@@ -29,31 +35,58 @@ _UPLOAD_SUFFIXES = {
     "nifti": ".nii",
     "dicom": ".dcm",
 }
+_ENTRY = re.compile(rb'\{"id": ?"')  # cannot occur in a text value, where quotes are escaped
+_ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
+_LONGEST_LINE = 1 << 20
 
 
 class LabelFile:
     """Labels in a file of JSON lines, one per decision. The last decision on an image counts; the earlier ones are history.
 
+    A line that is not a decision, for instance one that a power cut left incomplete, is moved to a file of its own, `damaged`,
+    and never stops the server. A decision that follows such a remnant in the same line is kept.
+
     Args:
         path: the file; created with the first label.
+        identify: returns the id of an image by the id and the name in a line; by default the id in the line.
+
+    Attributes:
+        damaged: file that takes the lines that are not decisions; named like `path`, with `.damaged` at the end.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, identify: Callable[[str, str | None], str] | None = None) -> None:
+        self.path, self.damaged = path, path.with_name(f"{path.name}.damaged")
+        self._identify = identify or (lambda image_id, name: image_id)
         self._lock = threading.Lock()
         self._labels: dict[str, Label] = {}
-        content = path.read_bytes() if path.exists() else b""
-        self._torn = not content.endswith(b"\n") and bool(content)
-        for line in content.splitlines():
-            try:
-                entry = json.loads(line)
-                image_id, wanted = str(entry["id"]), entry["label"]
-                label = (
-                    None if wanted is None else Label.checked(*(wanted[k] for k in ("image_label", "class", "skipped")))
-                )
-            except (ValueError, KeyError, TypeError):
-                continue  # a line that a power cut left incomplete
-            self._set(image_id, label)
+        self._load()
+
+    def _load(self) -> None:
+        content = self.path.read_bytes() if self.path.exists() else b""
+        kept: list[bytes] = []
+        bad: list[bytes] = []
+        for line in content.split(b"\n"):
+            if not line.strip():
+                continue
+            remnant, decision = _split(line)
+            if remnant:
+                bad.append(remnant)
+            if decision is not None:
+                text, image_id, name, label = decision
+                kept.append(text)
+                self._set(self._identify(image_id, name), label)
+        if bad:
+            self._set_aside(kept, bad)
+
+    def _set_aside(self, kept: Sequence[bytes], bad: Sequence[bytes]) -> None:
+        """Move damaged lines to `damaged`; without space for this, they stay where they are and are skipped."""
+        try:
+            _append(self.damaged, b"".join(line + b"\n" for line in bad))
+            write_bytes_atomic(self.path, b"".join(line + b"\n" for line in kept))
+        except OSError as error:
+            logger.warning("%s: %d damaged lines are skipped (%s)", self.path, len(bad), error.strerror)
+            return
+        logger.warning("%s: %d damaged lines were moved to %s", self.path, len(bad), self.damaged)
 
     def _set(self, image_id: str, label: Label | None) -> None:
         self._labels.pop(image_id, None)  # so that a new decision comes last
@@ -66,7 +99,11 @@ class LabelFile:
             return dict(self._labels)
 
     def put(self, image_id: str, name: str, label: Label | None) -> None:
-        """Append a decision and wait until it is on the disk."""
+        """Append a decision and wait until it is on the disk.
+
+        Raises:
+            Refused: with reason "disk_full" or "not_stored", when it could not be written; the file is as before.
+        """
         entry = {
             "id": image_id,
             "name": name,
@@ -74,12 +111,70 @@ class LabelFile:
             "time": datetime.datetime.now().isoformat(timespec="seconds"),
         }
         with self._lock:
-            with open(self.path, "ab") as file:
-                file.write((b"\n" if self._torn else b"") + json.dumps(entry).encode() + b"\n")
-                self._torn = False
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                _append(self.path, json.dumps(entry).encode() + b"\n")
+            except OSError as error:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+                raise Refused(
+                    "disk_full" if full else "not_stored",
+                    f"the label could not be stored ({error.strerror}); the earlier labels are intact",
+                ) from error
             self._set(image_id, label)
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Append complete lines to a file and wait until they are on the disk; after an error the file is as before.
+
+    A file that does not end with a line break, because a process died while it wrote, gets one first.
+
+    Raises:
+        OSError: when the data could not be written.
+    """
+    new = not path.exists()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(descriptor, data[written:])
+            os.fsync(descriptor)
+        except BaseException:
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+    if new:
+        sync(path.parent)
+
+
+Decision = tuple[bytes, str, str | None, Label | None]
+"""A line without what precedes the decision in it, the image's id and name in it, and the label."""
+
+
+def _split(line: bytes) -> tuple[bytes, Decision | None]:
+    """Split a line of a label file into a damaged part, often empty, and the decision after it, or None."""
+    starts = [0, *(match.start() for match in _ENTRY.finditer(line, 1))]
+    for start in starts if len(line) <= _LONGEST_LINE else ():
+        decision = _decision(line[start:])
+        if decision is not None:
+            return line[:start], decision
+    return line, None
+
+
+def _decision(text: bytes) -> Decision | None:
+    """Read a line of a label file; None when it is not a decision."""
+    try:
+        entry = json.loads(text.decode("utf-8"))
+        image_id, name, wanted = entry["id"], entry.get("name"), entry["label"]
+        if not isinstance(image_id, str) or not isinstance(name, str | None):
+            return None
+        label = None if wanted is None else Label.checked(*(wanted[k] for k in ("image_label", "class", "skipped")))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return text, image_id, name, label
 
 
 class FolderStudies:
@@ -87,18 +182,20 @@ class FolderStudies:
 
     Labels and results go to another folder, so nothing is written among the images; it is not searched if it lies below.
 
-    An image's id is a hash of its path below the folder, so an id cannot name a file outside it. Links that lead out of the
-    folder are left out, and checked again whenever a file is opened.
+    An image's id is a keyed hash of its path below the folder (`IdKey`), so an id cannot name a file outside it. Only regular
+    files count, no pipes, sockets or devices. Links that lead out of the folder are left out. Both are checked again whenever
+    a file is opened.
 
     Args:
         folder: folder with the images.
-        kept: folder for `labels.jsonl` and `results/`; created if missing.
+        kept: folder for `labels.jsonl`, `results/` and the key of the ids; created if missing.
 
     Attributes:
         outside: number of images left out because they are links that lead out of the folder.
+        irregular: number of images left out because they are pipes, sockets or devices.
 
     Raises:
-        InputError: when the folder does not exist.
+        InputError: when the folder does not exist, or the key is damaged.
     """
 
     def __init__(self, folder: str | Path, kept: str | Path) -> None:
@@ -108,19 +205,44 @@ class FolderStudies:
         self.source = str(self.folder.resolve())
         self.kept = Path(kept)
         self.kept.mkdir(parents=True, exist_ok=True)
-        self._file = LabelFile(self.kept / "labels.jsonl")
+        self._key = IdKey(self.kept)
         self._paths: dict[str, Path] = {}
         self._patients: dict[str, str] = {}
-        self.outside = 0
+        self._unkeyed: dict[str, str] = {}  # ids by the unkeyed ids of earlier versions
+        self.outside = self.irregular = 0
         self.refresh()
+        self._file = LabelFile(self.kept / "labels.jsonl", self._identify)
 
     def refresh(self) -> None:
         """Search the folder for images."""
         root, kept = Path(self.source), self.kept.resolve()
         listing = list_images([root], skip=lambda folder: folder == kept != root)
         inside = [path for path in listing.images if _is_inside(root, path)]
-        self._paths = {self._id(path): path for path in inside}
-        self.outside = len(listing.images) - len(inside)
+        regular = [path for path in inside if _is_regular(path)]
+        outside, irregular = len(listing.images) - len(inside), len(inside) - len(regular)
+        if irregular > self.irregular:
+            logger.warning("left out of the studies: %d pipes, sockets or devices", irregular)
+        self.outside, self.irregular = outside, irregular
+        self._paths = {self._id(path): path for path in regular}
+        self._unkeyed = {unkeyed_id(self._below(path)): image_id for image_id, path in self._paths.items()}
+        self._rename_results()
+
+    def _rename_results(self) -> None:
+        """Give results that an earlier version stored under unkeyed ids their present names."""
+        results = self.kept / "results"
+        for folder in results.iterdir() if results.is_dir() else ():
+            image_id = self._unkeyed.get(folder.name)
+            if image_id is not None and not (results / image_id).exists():
+                folder.rename(results / image_id)
+
+    def _identify(self, image_id: str, name: str | None) -> str:
+        """Return the id of the image of a line in the label file, whose id may be unkeyed or made with a lost key."""
+        for below in _encodings(name):
+            if image_id in (self._key.id(below), unkeyed_id(below)):
+                return self._key.id(below)
+        if name is None or image_id in self._paths or image_id in self._unkeyed:
+            return self._unkeyed.get(image_id, image_id)
+        return self._key.id(_encodings(name)[0])
 
     def ids(self) -> list[str]:
         """Return the ids of all images, in the order of their paths."""
@@ -139,7 +261,7 @@ class FolderStudies:
     def file(self, image_id: str) -> Path:
         """Return the image file."""
         path = self._path(image_id)
-        if not _is_inside(Path(self.source), path) or not path.is_file():
+        if not _is_inside(Path(self.source), path) or not _is_regular(path):
             raise UnknownImage(image_id)
         return path
 
@@ -147,7 +269,8 @@ class FolderStudies:
         """Return the patient by DICOM header or ZhangLab file name; without either, an image is its own patient."""
         if image_id not in self._patients:
             path = self.file(image_id)
-            self._patients[image_id] = dicom_patient(path) or patient_of(path.name) or image_id
+            # not the keyed id: the choice of held-out images depends on it and must be the same in every work folder
+            self._patients[image_id] = dicom_patient(path) or patient_of(path.name) or unkeyed_id(self._below(path))
         return self._patients[image_id]
 
     def labels(self) -> dict[str, Label]:
@@ -168,8 +291,11 @@ class FolderStudies:
         self.refresh()
         return self._id(folder / name)
 
+    def _below(self, path: Path) -> bytes:
+        return os.fsencode(path.relative_to(self.source).as_posix())
+
     def _id(self, path: Path) -> str:
-        return hashlib.blake2b(os.fsencode(path.relative_to(self.source).as_posix()), digest_size=8).hexdigest()
+        return self._key.id(self._below(path))
 
     def keep_results(self, image_id: str, results: Mapping[str, bytes]) -> list[str]:
         """Write `results/ID/KIND.SUFFIX`, each file replaced in one step; return the kinds."""
@@ -197,6 +323,23 @@ def _is_inside(root: Path, path: Path) -> bool:
         return path.resolve(strict=True).is_relative_to(root)
     except (OSError, RuntimeError):  # a broken link, or one that leads in a circle
         return False
+
+
+def _is_regular(path: Path) -> bool:
+    """Tell whether a path, with links followed, is a regular file; a pipe would wait for its writer for ever."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _encodings(name: str | None) -> list[bytes]:
+    r"""Return the paths that a name in a label file may stand for: as it reads, and with \x escapes as bytes."""
+    if name is None:
+        return []
+    plain = name.encode("utf-8", "surrogatepass")
+    escaped = _ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), plain)
+    return [plain] if escaped == plain else [plain, escaped]
 
 
 def known_normals(source: str | Path) -> list[Item]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,39 @@ RESULT_SUFFIXES = {
 }
 """File name suffixes of results by kind: any image has `image` and `map`, a DICOM image the others too (`report.dicom`)."""
 
-_CLASS = re.compile(r"[^\x00-\x1f\x7f/\\]+")
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols by their category, but drawn as nothing
+
+
+def class_name(value: Any) -> str | None:
+    """Check the name of a class, by the one rule for all requests, label files and label reports.
+
+    A name has 1 to `LARGEST_CLASS` printable characters without slashes and backslashes. Control characters, surrogates,
+    line breaks, invisible characters and those that change the direction of writing are refused. Runs of spaces and tabs
+    count as one space, and are dropped at both ends.
+
+    Args:
+        value: an untrusted value.
+
+    Returns:
+        The name; None when nothing is left of it.
+
+    Raises:
+        Refused: with reason "bad_class".
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise Refused("bad_class", "the class must be text")
+    if len(value) > 16 * LARGEST_CLASS:
+        raise Refused("bad_class", f"a class is a name of at most {LARGEST_CLASS} characters")
+    spaced = "".join(" " if c == "\t" or unicodedata.category(c) == "Zs" else c for c in value)
+    name = " ".join(part for part in spaced.split(" ") if part)
+    if len(name) > LARGEST_CLASS or not name.isprintable() or any(c in "/\\" or c in _BLANK for c in name):
+        raise Refused(
+            "bad_class",
+            f"a class is a name of at most {LARGEST_CLASS} printable characters in one line, without slashes",
+        )
+    return name or None
 
 
 class UnknownImage(KeyError):  # noqa: N818 - reads as a statement where it is raised
@@ -46,6 +78,9 @@ class Refused(InputError):  # noqa: N818
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[Any, ...]:  # worker processes send these errors to their parent
+        return type(self), (self.reason, str(self))
+
 
 @dataclass(frozen=True)
 class Label:
@@ -68,14 +103,11 @@ class Label:
         Raises:
             Refused: when a value has the wrong type, or the values contradict each other.
         """
-        if isinstance(label, bool) or label not in (0, 1, None) or isinstance(label, float):
+        if label is not None and (type(label) is not int or label not in (0, 1)):
             raise Refused("bad_label", "the label must be 0 (normal) or 1 (abnormal)")
         if not isinstance(skipped, bool):
             raise Refused("bad_label", "skipped must be true or false")
-        name = image_class.strip() if isinstance(image_class, str) else image_class
-        if name is not None and not isinstance(name, str):
-            raise Refused("bad_class", "the class must be text")
-        name = name or None
+        name = class_name(image_class)
         if skipped and (label is not None or name is not None):
             raise Refused("contradiction", "a skipped image has neither a label nor a class")
         if not skipped and label is None:
@@ -84,8 +116,6 @@ class Label:
             raise Refused("contradiction", f"a normal image (label 0) has no class, but {name[:20]!r} was given")
         if label == 1 and name is not None and name.lower() == "normal":
             raise Refused("contradiction", "an abnormal image (label 1) cannot be of class 'normal'")
-        if name is not None and (len(name) > LARGEST_CLASS or not _CLASS.fullmatch(name)):
-            raise Refused("bad_class", f"a class is a name of at most {LARGEST_CLASS} characters without slashes")
         return cls(label, (name or "abnormal") if label == 1 else None, skipped)
 
     def to_dict(self) -> dict[str, Any]:

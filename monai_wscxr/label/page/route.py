@@ -10,10 +10,12 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.studies import UnknownImage
+from monai_wscxr.label.messages import without_paths
 from monai_wscxr.label.server.guard import Refusal, SameSite
 
 BODY_LIMIT = 4096  # bytes; a label takes about a hundred
@@ -91,10 +93,12 @@ def _refusal(error: Exception) -> Refusal:
         return Refusal(HTTPStatus.NOT_FOUND, "unknown_image", "the collection has no image with this id")
     if isinstance(error, RequestValidationError):
         return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", _first_problem(error))
+    if isinstance(error, HTTPException):  # the body could not be read at all
+        return Refusal(HTTPStatus(error.status_code), "invalid", "the body is not valid JSON")
     if isinstance(error, RadiographError):
         return Refusal(HTTPStatus.CONFLICT, error.code, error.message)
     if isinstance(error, InputError):
-        return Refusal(HTTPStatus.CONFLICT, getattr(error, "reason", "refused"), str(error))
+        return Refusal(HTTPStatus.CONFLICT, getattr(error, "reason", "refused"), without_paths(str(error)))
     _log.error("a request to the labelling page failed", exc_info=error)
     return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the server met an unexpected error; see its log")
 

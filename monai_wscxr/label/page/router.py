@@ -19,13 +19,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
 
 from monai_wscxr.data.encoding import encode_png
+from monai_wscxr.label.archive.studies import class_name
 from monai_wscxr.label.page.route import RefusedError, page_route
 from monai_wscxr.label.server.guard import LOOPBACK, Refusal
 from monai_wscxr.model.calibration import ColourScale
 from monai_wscxr.report.overlay import overlay
 
 Strategy = Literal["most_suspicious", "most_uncertain", "random", "labelled"]
-CLASS_LENGTH = 64
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -56,16 +56,13 @@ class LabelBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     label: Annotated[int, Field(strict=True, ge=0, le=1)] | None
-    image_class: str | None = Field(default=None, alias="class", max_length=CLASS_LENGTH)
+    image_class: str | None = Field(default=None, alias="class")
     skipped: StrictBool = False
 
     @field_validator("image_class")
     @classmethod
-    def _one_line(cls, value: str | None) -> str | None:
-        value = " ".join(value.split()) if value is not None else None
-        if value and not value.isprintable():
-            raise ValueError("a class is one line of printable characters")
-        return value or None
+    def _name(cls, value: str | None) -> str | None:
+        return class_name(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> LabelBody:

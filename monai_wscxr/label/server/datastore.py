@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import shutil
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from monai_wscxr.data.radiograph.base import RadiographError
-from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.label.archive.folder import FolderStudies
 from monai_wscxr.label.archive.studies import Label, Refused, UnknownImage
+from monai_wscxr.label.server.values import BadRequest, check_object
 from monai_wscxr.label.workbench import Workbench
+from monai_wscxr.system.atomic import replacing
 
 FINAL = DefaultLabelTag.FINAL.value
 LARGEST_LABEL = 4096  # bytes of a label file
+LARGEST_NOTES = 1 << 16  # characters
 
 
 class WorkbenchDatastore(Datastore):
@@ -84,7 +87,8 @@ class WorkbenchDatastore(Datastore):
             folder = self.workbench.folder / "served"
             folder.mkdir(exist_ok=True)
             path = folder / f"{label_id}.json"
-            path.write_text(json.dumps(label.to_dict()), encoding="utf-8")
+            with replacing(path, durable=False) as temporary:
+                temporary.write_text(json.dumps(label.to_dict()), encoding="utf-8")
             return str(path)
         kept = self.studies.results(label_id).get(label_tag)
         if kept is None:
@@ -93,7 +97,7 @@ class WorkbenchDatastore(Datastore):
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Return the workbench's entry of an image, with the notes of clients."""
-        return {**self._info.get(image_id, {}), **self.workbench.item(image_id)}
+        return {**copy.deepcopy(self._info.get(image_id, {})), **self.workbench.item(image_id)}
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
         """Return an image-level label, or the kind and file name of a result."""
@@ -136,9 +140,9 @@ class WorkbenchDatastore(Datastore):
         if self.workbench.read_only:
             raise Refused("read_only", "this server takes no images")
         try:
-            read_radiograph(image_filename, allow=self.workbench.trainer.extractor.allow)
+            self.workbench.check_upload(Path(image_filename))
         except RadiographError as error:
-            raise Refused(error.code, str(error)) from error
+            raise Refused(error.code, error.message) from error
         return self.studies.add(Path(image_filename))
 
     def remove_image(self, image_id: str) -> None:
@@ -156,10 +160,11 @@ class WorkbenchDatastore(Datastore):
             self.workbench.keep_results(image_id)
             return image_id
         self.studies.file(image_id)  # report an unknown image before a bad label
-        content = Path(label_filename).read_bytes()[: LARGEST_LABEL + 1]
+        with open(label_filename, "rb") as file:
+            content = file.read(LARGEST_LABEL + 1)
         try:
             values = json.loads(content) if len(content) <= LARGEST_LABEL else None
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         allowed = {"image_label", "class", "skipped"}
         if not isinstance(values, dict) or not values or set(values) - allowed:
@@ -177,9 +182,17 @@ class WorkbenchDatastore(Datastore):
         self.workbench.set_label(label_id, None)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        """Keep notes of clients until the server stops."""
+        """Keep notes of clients until the server stops.
+
+        Raises:
+            BadRequest: when the notes are not an object that can be sent back, or take too much room.
+        """
         self.studies.name(image_id)
-        self._info.setdefault(image_id, {}).update(info)
+        notes = {**self._info.get(image_id, {}), **check_object(info, "info")}
+        check_object(notes.get("strategy", {}), "strategy")  # MONAI Label adds to it
+        if len(json.dumps(notes)) > LARGEST_NOTES:
+            raise BadRequest(f"the notes on an image may take {LARGEST_NOTES} characters")
+        self._info[image_id] = notes
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Refuse, because a label is changed by saving it again."""
@@ -201,14 +214,11 @@ class WorkbenchDatastore(Datastore):
 
 def temporary_file(data: bytes, suffix: str) -> str:
     """Write a temporary file, which MONAI Label sends and removes; return its path."""
-    with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as file:
-        file.write(data)
-    return file.name
-
-
-def private_folder(root: Path) -> Path:
-    """Create an empty folder for uploads that only this user can open, without leftovers of earlier servers."""
-    folder = root / "uploads"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
-    return folder
+    descriptor, name = tempfile.mkstemp(suffix)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+    except BaseException:
+        os.unlink(name)
+        raise
+    return name

@@ -13,7 +13,9 @@ from typing import Any
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.open import is_address
+from monai_wscxr.label.decoding import PRELOAD
 from monai_wscxr.label.server.guard import LOOPBACK, Guard
+from monai_wscxr.prediction.workers import start_server
 
 APP = Path(__file__).resolve().parents[1] / "app"
 _SHORTEST_PASSWORD = 8
@@ -98,9 +100,10 @@ def create_server(options: ServerOptions) -> Guard:
     monai_authentication = os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() in ("1", "true", "yes")
     check_host(options.host, password is not None or monai_authentication)
     os.environ.setdefault("MONAI_LABEL_SESSIONS", "false")
+    start_server(PRELOAD)  # its imports take place while those of MONAI Label do
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # MONAI Label prints its settings when it is imported
-            from monailabel.app import app
+            from monailabel.config import settings
     except ImportError as error:
         raise InputError(
             f"MONAI Label is not installed here ({error}); `make label STUDIES=DIR` sets up an environment for it, or see "
@@ -108,20 +111,33 @@ def create_server(options: ServerOptions) -> Guard:
         ) from error
     from fastapi import Depends
     from fastapi.middleware.cors import CORSMiddleware
-    from monailabel.config import settings
     from monailabel.endpoints.user.auth import RBAC
     from monailabel.interfaces.utils.app import app_instance
 
     from monai_wscxr.label.page import router
+    from monai_wscxr.label.server.application import create_application
     from monai_wscxr.label.server.errors import answer_errors
+    from monai_wscxr.label.server.proxy import ArchiveProxy
 
     settings.MONAI_LABEL_APP_DIR = str(APP)
     settings.MONAI_LABEL_STUDIES = options.studies
     settings.MONAI_LABEL_APP_CONF = _app_configuration(options)
     settings.MONAI_LABEL_SERVER_PORT = options.port
-    if not settings.MONAI_LABEL_CORS_ORIGINS:  # in this case MONAI Label would allow every origin
-        app.user_middleware = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
     instance = app_instance()
+    instance.workbench.decoders.start()
+    archive = None
+    if is_address(options.studies):
+        user, word = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
+        prefixes = {
+            name: getattr(settings, f"MONAI_LABEL_{name.upper()}_PREFIX") or "" for name in ("qido", "wado", "stow")
+        }
+        archive = ArchiveProxy(options.studies, (user, word) if user and word else None, prefixes)
+    app = create_application(instance, archive)
+    friends = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS or ()]
+    if friends:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=friends, allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
+        )
     answer_errors(app)
     annotators = [Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
     app.include_router(router(instance.workbench, hosts=None), prefix="/wscxr", dependencies=annotators)
@@ -134,7 +150,7 @@ def create_server(options: ServerOptions) -> Guard:
     }
     local = LOOPBACK if options.host in (*LOOPBACK, *_ANY_ADDRESS) else ()
     hosts = {options.host, *options.allow_host, *local}
-    return Guard(app, hosts, options.max_upload << 20, password, names, is_address(options.studies))
+    return Guard(app, hosts, options.max_upload << 20, password, names, archive is not None, friends)
 
 
 def _app_configuration(options: ServerOptions) -> dict[str, Any]:

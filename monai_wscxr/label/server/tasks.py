@@ -15,11 +15,10 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks import utils as async_tasks
 
-from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.studies import Refused
-from monai_wscxr.label.pictures import overlay_png
-from monai_wscxr.label.results import ImagePrediction, map_nifti
+from monai_wscxr.label.messages import without_paths
+from monai_wscxr.label.results import ImagePrediction
 from monai_wscxr.label.server.datastore import temporary_file
 from monai_wscxr.label.workbench import Workbench
 
@@ -46,26 +45,41 @@ class AnomalyInfer(InferTask):
         """Return the parameters that a client may set."""
         return {"result_extension": list(EXTENSIONS), "save_label": False}
 
-    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Encode `request["prediction"]`; return the file to send, which MONAI Label removes, and the JSON result.
+    def encoded(
+        self, found: ImagePrediction, extension: Any = None, upload: bool = False
+    ) -> tuple[str, bytes, dict[str, Any]]:
+        """Encode a prediction.
+
+        Args:
+            found: the prediction.
+            extension: the request's `result_extension`.
+            upload: whether the image is an upload.
+
+        Returns:
+            Name and content of the file with the map, and the result as JSON values.
 
         Raises:
             Refused: on an unknown `result_extension`.
+            RadiographError: when the file cannot be read.
         """
-        found: ImagePrediction = request["prediction"]
-        extension = request.get("result_extension") or EXTENSIONS[0]
-        if isinstance(extension, list):  # a client that sends the configuration back
+        if isinstance(extension, list) and extension:  # a client that sends the configuration back
             extension = extension[0]
+        extension = extension or EXTENSIONS[0]
         if extension not in EXTENSIONS:
             raise Refused("bad_extension", f"result_extension must be one of {', '.join(EXTENSIONS)}")
-        allow = self.workbench.trainer.extractor.allow
-        radiograph = read_radiograph(found.file, allow=allow)
-        height, width = radiograph.image.shape
+        content, (width, height) = self.workbench.shown_result(found, extension, upload)
         x, y = found.score.peak
         result = {**found.to_dict(), "size": [width, height], "peak_pixel": [int(x * width), int(y * height)]}
-        if extension == ".png":
-            return temporary_file(overlay_png(found.file, found.anomaly_map, found.model, allow), ".png"), result
-        return temporary_file(map_nifti(found, radiograph), ".nii.gz"), result
+        return f"map{extension}", content, result
+
+    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Encode `request["prediction"]`; return a temporary file, which MONAI Label removes, and the JSON result.
+
+        Raises:
+            Refused: as `encoded`.
+        """
+        name, content, result = self.encoded(request["prediction"], request.get("result_extension"))
+        return temporary_file(content, name.removeprefix("map")), result
 
 
 class ArchiveScoring(ScoringMethod):
@@ -125,7 +139,7 @@ def run_in_this_process(task: dict[str, Any], method: str, callback: Any = None)
         task["result"] = getattr(app_instance(), method)(task["request"])
         task["status"] = "DONE"
     except InputError as error:
-        task.update(status="ERROR", details=[str(error)])
+        task.update(status="ERROR", details=[without_paths(str(error))])
     except Exception:
         logger.exception("%s failed", method)
         task.update(status="ERROR", details=["internal error; see the server's log"])

@@ -1,12 +1,19 @@
 """Studies in a folder, the file of their labels, and known normal images."""
 
+import errno
+import hashlib
+import json
+import os
+import resource
 import shutil
+import socket
+import stat
 
 import pytest
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.folder import FolderStudies, LabelFile, known_normals
-from monai_wscxr.label.archive.studies import Label, UnknownImage
+from monai_wscxr.label.archive.studies import Label, Refused, UnknownImage
 
 
 def test_labels_outlive_a_process_that_is_killed_in_the_middle_of_a_line(tmp_path):
@@ -19,6 +26,7 @@ def test_labels_outlive_a_process_that_is_killed_in_the_middle_of_a_line(tmp_pat
         opened.write(b'{"id": "d", "na')
     again = LabelFile(tmp_path / "labels.jsonl")
     assert again.labels() == {"b": Label(0), "c": Label(1, "abnormal")}
+    assert again.damaged.read_bytes() == b'{"id": "d", "na\n'
     again.put("e", "e.png", Label.checked(None, None, True))
     assert list(LabelFile(tmp_path / "labels.jsonl").labels()) == ["b", "c", "e"]
 
@@ -75,3 +83,184 @@ def test_known_normals_come_from_a_data_set_or_any_folder(phantoms, tmp_path):
     assert len(known_normals(phantoms / "train" / "normal")) == 20
     with pytest.raises(InputError, match="nothing"):
         known_normals(tmp_path / "nothing")
+
+
+def line(image_id, label=1, name=None, image_class="nodule"):
+    entry = {"id": image_id, "name": name or f"{image_id}.png"}
+    return {
+        **entry,
+        "label": {"image_label": label, "class": image_class, "skipped": False},
+        "time": "2026-01-01T00:00:00",
+    }
+
+
+@pytest.mark.parametrize("room", [0, 1, 60, 150])
+@pytest.mark.parametrize("earlier", [0, 2])
+def test_a_full_disk_in_the_middle_of_a_line_costs_that_label_alone(tmp_path, monkeypatch, room, earlier):
+    """The first bytes of the line reach the file before the disk is full."""
+    file = LabelFile(tmp_path / "labels.jsonl")
+    for number in range(earlier):
+        file.put(f"before{number}", "b.png", Label.checked(0))
+    content = (tmp_path / "labels.jsonl").read_bytes() if earlier else b""
+    write = os.write
+
+    def until_full(descriptor, data):
+        if not left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        part = bytes(data)[: left.pop()]
+        if not part:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, part)
+
+    left = [room]
+    monkeypatch.setattr(os, "write", until_full)
+    with pytest.raises(Refused, match="No space left on device") as error:
+        file.put("lost", "l.png", Label.checked(1, "x" * 64))
+    assert error.value.reason == "disk_full"
+    assert "lost" not in file.labels()
+    assert (tmp_path / "labels.jsonl").read_bytes() == content
+    monkeypatch.setattr(os, "write", write)
+    file.put("after", "a.png", Label.checked(1, "effusion"))
+    again = LabelFile(tmp_path / "labels.jsonl")
+    assert again.labels() == {**{f"before{n}": Label(0) for n in range(earlier)}, "after": Label(1, "effusion")}
+    assert not again.damaged.exists()
+
+
+def test_a_label_that_the_disk_does_not_confirm_is_not_acknowledged(tmp_path, monkeypatch):
+    file = LabelFile(tmp_path / "labels.jsonl")
+    file.put("a", "a.png", Label.checked(0))
+    before = (tmp_path / "labels.jsonl").read_bytes()
+
+    def fail(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(Refused) as error:
+        file.put("a", "a.png", None)
+    assert error.value.reason == "not_stored"
+    assert str(tmp_path) not in str(error.value)
+    assert file.labels() == {"a": Label(0)}
+    assert (tmp_path / "labels.jsonl").read_bytes() == before
+
+
+def test_a_limit_of_file_sizes_acts_like_a_full_disk(tmp_path):
+    file = LabelFile(tmp_path / "labels.jsonl")
+    file.put("a", "a.png", Label.checked(0))
+    size = (tmp_path / "labels.jsonl").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
+    try:
+        with pytest.raises(Refused):
+            file.put("b", "b.png", Label.checked(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "labels.jsonl").stat().st_size == size
+    file.put("c", "c.png", Label.checked(1))
+    assert list(LabelFile(tmp_path / "labels.jsonl").labels()) == ["a", "c"]
+
+
+DAMAGED = {
+    "no JSON": b"what is this",
+    "half a line": b'{"id": "x", "name": "x.png", "label": {"image_la',
+    "bytes that are no UTF-8": b'{"id": "\xff\xfe", "label": null}',
+    "zeros": bytes(100),
+    "deep nesting": b"[" * 100_000,
+    "a list": b"[1, 2]",
+    "no id": b'{"label": null}',
+    "an id that is no text": b'{"id": 5, "label": null}',
+    "no label": b'{"id": "x"}',
+    "a class with a surrogate": json.dumps(line("x", image_class="\ud800")).encode(),
+    "a class with a line break": json.dumps(line("x", image_class="a\nb")).encode(),
+    "a class of 65 characters": json.dumps(line("x", image_class="y" * 65)).encode(),
+    "a label that is no label": json.dumps(line("x", label=7)).encode(),
+    "a label of the wrong type": b'{"id": "x", "label": [1]}',
+    "a number too large": b'{"id": "x", "label": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("bad", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_line_is_set_aside_and_named_and_stops_nothing(tmp_path, bad, caplog):
+    path = tmp_path / "labels.jsonl"
+    good = [json.dumps(line(name)).encode() for name in ("a", "b")]
+    path.write_bytes(good[0] + b"\n" + bad + b"\n" + good[1] + b"\n")
+    file = LabelFile(path)
+    assert list(file.labels()) == ["a", "b"]
+    assert path.read_bytes() == good[0] + b"\n" + good[1] + b"\n"
+    assert file.damaged.read_bytes() == bad + b"\n"
+    assert "1 damaged lines were moved to" in caplog.text
+    LabelFile(path)
+    assert file.damaged.read_bytes() == bad + b"\n"
+
+
+def test_a_label_that_an_earlier_version_glued_to_half_a_line_is_recovered(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    path.write_bytes(b'{"id": "lost", "name": "l.p' + json.dumps(line("kept")).encode() + b"\n")
+    file = LabelFile(path)
+    assert file.labels() == {"kept": Label(1, "nodule")}
+    assert file.damaged.read_bytes() == b'{"id": "lost", "name": "l.p\n'
+    assert LabelFile(path).labels() == {"kept": Label(1, "nodule")}
+
+
+def unkeyed(name):
+    return hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
+
+
+def test_ids_are_keyed_stay_over_restarts_and_differ_between_work_folders(studies_folder, tmp_path):
+    first, again, other = (FolderStudies(studies_folder, tmp_path / name) for name in ("one", "one", "two"))
+    assert first.ids() == again.ids()
+    assert not set(first.ids()) & set(other.ids())
+    assert not {unkeyed(first.name(i)) for i in first.ids()} & set(first.ids())
+    assert stat.S_IMODE((tmp_path / "one/secret").stat().st_mode) == 0o600
+    # what trains must not depend on the key
+    assert [first.patient(i) for i in first.ids()] == [other.patient(i) for i in other.ids()]
+    (tmp_path / "one/secret").write_bytes(b"short")
+    with pytest.raises(InputError, match="damaged"):
+        FolderStudies(studies_folder, tmp_path / "one")
+
+
+def test_labels_and_results_under_ids_of_earlier_versions_are_found_again(studies_folder, tmp_path):
+    odd = os.fsdecode(b"odd\xff.png")
+    shutil.copy(next(studies_folder.rglob("*.png")), studies_folder / odd)
+    names = sorted(str(p.relative_to(studies_folder)) for p in studies_folder.rglob("*.png"))
+    work = tmp_path / "work"
+    (work / "results" / unkeyed(names[0])).mkdir(parents=True)
+    (work / "results" / unkeyed(names[0]) / "image.png").write_bytes(b"PNG")
+    shown = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
+    entries = [line(unkeyed(name), name=text) for name, text in zip(names, shown, strict=True)]
+    del entries[1]["name"]
+    entries += [line(unkeyed("away.png"), name="away.png")]
+    (work / "labels.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    studies = FolderStudies(studies_folder, work)
+    assert {studies.name(i) for i in studies.labels()} == set(shown)
+    image_id = next(i for i in studies.ids() if studies.name(i) == shown[0])
+    assert studies.results(image_id)["image"].read_bytes() == b"PNG"
+    for i in studies.ids()[:3]:
+        studies.put(i, None)
+    again = FolderStudies(studies_folder, work)
+    assert set(again.labels()) == set(again.ids()[3:])
+    shutil.copy(next(studies_folder.rglob("*.png")), studies_folder / "away.png")
+    again.refresh()
+    assert "away.png" in {again.name(i) for i in again.labels()}
+    # a lost key changes the ids, and the names still tell whose labels they are
+    (work / "secret").unlink()
+    renewed = FolderStudies(studies_folder, work)
+    assert not set(renewed.ids()) & set(again.ids())
+    assert {renewed.name(i) for i in renewed.labels()} == {again.name(i) for i in again.labels()}
+
+
+def test_only_regular_files_are_images(studies_folder, tmp_path):
+    os.mkfifo(studies_folder / "pipe.png")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(studies_folder / "s.dcm"))
+    (studies_folder / "directory.png").mkdir()
+    (studies_folder / "linked.png").symlink_to(studies_folder / "pipe.png")
+    studies = FolderStudies(studies_folder, tmp_path / "kept")
+    listening.close()
+    assert len(studies.ids()) == 8
+    assert studies.irregular in (0, 3)  # 0 where the listing has left them out
+    image_id = studies.ids()[0]
+    path = studies.file(image_id)
+    path.unlink()
+    os.mkfifo(path)  # after the search
+    with pytest.raises(UnknownImage):
+        studies.file(image_id)

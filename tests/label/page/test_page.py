@@ -102,6 +102,8 @@ def test_labels_reach_the_workbench(client, workbench, sent, kept):
         {"label": 1, "class": "a\x00b"},
         {"label": 1, "class": "a‮b"},
         {"label": 1, "class": 7},
+        {"label": 1, "class": "a\ud800b"},
+        {"label": 1, "class": "\u3164"},
         {"label": 1, "skipped": True},
         {"label": None, "skipped": "yes"},
         {"label": 1, "note": "unknown field"},
@@ -111,7 +113,10 @@ def test_labels_reach_the_workbench(client, workbench, sent, kept):
     ids=repr,
 )
 def test_malformed_labels_are_refused(client, workbench, sent):
-    assert refusal(client.put(f"{API}/items/{first(client)['id']}/label", json=sent), 422) == "invalid"
+    content = None if sent is None else json.dumps(sent)
+    headers = {"Content-Type": "application/json"}
+    answer = client.put(f"{API}/items/{first(client)['id']}/label", content=content, headers=headers)
+    assert refusal(answer, 422) == "invalid"
     assert workbench.calls == []
 
 
@@ -120,6 +125,8 @@ def test_a_body_that_is_no_json_is_refused(client, workbench):
     answer = client.put(address, content=b"{label", headers={"Content-Type": "application/json"})
     assert refusal(answer, 422) == "invalid"
     assert "not valid JSON" in answer.json()["message"]
+    answer = client.put(address, content=b"\xff", headers={"Content-Type": "application/json"})
+    assert refusal(answer, 400) == "invalid"
     assert workbench.calls == []
 
 
