@@ -110,15 +110,15 @@ def full_disk(folder: Path, options: Options, side: int, records: Mapping[int, R
     missing = max(needed - free, _BLOCK)  # something did not fit, however much is free
     return (
         f"{folder} cannot be written because the disk is full: the results of {len(left)} more images and the tables take "
-        f"about {bytes_text(needed)}, {bytes_text(free)} are free, so about {bytes_text(missing)} are missing; make room or give "
-        "another folder with --output, then give the same command again"
+        f"about {bytes_text(needed)}, {bytes_text(free)} are free, so about {bytes_text(missing)} are missing; make room or "
+        "give another folder with --output, then give the same command again"
     )
 
 
 def _guess(options: Options, side: int, item: Input) -> float:
     """Estimate the bytes of an image's results before any are known, from the size of its file."""
-    pixels, file = side * side, max(_size(Path(item.path)), 0) if item.path else 0
-    guess = 4 * pixels * (options.maps != "none") + 2 * pixels * options.overlays + pixels * options.report
+    pixels, file = side * side, min(max(_size(Path(item.path)), 0), 2**27) if item.path else 0
+    guess: float = 4 * pixels * (options.maps != "none") + 2 * pixels * options.overlays + pixels * options.report
     if options.dicom:  # map and regions have the pixels of the image, most files two bytes for each
         guess += 0.6 * file + min(1.5 * file, 3 * 2**20) + 12_000
     return guess + 3 * _BLOCK
