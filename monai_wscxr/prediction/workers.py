@@ -13,8 +13,9 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -66,7 +67,7 @@ class WorkerPool:
     """Worker processes with a queue of tasks.
 
     Args:
-        workers: number of processes; 0 runs each task immediately in this process, without isolation.
+        workers: number of processes; 0 runs each task immediately in this process, without isolation but as silently.
         initializer: called first in each process, with `arguments`.
         arguments: arguments of `initializer`; must be picklable, as must tasks and results.
         seconds: time limit of a task.
@@ -113,7 +114,8 @@ class WorkerPool:
         future: Future[Any] = Future()
         if self.workers == 0:
             try:
-                future.set_result(function(*arguments))
+                with _silenced():
+                    future.set_result(function(*arguments))
             except Exception as error:
                 future.set_exception(error)
             return future
@@ -190,6 +192,30 @@ class WorkerPool:
                 "a worker process could not start, most likely for lack of memory; use fewer workers with --workers"
             )
         return process, here
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Send the output of this process nowhere: C libraries print about damaged files, and could quote a header."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    except OSError:  # closed by whoever started this process, so nothing can be printed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, descriptor)
+            os.close(before)
+        os.close(nowhere)
 
 
 def _end(process: Any, pipe: Any, patience: float = 0.0) -> None:

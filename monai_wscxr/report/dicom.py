@@ -63,6 +63,8 @@ _FILING = {  # further elements of type 2, and the values that are copied; other
     "StudyDate": r"\d{8}",
     "StudyTime": r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?",
 }
+_DATE, _TIME = "%Y%m%d", "%H%M%S"  # two characters of the form stand for two of a time
+_CALENDAR = {"StudyDate": _DATE, "StudyTime": _TIME}
 _NOT_PRINTABLE = re.compile(r"[\\\x00-\x1f\x7f\ufffd]")  # U+FFFD: bytes that the character set cannot decode
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 _LARGEST_ASPECT = 10.0  # no detector or film scanner has longer pixels
@@ -173,7 +175,8 @@ def read_source(path: str) -> Dataset:
     source.PatientBirthDate = _birth_date(header)
     for name, form in _FILING.items():
         value = _text(header, name) or ""
-        setattr(source, name, value if re.fullmatch(form, value) else "")
+        known = re.fullmatch(form, value) is not None and _exists(value, _CALENDAR.get(name))
+        setattr(source, name, value if known else "")
     source.ReferringPhysicianName = ""
     source.SpecificCharacterSet = "ISO_IR 192"
     source.Modality = "DX" if _text(header, "Modality") == "DX" else "CR"
@@ -183,7 +186,7 @@ def read_source(path: str) -> Dataset:
     if aspect != 1:
         source.PixelAspectRatio = [aspect.numerator, aspect.denominator]
     number = _text(header, "InstanceNumber") or ""
-    source.InstanceNumber = int(number) if re.fullmatch(r"\d{1,9}", number) else 1
+    source.InstanceNumber = max(int(number), 1) if re.fullmatch(r"\d{1,9}", number) else 1
     orientation = [str(part) for part in _value(header, "PatientOrientation") or []]
     known = len(orientation) == 2 and all(re.fullmatch("[LRAPHF]{1,3}", part) for part in orientation)
     source.PatientOrientation = orientation if known else []
@@ -247,11 +250,28 @@ def _birth_date(header: Dataset) -> str:
     """
     value = _text(header, "PatientBirthDate")
     found = None if value is None else re.fullmatch(r"(\d{4})([.-]?)(\d{2})\2(\d{2})", value)
-    if value and found is not None:
-        return found[1] + found[3] + found[4]
+    if found is not None and _exists(date := found[1] + found[3] + found[4], _DATE):
+        return date
     if value == "":
         return ""
     raise HeaderError("identity_invalid", "PatientBirthDate is not a date of the form YYYYMMDD")
+
+
+def _exists(value: str, form: str | None) -> bool:
+    """Return whether a date or time exists in the calendar; True without a form.
+
+    Args:
+        value: of the right pattern; a time may end after its hours or minutes, and have fractions of a second.
+        form: as for `strptime`.
+    """
+    if form is None:
+        return True
+    whole = value.partition(".")[0]
+    try:
+        datetime.datetime.strptime(whole, form[: len(whole)] if form == _TIME else form)
+    except ValueError:
+        return False
+    return True
 
 
 def _aspect(header: Dataset) -> Fraction:

@@ -430,7 +430,7 @@ def _nifti(generator: Generator) -> tuple[str, bytes]:
     if lie():
         data = data[: int(generator.integers(len(data)))]
     if lie(0.4):
-        packed = gzip.compress(data, 1)
+        packed = gzip.compress(data, 1, mtime=0)
         kind = int(generator.integers(6))
         packed = _gzip_lie(kind, packed, bytes(header), generator)
         return ".nii.gz", packed
@@ -441,11 +441,11 @@ def _gzip_lie(kind: int, packed: bytes, header: bytes, generator: Generator) -> 
     if kind == 0:
         return packed[: int(generator.integers(len(packed)))]
     if kind == 1:
-        return gzip.compress(header, 1) + _bomb("gzip", generator)  # zeros in the place of the pixels
+        return gzip.compress(header, 1, mtime=0) + _bomb("gzip", generator)  # zeros in the place of the pixels
     if kind == 2:
         return packed[:-8] + bytes(8)  # wrong checksum and size
     if kind == 3:
-        return gzip.compress(packed, 1)
+        return gzip.compress(packed, 1, mtime=0)
     return packed
 
 
@@ -522,12 +522,14 @@ def _archive(generator: Generator) -> tuple[str, bytes]:
     if kind == 0:
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in ("a.png", "../../b.png", "/etc/c.png", "=1.png"):
-                archive.writestr(name, picture().tobytes())
+                archive.writestr(zipfile.ZipInfo(name), picture().tobytes())
     elif kind == 1:
-        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        plain = io.BytesIO()
+        with tarfile.open(fileobj=plain, mode="w") as archive:
             info = tarfile.TarInfo("../a.png")
             info.size = 100
             archive.addfile(info, io.BytesIO(bytes(100)))
+        buffer.write(gzip.compress(plain.getvalue(), 1, mtime=0))
     elif kind == 2:
         buffer.write(b"<!doctype html><img src=a.png>")
     elif kind == 3:

@@ -114,3 +114,19 @@ def test_processes_end_with_the_one_that_started_them():
             return
         time.sleep(0.1)
     pytest.fail("a worker process outlives the run")
+
+
+def shout(text):
+    """Print like a C library."""
+    os.write(2, text)
+    os.write(1, text)
+    return text
+
+
+def test_tasks_in_this_process_are_silent_and_output_comes_back(capfd):
+    with WorkerPool(0, int) as pool:
+        assert pool.submit(shout, b"loud").result() == b"loud"
+        future = pool.submit(os.write, 10**6, b"no such descriptor")
+        assert isinstance(future.exception(), OSError)
+        print("afterwards", flush=True)
+    assert capfd.readouterr() == ("afterwards\n", "")

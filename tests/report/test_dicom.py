@@ -203,7 +203,9 @@ def test_only_what_files_a_result_is_taken_over(source, image, finding):
 
 @pytest.mark.filterwarnings("ignore")
 def test_entries_out_of_form_are_left_empty_and_missing_uids_refused(source, image, finding, tmp_path):
-    odd = source(PatientSex="X", StudyDate="2019-8-13", StudyTime="10:11", InstanceNumber=None)
+    for time_of_day in ("10", "1011", "101112", "101112.5"):
+        assert dicom.read_source(source(StudyTime=time_of_day)).StudyTime == time_of_day
+    odd = source(PatientSex="X", StudyDate="20190230", StudyTime="256000", InstanceNumber=0)
     results = dicom.encode_results(odd, image, finding, BEGAN).objects
     for ds in decoded(results).values():
         assert (ds.PatientSex, ds.StudyDate, ds.StudyTime, ds.PatientID) == ("", "", "", "Q%7&4711")
@@ -229,6 +231,8 @@ def test_entries_out_of_form_are_left_empty_and_missing_uids_refused(source, ima
         ("PatientID", "a\x01b", "identity_invalid"),
         ("PatientBirthDate", "unknown", "identity_invalid"),
         ("PatientBirthDate", "1931060", "identity_invalid"),
+        ("PatientBirthDate", "99999999", "identity_invalid"),
+        ("PatientBirthDate", "19310230", "identity_invalid"),
     ],
 )
 def test_identity_that_cannot_be_copied_unchanged_gives_no_results(source, image, finding, name, value, code):
