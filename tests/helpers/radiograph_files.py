@@ -1,5 +1,7 @@
 """Helpers for tests of the loader: files to read, and the error of a file that is rejected."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -95,3 +97,17 @@ def stretched(values):
     values = np.asarray(values, dtype=np.float64)
     low, high = np.percentile(values, [0.5, 99.5])
     return np.clip((values - low) / (high - low), 0, 1)
+
+
+def slow_jpeg(scans=150, side=8000):
+    """Return a progressive JPEG of the given side with many scans over the whole picture: small, and slow to decode."""
+    picture = Image.new("L", (side, side), 90)
+    picture.paste(200, (side // 4, side // 4, side // 2, side // 2))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=50, progressive=True)
+    data = buffer.getvalue()
+    first = data.rindex(b"\xff\xc4", 0, data.index(b"\xff\xda"))  # the tables of the first scan
+    second = data.index(b"\xff\xc4", data.index(b"\xff\xda"))
+    third = data.index(b"\xff\xc4", data.index(b"\xff\xda", second))
+    assert first < second < third
+    return data[:third] + data[second:third] * scans + data[third:]
