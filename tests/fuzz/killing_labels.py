@@ -165,9 +165,10 @@ class KillingLabels:
         say("ready")
         ids, before = bench.studies.ids(), "idle"
         while True:
-            state = bench.training()["state"]
+            training = bench.training()
+            state = training["state"]
             if state != before:
-                say("training", state)
+                say("training", state, *[training["message"].replace("\n", " ")] * (state == "failed"))
                 before = state
             if state != "running":
                 with contextlib.suppress(Refused):
@@ -220,6 +221,8 @@ class KillingLabels:
             elif word == "training":
                 training = rest
                 self.tally.trainings += rest == "done"
+            if rest.startswith("failed") and "no image is labelled abnormal" not in rest:
+                self.tally.problems.append(f"kill {self.tally.kills}: a training failed: {rest}")
         self.tally.in_training += training == "running"
         status, told = self._child(self._look)
         if status or not told:
