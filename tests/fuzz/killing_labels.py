@@ -160,7 +160,7 @@ class KillingLabels:
             os.write(pipe, (" ".join(map(str, words)) + "\n").encode())
 
         bench, draw = self._open(), random.Random(seed)
-        self._tell_labels(bench, say)
+        self._tell_labels(bench.studies, say)
         bench.refresh()
         say("ready")
         ids, before = bench.studies.ids(), "idle"
@@ -180,22 +180,22 @@ class KillingLabels:
             say("done", json.dumps([name, *given]))
             time.sleep(draw.uniform(0, 0.02))
 
-    def _tell_labels(self, bench: Any, say: Callable[..., None]) -> None:
+    def _tell_labels(self, studies: Any, say: Callable[..., None]) -> None:
         found = {
-            bench.studies.name(i): [one.label, one.image_class, one.skipped]
-            for i, one in bench.studies.labels().items()
+            studies.name(i): [one.label, one.image_class, one.skipped]
+            for i, one in studies.labels().items()
         }
         say("labels", json.dumps(found))
 
     def _look(self, pipe: int) -> None:
         """In a child: tell the labels, and load the model."""
+        from monai_wscxr.label.archive.folder import FolderStudies
         from monai_wscxr.model.artefact import load_model
 
-        bench = self._open()
-        self._tell_labels(bench, lambda *words: os.write(pipe, (" ".join(words) + "\n").encode()))
-        if (bench.folder / "model").exists():
-            load_model(bench.folder / "model")
-        bench.close()
+        studies = FolderStudies(self.data / "test", self.work / "bench")
+        self._tell_labels(studies, lambda *words: os.write(pipe, (" ".join(words) + "\n").encode()))
+        if (self.work / "bench" / "model").exists():
+            load_model(self.work / "bench" / "model")
 
     def _life(self) -> None:
         seconds = self.draw.uniform(0, 3.0)
