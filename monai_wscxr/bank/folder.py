@@ -159,7 +159,7 @@ class BankFolder:
         """Create an empty bank.
 
         Args:
-            path: new or empty folder.
+            path: new or empty folder; what a killed `create` has left there does not count.
             settings, grid, channels, dtype: see `BankFolder`.
 
         Raises:
@@ -168,7 +168,7 @@ class BankFolder:
         path = Path(path)
         if dtype not in DTYPES:
             raise InputError(f"the type of a bank must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not _is_remainder(file) for file in path.iterdir())):
             raise InputError(f"{path} exists already and is not empty; choose another folder")
         path.mkdir(parents=True, exist_ok=True)
         bank = cls.__new__(cls)
@@ -383,6 +383,11 @@ class BankFolder:
         gone = set(files)
         with self._changing():
             self.entries = [entry for entry in self.entries if entry.file not in gone]
+
+
+def _is_remainder(file: Path) -> bool:
+    """Tell whether a file is an index that was not written to its end."""
+    return file.name.startswith(f".{_INDEX}.") and file.name.endswith(".partial")
 
 
 def _link(source: Path, target: Path) -> None:

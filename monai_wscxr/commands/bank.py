@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from monai_wscxr.commands.backbone_options import add_backbone_options, extracto
 from monai_wscxr.commands.exit_status import ANSWER_NO
 from monai_wscxr.commands.parsers import Commands
 from monai_wscxr.errors import InputError
+from monai_wscxr.system.atomic import sync
 
 if TYPE_CHECKING:
     from monai_wscxr.features.extraction import PatchExtractor
@@ -150,11 +153,20 @@ def _merge(options: argparse.Namespace) -> int:
     from monai_wscxr.bank.folder import BankFolder
 
     sources = [BankFolder(path) for path in options.banks]
-    first = sources[0]
-    bank = BankFolder.create(options.output, first.settings, first.grid, first.channels, options.dtype or first.dtype)
+    first, output = sources[0], Path(options.output).absolute()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{options.output} exists already and is not empty; choose another folder")
+    # renamed when it is complete: a killed merge leaves no bank, and the same command starts anew
+    unfinished = output.with_name(f".{output.name}.merging")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    bank = BankFolder.create(unfinished, first.settings, first.grid, first.channels, options.dtype or first.dtype)
     for source in tqdm(sources, desc="merging", unit="bank"):
         bank.merge(source)
-    print(f"{len(bank.digests()):,} images, {len(bank):,} rows in {options.output}")
+    images, rows = len(bank.digests()), len(bank)
+    os.replace(unfinished, output)
+    sync(output.parent)
+    print(f"{images:,} images, {rows:,} rows in {options.output}")
     return 0
 
 

@@ -136,14 +136,14 @@ def _value_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        message = re.search(r"(query|bank) holds NaN or Inf.*", str(error))
+        message = re.search(r"((query|bank) holds NaN or Inf|mixup: out shares memory).*", str(error))
         if message is None:
             raise
         raise ValueError(message.group()) from None
 
 
 def plain_errors() -> contextlib.AbstractContextManager[None]:
-    """Return a context that turns a kernel's error about NaN or Inf into the ValueError of the reference.
+    """Return a context that turns a kernel's error about values or memory into the ValueError of the reference.
 
     Kernels can only raise RuntimeError. Under torch.compile it is not translated, because the kernel runs outside of the
     context.

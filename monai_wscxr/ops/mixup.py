@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from monai_wscxr.ops import _library
+from monai_wscxr.ops.checks import plain_errors
 
 _MASK = 0xFFFFFFFF
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -54,11 +55,10 @@ def mixup(
         result = torch.ops.monai_wscxr.mixup(normal, abnormal, seed, offset, alpha_min, alpha_max)
         return result
     _check_out(normal, out)
-    if not torch.compiler.is_compiling():  # memory has no address yet; the operator checks it when the graph runs
-        _check_apart(normal, abnormal, out)
     if torch.is_grad_enabled() and (normal.requires_grad or abnormal.requires_grad or out.requires_grad):
         raise ValueError("mixup: out has no gradient; detach the rows, or omit out")
-    source, alpha = torch.ops.monai_wscxr.mixup_into(normal, abnormal, seed, offset, alpha_min, alpha_max, out)
+    with plain_errors():
+        source, alpha = torch.ops.monai_wscxr.mixup_into(normal, abnormal, seed, offset, alpha_min, alpha_max, out)
     return out, source, alpha
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,11 @@ from monai_wscxr.prediction.inputs import Input
 from monai_wscxr.prediction.journal import NAME as JOURNAL
 from monai_wscxr.prediction.journal import Record, check_idle
 from monai_wscxr.prediction.options import Options
+from monai_wscxr.system.atomic import bytes_text
 
+_BLOCK = 4096  # bytes that disks allocate at once
+_RECORD_BYTES, _ROW_BYTES = 700, 2000  # of an image in the journal, and in tables and report
+_LARGEST_RESULTS_GUESS = 2**20  # bytes of an image's results before the first ones are known
 _OWN = ("maps", "overlays", "dicom", "report", "predictions.csv", "predictions.json", JOURNAL)
 
 
@@ -87,6 +91,32 @@ def is_done(folder: Path, record: Record | None, item: Input) -> bool:
     if record is None or record["stamp"] != stamp(item.path):
         return False
     return all(_size(folder / name) == record["sizes"][what] for what, name in record["files"].items())
+
+
+def full_disk(folder: Path, records: Mapping[int, Record], inputs: Sequence[Input]) -> str:
+    """Return the sentence that ends a run on a full disk, with the number of bytes that are missing.
+
+    Args:
+        folder: output folder of the run.
+        records: records of the inputs that are done.
+        inputs: all inputs of the run.
+    """
+    sizes = [sum(_on_disk(size) for size in record["sizes"].values()) for record in records.values() if record["sizes"]]
+    each = sum(sizes) / len(sizes) if sizes else _LARGEST_RESULTS_GUESS
+    left = len(inputs) - len(records)
+    needed = _on_disk(int(left * (each + _RECORD_BYTES) + len(inputs) * _ROW_BYTES))
+    free = shutil.disk_usage(folder).free
+    missing = max(needed - free, _BLOCK)  # something did not fit, however much is free
+    return (
+        f"{folder} cannot be written because the disk is full: the results of {left} more images and the tables take about "
+        f"{bytes_text(needed)}, {bytes_text(free)} are free, so about {bytes_text(missing)} are missing; make room or give "
+        "another folder with --output, then give the same command again"
+    )
+
+
+def _on_disk(size: int) -> int:
+    """Return the number of bytes that a file takes on a disk."""
+    return -(-size // _BLOCK) * _BLOCK
 
 
 def stamp(path: str) -> str:

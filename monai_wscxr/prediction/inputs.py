@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from monai_wscxr.data.listing import HIDDEN, IMAGE_SUFFIXES, NOT_AN_IMAGE, UNREADABLE, UNREADABLE_FOLDER, list_images
 from monai_wscxr.data.radiograph.base import quiet
@@ -57,7 +59,8 @@ def find_inputs(paths: Sequence[str], without: str | None = None) -> tuple[list[
         The inputs, and the number of files in folders that are neither images nor hidden.
 
     Raises:
-        InputError: when no path exists, or no path gives an input.
+        InputError: when no path exists, no path gives an input, or the only path is a DICOMDIR that cannot be used. Among
+            several paths, such a DICOMDIR is an input that is rejected, so that the others are predicted.
     """
     if not paths:
         raise InputError("nothing to predict was given; name files, folders or a DICOMDIR")
@@ -71,7 +74,12 @@ def find_inputs(paths: Sequence[str], without: str | None = None) -> tuple[list[
             found += inputs
             left_out += others
         elif os.path.isfile(path) and _is_dicomdir(path):
-            found += _listed(path)
+            try:
+                found += _listed(path)
+            except InputError as error:
+                if len(paths) == 1:
+                    raise
+                found.append(Input(shown(path), "", ("unreadable", f"{str(error).removeprefix(shown(path)).strip()}.")))
         else:
             found.append(_input(path))
     if not found:
@@ -152,6 +160,9 @@ def _listed(path: str) -> list[Input]:
         raise InputError(f"{shown(path)} is larger than {_LARGEST_DICOMDIR >> 20} MiB; name the folder instead")
     try:
         with quiet:
+            meta = read_file_meta_info(path)
+            if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+                raise ValueError("a DICOMDIR is never compressed, and this could unpack to any size")
             ds: Any = pydicom.dcmread(path, specific_tags=["DirectoryRecordSequence"])
             records = ds.get("DirectoryRecordSequence") or ()
             names = [r.get("ReferencedFileID") or "" for r in records if r.get("DirectoryRecordType") == "IMAGE"]

@@ -36,6 +36,7 @@ from monai_wscxr.prediction.reading import Found, Reader
 from monai_wscxr.prediction.results import add_files, make_record, write_results
 from monai_wscxr.prediction.tasks import Loaded, OutputOptions, Written
 from monai_wscxr.prediction.workers import WorkerLostError, WorkerPool, start_server
+from monai_wscxr.system.atomic import is_disk_full
 from monai_wscxr.system.progress import progress_bar
 
 logger = logging.getLogger("monai_wscxr")
@@ -77,6 +78,7 @@ class Run:
         self.options, self.model, self.inputs = options, model, list(inputs)
         self.folder = Path(options.output)
         self.summary = Summary(images=len(self.inputs))
+        self.records: dict[int, Record] = {}
         self.device = next(model.network.parameters()).device
         self.network = ThreadParallel(CheckedNet(model.network))
 
@@ -91,6 +93,8 @@ class Run:
         try:
             self._run()
         except OSError as error:  # raised by writing; an input that cannot be read is a rejected one
+            if is_disk_full(error):
+                raise InputError(folder.full_disk(self.folder, self.records, self.inputs)) from error
             raise InputError(
                 f"{self.folder} cannot be written ({error.strerror or type(error).__name__}); "
                 "make room or give another folder with --output, then give the same command again"
@@ -104,7 +108,7 @@ class Run:
         identity = folder.identity(self.options, self.model, self.inputs, self.device.type)
         with contextlib.closing(Journal(self.folder, identity, {"began": now})) as journal:
             folder.make_folders(self.folder, self.options)
-            records = journal.records
+            records = self.records = journal.records
             pending = [n for n, i in enumerate(self.inputs) if not folder.is_done(self.folder, records.get(n), i)]
             self.summary.done_before = len(self.inputs) - len(pending)
             if pending:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import math
 import os
 import shutil
 import uuid
@@ -33,6 +34,18 @@ class DiskFullError(InputError, OSError):
 
 class DamagedError(InputError):
     """A file is not as it was written: it was truncated or changed."""
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Tell whether writing failed for lack of space: the disk, a quota or the limit of file sizes."""
+    return isinstance(error, DiskFullError) or error.errno in _FULL
+
+
+def bytes_text(count: float) -> str:
+    """Format a number of bytes in kB or MB, rounded up."""
+    if count < 1e6:
+        return f"{math.ceil(max(count, 0) / 1e3)} kB"
+    return f"{math.ceil(count / 1e5) / 10:.1f} MB"
 
 
 @contextlib.contextmanager

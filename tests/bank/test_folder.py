@@ -364,3 +364,13 @@ def test_numbers_that_are_not_finite_are_found(tmp_path):
     half = made(tmp_path / "half", dtype="float16")
     with pytest.raises(InputError, match=r"hold NaN or Inf as torch\.float16"):
         half.add("a", features("a") + 1e6)
+
+
+def test_what_a_killed_creation_leaves_does_not_count(tmp_path):
+    (tmp_path / ".bank.json.0123abcd.partial").write_text('{"format')
+    BankFolder.create(tmp_path, {}, (1, 1), 4)
+    assert BankFolder(tmp_path).channels == 4
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(InputError, match="not empty"):
+        BankFolder.create(tmp_path / "other", {}, (1, 1), 4)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import onnxruntime
@@ -16,6 +17,7 @@ from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.predictor import predict_files, to_map
 from monai_wscxr.report.predictions import COLUMNS
 from tests.helpers.bundle_runs import CONFIGS, run, workflow
+from tests.helpers.chest_checks import refuse_unlike
 
 
 def rows(path):
@@ -82,6 +84,19 @@ def test_inference_gives_every_file_its_row_map_and_overlay(trained, phantoms, t
         np.testing.assert_allclose(stored, to_map(load_model(trained), prediction), atol=1e-5)
         assert Image.open(tmp_path / "results" / "overlays" / f"{n:06d}.png").size == (64, 64)
     assert math.isnan(expected[3].anomaly_score)
+
+
+def test_inference_rejects_what_is_unlike_a_chest(trained, phantoms, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(trained, folder)
+    refuse_unlike(folder, None, 1e-9)
+    run("inference", phantoms / "test", folder, result_dir=str(tmp_path / "results"))
+    table = rows(tmp_path / "results" / "predictions.csv")
+    assert {(row["status"], row["reason"]) for row in table} == {("rejected", "unlike_a_chest")}
+    assert not list((tmp_path / "results" / "maps").iterdir())
+    assert {p.reason for p in predict_files(load_model(folder), [row["file"] for row in table])} == {"unlike_a_chest"}
+    run("inference", phantoms / "test", folder, result_dir=str(tmp_path / "allowed"), allow=["unlike_a_chest"])
+    assert {row["status"] for row in rows(tmp_path / "allowed" / "predictions.csv")} == {"ok"}
 
 
 def test_exported_models_score_as_the_eager_one(trained, tmp_path):

@@ -96,7 +96,7 @@ def test_chain_is_constant(picture):
 
 
 def test_chain_takes_the_size_of_the_preprocessing_whatever_the_aspect(tmp_path):
-    for height, width in ((20, 400), (400, 20), (31, 33)):
+    for height, width in ((20, 80), (80, 20), (31, 33)):
         values = np.random.default_rng(1).integers(0, 256, (height, width), dtype=np.uint8)
         Image.fromarray(values).save(tmp_path / "long.png")
         assert radiograph_transforms(Preprocessing(48))({"image": str(tmp_path / "long.png")})["image"].shape == (

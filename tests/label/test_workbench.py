@@ -17,6 +17,7 @@ from monai_wscxr.label.workbench import Workbench
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.networks import anomaly_score
 from monai_wscxr.model.predictor import predict_files
+from tests.helpers.chest_checks import refuse_unlike
 
 OPTIONS = {
     "image_size": 64,
@@ -93,6 +94,26 @@ def test_a_file_that_is_no_radiograph_is_listed_and_takes_no_label(make, studies
         assert (error.value.reason, str(error.value)) == ("unreadable", entry["message"])
     for path in (str(studies_folder), "broken.png"):
         assert path not in entry["message"]
+
+
+def test_an_image_unlike_a_chest_is_listed_with_its_reason_until_a_model_accepts_it(make, phantoms):
+    bench = make()
+    first = bench.studies.ids()[0]
+    accepted = bench.scores.model
+    folder = (bench.folder / "model").resolve()
+    refuse_unlike(folder, None, 1e-9)
+    bench = make()
+    assert (bench.status()["scored"], bench.status()["rejected"]) == (0, 8)
+    assert bench.queue("most_suspicious") == []
+    entry = bench.item(first)
+    assert (entry["reason"], entry["anomaly_score"]) == ("unlike_a_chest", None)
+    with pytest.raises(Refused) as error:
+        bench.map_png(first)
+    assert (error.value.reason, str(error.value)) == ("unlike_a_chest", entry["message"])
+    bench.scores.replace(accepted, bench.scores.score_all(accepted, lambda share: None))
+    refuse_unlike(folder, None, 1e9)
+    bench = make()
+    assert (bench.status()["scored"], bench.status()["rejected"]) == (8, 0)
 
 
 def test_a_labelled_image_that_is_deleted_affects_that_image_alone(make, studies_folder, phantoms, tmp_path):

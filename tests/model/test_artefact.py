@@ -10,6 +10,7 @@ import torch
 import monai_wscxr
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import ARTEFACT, WEIGHTS, load_model, save_model
+from monai_wscxr.model.chest_check import ChestCheck
 from tests.helpers.hostile import NO_FILES, WRONG, at, fields, with_wrong, within
 
 
@@ -198,6 +199,9 @@ def test_a_wrong_value_in_any_field_is_refused_or_changes_nothing(make_model, tm
     path = tmp_path / ARTEFACT
     good = json.loads(path.read_text())
     good["calibration"]["normal_scores"] = good["calibration"]["normal_scores"][-3:]  # fewer places to try
+    channels = network.features.channels
+    check = ChestCheck(torch.zeros(channels), torch.ones(channels), torch.ones(1, channels), 3.0, torch.tensor([2.0]))
+    good["chest_check"] = check.to_dict()
     image = torch.randn(1, 3, 64, 64)
     path.write_text(json.dumps(good))
     before = load_model(tmp_path)
@@ -221,13 +225,17 @@ def test_a_wrong_value_in_any_field_is_refused_or_changes_nothing(make_model, tm
         if wrong not in MAY_BE.get(place, ()):
             assert (model.preprocessing, model.calibration) == (before.preprocessing, before.calibration)
             assert (model.map_sigma, model.score_share) == (before.map_sigma, before.score_share)
+            assert model.chest_check.to_dict() == check.to_dict()
 
 
 # records of the training, which inference does not use
 MAY_CHANGE = ("code_version", "settings", "training")
 # values that are allowed, although another one was written; only a checksum could tell
 MAY_BE = {
-    ("features", "aligned_channels"): ("null",),
+    ("chest_check",): ("null",),
+    ("chest_check", "distance_limit"): ("0.5", "1e9", "1000000000"),
+    ("chest_check", "likeness_limits"): ("[null]",),
+    ("chest_check", "likeness_limits", 0): ("null", "0.5", "1e9", "1000000000"),
     ("preprocessing", "reader_chain"): ('"x"', '"../x"'),
     ("map_sigma",): ("0", "0.5"),
     ("score_share",): ("0", "0.5"),

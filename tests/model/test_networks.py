@@ -185,6 +185,12 @@ def test_discriminator_sizes_below_one_are_refused(arguments):
         Discriminator(*arguments)
 
 
+@pytest.mark.parametrize("arguments", [(4, 65), (4, 10**9), (4, 2, 65_537)])
+def test_discriminator_sizes_that_could_not_be_loaded_are_refused(arguments):
+    with pytest.raises(InputError, match="depth must be at most 64 and width at most 65,536"):
+        Discriminator(*arguments)
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_network_scores_every_patch_of_eq_8(make_features, depth):
     features = make_features(("3", "2"))

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import zlib
 
 import pytest
 
@@ -126,3 +127,29 @@ def test_pipes_sockets_and_devices_have_their_rows_and_are_never_opened(inputs, 
                 assert problem == ("unreadable", f"this is {kind}, not a file; it was not opened.")
             assert left_out == (1 if paths == ["."] else 0)
             assert all(item.path == "" for item in found if item.problem)
+
+
+def test_damaged_dicomdir_among_other_inputs_has_its_row(inputs, dicomdir):
+    content = dicomdir.read_bytes()
+    image = str(inputs / "0.png")
+    for broken in (content[: content.index(b"\x04\x00\x20\x12") + 14], _deflated(content)):
+        dicomdir.write_bytes(broken)
+        with pytest.raises(InputError, match="DICOMDIR"):
+            find_inputs([str(dicomdir)])
+        found, _ = find_inputs([str(dicomdir), image])
+        assert [(item.file, item.path) for item in found] == [(str(dicomdir), ""), (image, image)]
+        code, message = found[0].problem
+        assert code == "unreadable"
+        assert str(dicomdir) not in message
+
+
+def _deflated(content):
+    """Return the DICOMDIR with a header that claims compression, so that a small file could unpack to any size."""
+    start = content.index(b"1.2.840.10008.1.2.1")
+    length = content[start - 2] + 256 * content[start - 1]
+    syntax = b"1.2.840.10008.1.2.1.99"
+    packer = zlib.compressobj(wbits=-15)
+    meta = content[132 : start - 2] + bytes([len(syntax), 0]) + syntax
+    body = packer.compress(bytes(2**24)) + packer.flush()
+    assert length == 20
+    return content[:132] + meta + body

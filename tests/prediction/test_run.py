@@ -16,10 +16,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from monai_wscxr.commands.main import main
 from monai_wscxr.data.radiograph.base import GATES
+from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.predictor import predict_files, to_map
@@ -29,6 +31,7 @@ from monai_wscxr.prediction.options import Options
 from monai_wscxr.prediction.run import predict
 from monai_wscxr.report.predictions import COLUMNS
 from tests.fuzz.mutations import mutate, small_seeds
+from tests.helpers.chest_checks import refuse_unlike
 
 PATIENT_FILES = ("b/3.dcm", "b/1.2.840.1", "b/lateral.dcm")
 
@@ -299,6 +302,33 @@ def test_foreign_folder_is_left_alone(options, tmp_path):
 def test_gates_open_on_demand(options, inputs):
     predict(options(allow=("lateral_view",)))
     assert {os.path.basename(r[0]): r[1] for r in rows(options().output)}["lateral.dcm"] == "ok"
+
+
+def test_a_picture_unlike_a_chest_is_a_rejected_row_without_files(options, inputs, model_folder, tmp_path):
+    model = load_model(model_folder)
+    image = radiograph_transforms(model.preprocessing)({"image": str(inputs / "1.png")})["image"]
+    with torch.inference_mode():
+        feature = model.network.features(image[None]).mean((2, 3))[0]
+    predict(options(output=str(tmp_path / "before")))
+    refuse_unlike(model_folder, feature, 1e-9)  # accepts this image alone
+    summary = predict(options(batch_size=3))
+    assert summary.reasons == {"unlike_a_chest": 4, "lateral_view": 1, "unreadable": 1}
+    before = rows(tmp_path / "before")
+    for row, unchecked in zip(rows(options().output), before, strict=True):
+        name = os.path.basename(row[0])
+        assert row[1:3] == (
+            ["ok", ""] if name == "1.png" else unchecked[1:3] if unchecked[2] else ["rejected", "unlike_a_chest"]
+        )
+    assert [p.name for p in (tmp_path / "out" / "maps").iterdir()] == ["000001.tiff"]
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
+    message = next(p["message"] for p in found if p["reason"] == "unlike_a_chest")
+    assert "allow unlike_a_chest" in message
+    assert predict(options(batch_size=3)).done_before == 7
+    allowed = predict(options(output=str(tmp_path / "allowed"), allow=("unlike_a_chest",)))
+    assert allowed.reasons == {"lateral_view": 1, "unreadable": 1}
+    assert rows(tmp_path / "allowed") == before
+    with pytest.raises(InputError, match="other"):
+        predict(options(batch_size=3, output=str(tmp_path / "before")))
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR CS")

@@ -67,6 +67,8 @@ def check_bits(ds: Any, stored: np.ndarray, padding: np.ndarray | None) -> None:
     width = 8 * stored.dtype.itemsize
     low, bits = used_range(ds, width)
     unsigned = stored.view(f"{stored.dtype.byteorder.replace('|', '=')}u{stored.dtype.itemsize}")
+    if low == 0 and not int(unsigned.max()) >> bits:
+        return
     below = (1 << low) - 1
     above = ((1 << width) - 1) ^ ((1 << (low + bits)) - 1)
     for plane in _overlay_planes(ds):

@@ -59,6 +59,10 @@ def read_nifti(path: str | os.PathLike[str], max_pixels: int, allow: Collection[
         image_class: Any = nib.Nifti1Image if header_class is nib.Nifti1Header else nib.Nifti2Image
         header = header_class.from_fileobj(file)
         axes = _image_axes(header, max_pixels)
+        end = int(header["vox_offset"]) + int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
+        if not packed and end > os.path.getsize(path):
+            message = f"the header claims {end} bytes, the file has {os.path.getsize(path)}. Copy it again."
+            raise RadiographError("unreadable", message)
         codes = _axis_codes(header, axes)
         if codes is None and "orientation_unknown" not in allow:
             raise RadiographError(
@@ -67,10 +71,6 @@ def read_nifti(path: str | os.PathLike[str], max_pixels: int, allow: Collection[
                 "at the bottom. Convert it again with a form matrix or as PNG or DICOM, or allow orientation_unknown if the "
                 "first row is on top.",
             )
-        end = int(header["vox_offset"]) + int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
-        if not packed and end > os.path.getsize(path):
-            message = f"the header claims {end} bytes, the file has {os.path.getsize(path)}. Copy it again."
-            raise RadiographError("unreadable", message)
         file.seek(0)
         image = image_class.from_stream(file)
         values = np.asarray(image.dataobj)

@@ -115,3 +115,18 @@ def test_warnings_of_libraries_are_not_said_and_filters_come_back(tmp_path, recw
     assert caplog.text == ""
     pydicom.dcmread(tmp_path / "b").PatientName  # noqa: B018 - here pydicom does quote
     assert SECRET in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(100, 401), (401, 100), (100, 2000)])
+def test_strips_are_unlike_a_chest(tmp_path, shape):
+    levels = np.tile(np.arange(shape[1], dtype=np.uint8), (shape[0], 1))
+    path = png(tmp_path / "strip.png", levels)
+    assert rejected(path).code == "unlike_a_chest"
+    assert rejected(path, allow=set(GATES) - {"unlike_a_chest"}).code == "unlike_a_chest"
+    assert read_radiograph(path, allow=GATES).image.shape == shape
+
+
+@pytest.mark.parametrize("shape", [(100, 400), (400, 100)])
+def test_cropped_radiographs_are_no_strips(tmp_path, shape):
+    path = png(tmp_path / "wide.png", np.tile(np.arange(shape[1], dtype=np.uint8), (shape[0], 1)))
+    assert read_radiograph(path, allow=["suspicious_polarity"]).image.shape == shape
