@@ -181,10 +181,7 @@ class KillingLabels:
             time.sleep(draw.uniform(0, 0.02))
 
     def _tell_labels(self, studies: Any, say: Callable[..., None]) -> None:
-        found = {
-            studies.name(i): [one.label, one.image_class, one.skipped]
-            for i, one in studies.labels().items()
-        }
+        found = {studies.name(i): [one.label, one.image_class, one.skipped] for i, one in studies.labels().items()}
         say("labels", json.dumps(found))
 
     def _look(self, pipe: int) -> None:
