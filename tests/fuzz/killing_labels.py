@@ -160,14 +160,15 @@ class KillingLabels:
             os.write(pipe, (" ".join(map(str, words)) + "\n").encode())
 
         bench, draw = self._open(), random.Random(seed)
-        self._tell_labels(bench, say)
+        self._tell_labels(bench.studies, say)
         bench.refresh()
         say("ready")
         ids, before = bench.studies.ids(), "idle"
         while True:
-            state = bench.training()["state"]
+            training = bench.training()
+            state = training["state"]
             if state != before:
-                say("training", state)
+                say("training", state, *[training["message"].replace("\n", " ")] * (state == "failed"))
                 before = state
             if state != "running":
                 with contextlib.suppress(Refused):
@@ -179,22 +180,19 @@ class KillingLabels:
             say("done", json.dumps([name, *given]))
             time.sleep(draw.uniform(0, 0.02))
 
-    def _tell_labels(self, bench: Any, say: Callable[..., None]) -> None:
-        found = {
-            bench.studies.name(i): [one.label, one.image_class, one.skipped]
-            for i, one in bench.studies.labels().items()
-        }
+    def _tell_labels(self, studies: Any, say: Callable[..., None]) -> None:
+        found = {studies.name(i): [one.label, one.image_class, one.skipped] for i, one in studies.labels().items()}
         say("labels", json.dumps(found))
 
     def _look(self, pipe: int) -> None:
         """In a child: tell the labels, and load the model."""
+        from monai_wscxr.label.archive.folder import FolderStudies
         from monai_wscxr.model.artefact import load_model
 
-        bench = self._open()
-        self._tell_labels(bench, lambda *words: os.write(pipe, (" ".join(words) + "\n").encode()))
-        if (bench.folder / "model").exists():
-            load_model(bench.folder / "model")
-        bench.close()
+        studies = FolderStudies(self.data / "test", self.work / "bench")
+        self._tell_labels(studies, lambda *words: os.write(pipe, (" ".join(words) + "\n").encode()))
+        if (self.work / "bench" / "model").exists():
+            load_model(self.work / "bench" / "model")
 
     def _life(self) -> None:
         seconds = self.draw.uniform(0, 3.0)
@@ -220,6 +218,8 @@ class KillingLabels:
             elif word == "training":
                 training = rest
                 self.tally.trainings += rest == "done"
+            if rest.startswith("failed") and "no image is labelled abnormal" not in rest:
+                self.tally.problems.append(f"kill {self.tally.kills}: a training failed: {rest}")
         self.tally.in_training += training == "running"
         status, told = self._child(self._look)
         if status or not told:
