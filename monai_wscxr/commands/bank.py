@@ -16,7 +16,6 @@ from monai_wscxr.commands.backbone_options import add_backbone_options, extracto
 from monai_wscxr.commands.exit_status import ANSWER_NO
 from monai_wscxr.commands.parsers import Commands
 from monai_wscxr.errors import InputError
-from monai_wscxr.system.atomic import sync
 
 if TYPE_CHECKING:
     from monai_wscxr.features.extraction import PatchExtractor
@@ -151,6 +150,7 @@ def _remove(options: argparse.Namespace) -> int:
 
 def _merge(options: argparse.Namespace) -> int:
     from monai_wscxr.bank.folder import BankFolder
+    from monai_wscxr.system.atomic import sync
 
     sources = [BankFolder(path) for path in options.banks]
     first, output = sources[0], Path(options.output).absolute()

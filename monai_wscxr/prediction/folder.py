@@ -21,7 +21,6 @@ from monai_wscxr.system.atomic import bytes_text
 
 _BLOCK = 4096  # bytes that disks allocate at once
 _RECORD_BYTES, _ROW_BYTES = 700, 2000  # of an image in the journal, and in tables and report
-_LARGEST_RESULTS_GUESS = 2**20  # bytes of an image's results before the first ones are known
 _OWN = ("maps", "overlays", "dicom", "report", "predictions.csv", "predictions.json", JOURNAL)
 
 
@@ -93,25 +92,36 @@ def is_done(folder: Path, record: Record | None, item: Input) -> bool:
     return all(_size(folder / name) == record["sizes"][what] for what, name in record["files"].items())
 
 
-def full_disk(folder: Path, records: Mapping[int, Record], inputs: Sequence[Input]) -> str:
+def full_disk(folder: Path, options: Options, side: int, records: Mapping[int, Record], inputs: Sequence[Input]) -> str:
     """Return the sentence that ends a run on a full disk, with the number of bytes that are missing.
 
     Args:
         folder: output folder of the run.
+        options: options of the run.
+        side: rows and columns of the model's images.
         records: records of the inputs that are done.
         inputs: all inputs of the run.
     """
     sizes = [sum(_on_disk(size) for size in record["sizes"].values()) for record in records.values() if record["sizes"]]
-    each = sum(sizes) / len(sizes) if sizes else _LARGEST_RESULTS_GUESS
-    left = len(inputs) - len(records)
-    needed = _on_disk(int(left * (each + _RECORD_BYTES) + len(inputs) * _ROW_BYTES))
+    left = [item for n, item in enumerate(inputs) if n not in records]
+    results = [sum(sizes) / len(sizes)] * len(left) if sizes else [_guess(options, side, item) for item in left]
+    needed = _on_disk(int(sum(results) + len(left) * _RECORD_BYTES + len(inputs) * _ROW_BYTES))
     free = shutil.disk_usage(folder).free
     missing = max(needed - free, _BLOCK)  # something did not fit, however much is free
     return (
-        f"{folder} cannot be written because the disk is full: the results of {left} more images and the tables take about "
-        f"{bytes_text(needed)}, {bytes_text(free)} are free, so about {bytes_text(missing)} are missing; make room or give "
-        "another folder with --output, then give the same command again"
+        f"{folder} cannot be written because the disk is full: the results of {len(left)} more images and the tables take "
+        f"about {bytes_text(needed)}, {bytes_text(free)} are free, so about {bytes_text(missing)} are missing; make room or "
+        "give another folder with --output, then give the same command again"
     )
+
+
+def _guess(options: Options, side: int, item: Input) -> float:
+    """Estimate the bytes of an image's results before any are known, from the size of its file."""
+    pixels, file = side * side, min(max(_size(Path(item.path)), 0), 2**27) if item.path else 0
+    guess: float = 4 * pixels * (options.maps != "none") + 2 * pixels * options.overlays + pixels * options.report
+    if options.dicom:  # map and regions have the pixels of the image, most files two bytes for each
+        guess += 0.6 * file + min(1.5 * file, 3 * 2**20) + 12_000
+    return guess + 3 * _BLOCK
 
 
 def _on_disk(size: int) -> int:

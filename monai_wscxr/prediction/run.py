@@ -94,7 +94,9 @@ class Run:
             self._run()
         except OSError as error:  # raised by writing; an input that cannot be read is a rejected one
             if is_disk_full(error):
-                raise InputError(folder.full_disk(self.folder, self.records, self.inputs)) from error
+                side = self.model.preprocessing.image_size
+                full = folder.full_disk(self.folder, self.options, side, self.records, self.inputs)
+                raise InputError(full) from error
             raise InputError(
                 f"{self.folder} cannot be written ({error.strerror or type(error).__name__}); "
                 "make room or give another folder with --output, then give the same command again"

@@ -175,15 +175,20 @@ def _disk_full(path: Path, temporary: Path, size: int | None, error: OSError) ->
     elif error.errno == errno.EDQUOT:
         reason = "the disk quota is used up"
     else:
-        reason = f"{free / 1e6:.1f} MB are free"
+        reason = f"{_megabytes(free)} are free"
     if size is None:
-        needed = f"more than {written / 1e6:.1f} MB"
+        needed = f"more than {_megabytes(written)}"
     else:
         missing = max(size - (written if error.errno == errno.EFBIG else free), 1)
-        needed = f"{size / 1e6:.1f} MB; {missing / 1e6:.1f} MB are missing"
+        needed = f"{_megabytes(size)}; {_megabytes(missing)} are missing"
     full = DiskFullError(
         f"{path} could not be written ({error.strerror}): {reason}, it needs {needed}. What was there before is intact. "
         "Make room and run the same command again"
     )
     full.errno = error.errno
     return full
+
+
+def _megabytes(count: int) -> str:
+    """Format a number of bytes in MB; a small number has three decimals and is rounded up."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{math.ceil(count / 1e3) / 1e3:.3f} MB"

@@ -30,7 +30,7 @@ def room(folder):
 
 
 def fails(arguments, capsys):
-    """Run a command that must end with status 2 and one sentence that names the missing bytes; returns the sentence."""
+    """Run a command that must end with status 2 and a sentence that names the missing bytes; returns both."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         main([str(a) for a in arguments])
@@ -39,10 +39,11 @@ def fails(arguments, capsys):
     last = printed[printed.rindex("error: ") :]
     assert SENTENCE.fullmatch(last), printed
     assert "Traceback" not in printed
-    amounts = re.findall(r"about ([\d.]+) ([kM])B are missing|([\d.]+) MB are missing", last)
-    assert amounts, last
-    assert any(float(number or plain or 0) >= 0 for number, _, plain in amounts)
-    return last
+    amounts = re.findall(r"([\d.]+) [kM]B are missing", last)
+    assert len(amounts) == 1, last
+    assert float(amounts[0]) > 0, last
+    number, unit = re.search(r"([\d.]+) ([kM])B are missing", last).groups()
+    return last, float(number) * (1e3 if unit == "k" else 1e6)
 
 
 @pytest.fixture
@@ -76,8 +77,10 @@ def test_predict_on_a_full_disk(model_folder, studies, tmp_path, capsys, monkeyp
     needed = room(tmp_path / "whole")
     with small_disk(tmp_path / "disk", max(4096, int(share * needed) // 4096 * 4096)) as disk:
         output = disk.folder / "out"
-        message = fails([*command, "--output", output], capsys)
+        message, missing = fails([*command, "--output", output], capsys)
         assert str(output) in message
+        wanted = needed - int(share * needed)
+        assert wanted / 3 - 2e5 < missing < 3 * wanted + 2e5  # an estimate from what is known by then
         fails([*command, "--output", output], capsys)  # nothing has changed, so it fails again
         disk.resize(2 * needed)
         main([str(a) for a in [*command, "--output", output]])

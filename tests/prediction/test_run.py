@@ -226,7 +226,7 @@ def test_full_or_forbidden_disk_is_one_sentence(options, monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tasks, "write_bytes_atomic", full)
-    with pytest.raises(InputError, match=r"out cannot be written \(No space left on device\); make room"):
+    with pytest.raises(InputError, match=r"out cannot be written because the disk is full: .* are missing; make room"):
         predict(options())
     monkeypatch.undo()
     (tmp_path / "out" / "maps" / ".000001.tiff.abc.partial").write_bytes(b"half")
