@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -83,6 +84,9 @@ class KillingLabels:
         import monai_wscxr.training.mining_handler  # noqa: F401
 
         self._child(self._prepare)
+        for name in self._child(self._modules)[1]:  # otherwise every life would import them again
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
         while self.tally.kills < kills and not self.tally.problems:
             self._life()
             if self.tally.kills % 10 == 0:
@@ -99,6 +103,11 @@ class KillingLabels:
         write_phantoms(self.data, 12, 1, 8, 2, size=64, progress=False)
         torch.manual_seed(0)
         torch.save(timm.create_model("test_resnet").state_dict(), self.weights)
+
+    def _modules(self, pipe: int) -> None:
+        """In a child: tell the modules that a workbench imports."""
+        self._open().close()
+        os.write(pipe, "".join(f"{name}\n" for name in sys.modules if not name.startswith("__")).encode())
 
     def _child(self, what: Callable[[int], Any], deadline: float | None = None) -> tuple[int, list[str]]:
         """Run a function in a forked process, given a pipe to write to; return its status and the lines that it wrote.
