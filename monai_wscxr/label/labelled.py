@@ -26,13 +26,18 @@ class LabelledImages:
         given = self.studies.labels().items()
         return {i: one for i, one in given if one.label is not None and label in (None, one.label)}
 
-    def items(self, label: int) -> list[Item]:
-        """Return datalist items of the images with this label; the known normal images are among those with label 0.
+    def items(self, label: int, given: Mapping[str, Label] | None = None) -> list[Item]:
+        """Return datalist items of the images with a label, without images whose file has vanished.
 
-        An image whose file has vanished is left out.
+        Args:
+            label: 0 or 1; the known normal images are among those with label 0.
+            given: labels by image id, as `labels` returned them; None takes those of this moment.
         """
+        labels = self.labels() if given is None else given
         items: list[Item] = []
-        for image_id, one in self.labels(label).items():
+        for image_id, one in labels.items():
+            if one.label != label:
+                continue
             try:
                 file, patient = str(self.studies.file(image_id)), self.studies.patient(image_id)
             except UnknownImage:  # deleted since the latest search

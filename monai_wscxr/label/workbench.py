@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from monai.transforms import Compose
 
+from monai_wscxr.data.datalist import Item
 from monai_wscxr.errors import InputError
 from monai_wscxr.label import pictures
 from monai_wscxr.label.archive.folder import known_normals
@@ -338,16 +339,27 @@ class Workbench:
     def _begin(self) -> None:
         if self.read_only:
             raise Refused("read_only", "this server does not train")
-        if not self.labelled.labels(1):
+        self._training_items()
+        if not self._job.begin("features"):
+            raise Refused("busy", "a training is already running; wait for its end")
+
+    def _training_items(self) -> tuple[dict[str, Label], list[Item], list[Item]]:
+        """Return the labels of this moment, and the normal and abnormal images that they name.
+
+        Raises:
+            Refused: when they do not allow a training.
+        """
+        labels = self.labelled.labels()  # once, as annotators go on while the items are listed
+        normal, abnormal = self.labelled.items(0, labels), self.labelled.items(1, labels)
+        if not abnormal:
             raise Refused("no_abnormal", "no image is labelled abnormal yet; training needs at least one")
-        if len({item["patient"] for item in self.labelled.items(0)}) < 2:
+        if len({item["patient"] for item in normal}) < 2:
             raise Refused(
                 "no_normal",
                 "training needs normal images of two patients or more: label some, or name known normal images when starting "
                 "the server",
             )
-        if not self._job.begin("features"):
-            raise Refused("busy", "a training is already running; wait for its end")
+        return labels, normal, abnormal
 
     def _train_in_background(self) -> None:
         try:
@@ -369,8 +381,7 @@ class Workbench:
 
     def _replace_model(self) -> list[str]:
         """Train, score the archive, put the new model in use; return notes about the training."""
-        normal, abnormal = self.labelled.items(0), self.labelled.items(1)
-        labels = self.labelled.labels()
+        labels, normal, abnormal = self._training_items()
         folder, notes = self.trainer.train(normal, abnormal, self._job.report)
         self._job.report("scoring", 0.0)
         model = load_model(folder, self.trainer.extractor.device)

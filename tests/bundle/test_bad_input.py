@@ -132,13 +132,16 @@ def test_nan_in_the_weights(phantoms, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_whose_weights_were_damaged_is_refused(trained, phantoms, tmp_path):
+@pytest.mark.parametrize(
+    ("factor", "sentence"), [(1.5, "does not hold the weights"), (torch.nan, "weight holds NaN or Inf")]
+)
+def test_a_model_whose_weights_were_damaged_is_refused(trained, phantoms, tmp_path, factor, sentence):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     state = torch.load(folder / "model.pt", weights_only=True)
-    state["discriminator.layers.0.weight"] *= torch.nan
+    state["discriminator.layers.0.weight"] *= factor
     torch.save(state, folder / "model.pt")
-    assert "does not hold the weights" in refusal("evaluate", phantoms, folder)
+    assert sentence in refusal("evaluate", phantoms, folder)
 
 
 def test_a_folder_without_a_model(phantoms, tmp_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -83,6 +84,9 @@ class KillingLabels:
         import monai_wscxr.training.mining_handler  # noqa: F401
 
         self._child(self._prepare)
+        for name in self._child(self._modules)[1]:  # otherwise every life would import them again
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
         while self.tally.kills < kills and not self.tally.problems:
             self._life()
             if self.tally.kills % 10 == 0:
@@ -99,6 +103,11 @@ class KillingLabels:
         write_phantoms(self.data, 12, 1, 8, 2, size=64, progress=False)
         torch.manual_seed(0)
         torch.save(timm.create_model("test_resnet").state_dict(), self.weights)
+
+    def _modules(self, pipe: int) -> None:
+        """In a child: tell the modules that a workbench imports."""
+        self._open().close()
+        os.write(pipe, "".join(f"{name}\n" for name in sys.modules if not name.startswith("__")).encode())
 
     def _child(self, what: Callable[[int], Any], deadline: float | None = None) -> tuple[int, list[str]]:
         """Run a function in a forked process, given a pipe to write to; return its status and the lines that it wrote.
@@ -160,14 +169,15 @@ class KillingLabels:
             os.write(pipe, (" ".join(map(str, words)) + "\n").encode())
 
         bench, draw = self._open(), random.Random(seed)
-        self._tell_labels(bench, say)
+        self._tell_labels(bench.studies, say)
         bench.refresh()
         say("ready")
         ids, before = bench.studies.ids(), "idle"
         while True:
-            state = bench.training()["state"]
+            training = bench.training()
+            state = training["state"]
             if state != before:
-                say("training", state)
+                say("training", state, *[training["message"].replace("\n", " ")] * (state == "failed"))
                 before = state
             if state != "running":
                 with contextlib.suppress(Refused):
@@ -179,22 +189,19 @@ class KillingLabels:
             say("done", json.dumps([name, *given]))
             time.sleep(draw.uniform(0, 0.02))
 
-    def _tell_labels(self, bench: Any, say: Callable[..., None]) -> None:
-        found = {
-            bench.studies.name(i): [one.label, one.image_class, one.skipped]
-            for i, one in bench.studies.labels().items()
-        }
+    def _tell_labels(self, studies: Any, say: Callable[..., None]) -> None:
+        found = {studies.name(i): [one.label, one.image_class, one.skipped] for i, one in studies.labels().items()}
         say("labels", json.dumps(found))
 
     def _look(self, pipe: int) -> None:
         """In a child: tell the labels, and load the model."""
+        from monai_wscxr.label.archive.folder import FolderStudies
         from monai_wscxr.model.artefact import load_model
 
-        bench = self._open()
-        self._tell_labels(bench, lambda *words: os.write(pipe, (" ".join(words) + "\n").encode()))
-        if (bench.folder / "model").exists():
-            load_model(bench.folder / "model")
-        bench.close()
+        studies = FolderStudies(self.data / "test", self.work / "bench")
+        self._tell_labels(studies, lambda *words: os.write(pipe, (" ".join(words) + "\n").encode()))
+        if (self.work / "bench" / "model").exists():
+            load_model(self.work / "bench" / "model")
 
     def _life(self) -> None:
         seconds = self.draw.uniform(0, 3.0)
@@ -220,6 +227,8 @@ class KillingLabels:
             elif word == "training":
                 training = rest
                 self.tally.trainings += rest == "done"
+            if rest.startswith("failed") and "no image is labelled abnormal" not in rest:
+                self.tally.problems.append(f"kill {self.tally.kills}: a training failed: {rest}")
         self.tally.in_training += training == "running"
         status, told = self._child(self._look)
         if status or not told:

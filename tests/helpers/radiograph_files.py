@@ -1,5 +1,7 @@
 """Helpers for tests of the loader: files to read, and the error of a file that is rejected."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -95,3 +97,14 @@ def stretched(values):
     values = np.asarray(values, dtype=np.float64)
     low, high = np.percentile(values, [0.5, 99.5])
     return np.clip((values - low) / (high - low), 0, 1)
+
+
+def slow_jpeg(scans=1000, side=8000):
+    """Return a progressive JPEG of about 500 KB that takes about 40 s to decode: many scans refine the same values."""
+    picture = Image.new("L", (side, side), 90)
+    picture.paste(200, (side // 4, side // 4, side // 2, side // 2))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=50, progressive=True)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xc4")  # tables and data of the last scan
+    return data[:-2] + data[last:-2] * scans + data[-2:]

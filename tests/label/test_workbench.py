@@ -299,6 +299,24 @@ def test_training_in_the_background_reports_its_stages_and_what_changed(make):
         assert bench.item(move["id"])["rank_before"] == move["rank_before"]
 
 
+def test_a_label_that_changes_while_the_training_lists_its_images_is_listed_once(make, monkeypatch):
+    bench = make()
+    bench.set_label(named(bench, "effusion"), 1)
+    bench.set_label(changing := named(bench, "normal_0000"), 0)
+    items = bench.labelled.items
+
+    def changed_between(label, *given):
+        found = items(label, *given)
+        bench.set_label(changing, 1)
+        return found
+
+    monkeypatch.setattr(bench.labelled, "items", changed_between)
+    bench._job.begin("features")
+    bench._train()
+    assert bench.status()["model"]["abnormal"] == 1
+    assert bench.status()["new_labels"] == 1
+
+
 def test_a_training_that_fails_leaves_the_old_model_at_work(make, monkeypatch):
     bench = make()
     old = bench.status()["model"]["sha256"]
