@@ -1,5 +1,6 @@
 """What the tests share: a cache folder of their own, a small data set of phantoms and a small trained model."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -18,6 +19,20 @@ def pytest_configure(config):
     folder = tempfile.mkdtemp(prefix="monai_wscxr-test-cache-")
     os.environ["MONAI_WSCXR_CACHE"] = folder
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.fixture(autouse=True)
+def same_log_handlers():
+    """Restore the root logger after each test.
+
+    A command called inside a test configures logging; its handler would go on writing to a stream that the test closed.
+    """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
+        root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
