@@ -62,7 +62,7 @@ def patch_scores(model: TrainedModel, features: Tensor, grid: tuple[int, int]) -
     device = next(model.network.discriminator.parameters()).device
     with torch.inference_mode():
         parts = [
-            model.network.discriminator(model.network.whitening(part.flatten(0, 1).to(device))).cpu()
+            model.network.patch_scores(part.transpose(1, 2).unflatten(2, grid).to(device)).cpu()
             for part in features.split(32)
         ]
     scores = torch.cat(parts).reshape(-1, h, w) if parts else torch.empty(0, h, w)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.patches import PatchFeatures
+from monai_wscxr.model.regions import RegionHead
 from monai_wscxr.model.whitening import NormalWhitening
 
 
@@ -33,6 +34,8 @@ class Discriminator(nn.Module):
         distance_weight: weight of the mean square of a feature's channels, which is added to its score in evaluation mode.
             For whitened features that is the squared Mahalanobis distance to the normals, divided by C. `DistanceHandler`
             sets the weight; training does not use it.
+        regions: opinion on the whole picture. What a patch contributes to it is added to the patch's score in evaluation mode.
+            It has no weight until `RegionHandler` fits it, and does not act on rows, which belong to no picture.
 
     Raises:
         InputError: when `channels`, `depth` or `width` is below 1, or `depth` or `width` too large.
@@ -48,6 +51,7 @@ class Discriminator(nn.Module):
             raise InputError(
                 f"discriminator: depth must be at most 64 and width at most 65,536, got {depth} and {width}"
             )
+        inputs = channels
         layers: list[nn.Module] = []
         for _ in range(depth - 1):
             layers += [nn.Linear(channels, width), nn.BatchNorm1d(width), nn.LeakyReLU(0.2)]
@@ -61,6 +65,7 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.distance_weight: Tensor
         self.register_buffer("distance_weight", torch.zeros(()))
+        self.regions = RegionHead(inputs)
 
     def forward(
         self,
@@ -81,7 +86,10 @@ class Discriminator(nn.Module):
             return self.score(features)
         rows = features.permute(0, 2, 3, 1)  # [B, h, w, C]
         scores = self.score(rows.flatten(0, 2))
-        return scores.reshape(features.shape[0], 1, features.shape[2], features.shape[3])
+        maps = scores.reshape(features.shape[0], 1, features.shape[2], features.shape[3])
+        if self.training:
+            return maps
+        return maps + self.regions(features)[:, None]
 
     def mixed_scores(self, normal: Tensor, abnormal: Tensor, source: Tensor, alpha: Tensor) -> Tensor:
         """Return training scores [2N]: of normal rows, then of alpha * abnormal[source] + (1 - alpha) * normal (Eq. 6).
