@@ -33,6 +33,7 @@ _CALIBRATION = record(
         "threshold": number(),
         "colour_low": number(),
         "colour_high": number(),
+        "map_line": number(),
     }
 )
 
@@ -47,6 +48,9 @@ _CHEST_CHECK = record(
         "likeness_limits": list_of(optional(number(0)), 0, 64),
     }
 )
+
+_GRID = list_of(list_of(number(), 1, 1024), 1, 1024)
+_LOCAL_MAP = record({"mean": _GRID, "spread": _GRID})
 
 _ARTEFACT = record(
     {
@@ -76,6 +80,7 @@ _ARTEFACT = record(
         "score_share": number(0, 1),
         "calibration": _CALIBRATION,
         "chest_check": optional(_CHEST_CHECK),
+        "local_map": optional(_LOCAL_MAP),
         "settings": any_object,
         "training": any_object,
     }
@@ -98,6 +103,8 @@ def check_calibration(values: Mapping[str, Any]) -> None:
         raise ValueError(
             f"the colour scale of the calibration runs from {values['colour_low']} to {values['colour_high']}"
         )
+    if not values["colour_low"] <= values["map_line"] <= values["colour_high"]:
+        raise ValueError(f"calibration.map_line lies outside the colour scale: {values['map_line']}")
 
 
 def read_artefact(path: Path, version: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.patches import PatchFeatures
 from monai_wscxr.model.regions import RegionHead
@@ -89,7 +90,8 @@ class Discriminator(nn.Module):
         maps = scores.reshape(features.shape[0], 1, features.shape[2], features.shape[3])
         if self.training:
             return maps
-        return maps + self.regions(features)[:, None]
+        contributions: Tensor = self.regions(features)
+        return maps + contributions[:, None]
 
     def mixed_scores(self, normal: Tensor, abnormal: Tensor, source: Tensor, alpha: Tensor) -> Tensor:
         """Return training scores [2N]: of normal rows, then of alpha * abnormal[source] + (1 - alpha) * normal (Eq. 6).
@@ -199,6 +201,14 @@ def image_scores(
     """
     with torch.inference_mode():
         return torch.cat([anomaly_score(patch_scores(part), share).cpu() for part in images.split(batch_size)])
+
+
+def patch_maps(
+    patch_scores: Callable[[Tensor], Tensor], bank: FeatureBank | BankOnDisk, batch_size: int = 32
+) -> Tensor:
+    """Return the patch scores [n, 1, h, w], on the CPU, of the images of a bank; function as of `image_scores`."""
+    with torch.inference_mode():
+        return torch.cat([patch_scores(maps).cpu() for maps in bank.maps(batch_size)])
 
 
 def check_score_share(share: float) -> float:

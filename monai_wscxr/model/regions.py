@@ -1,9 +1,9 @@
 """Opinion on a whole picture: a linear discriminant on the mean features of six regions, shared out to the patches.
 
-A patch sees a thirtieth of the chest. Findings such as an enlarged heart or an effusion show in what the whole of a region looks
-like, and there a few labelled images say more: Fisher's discriminant on region means finds them where patches do not
-(docs/results.md). The regions are three overlapping bands, each divided into the middle of the picture and its two sides
-together, so that left and right count alike.
+A patch sees a small part of the chest. Findings such as an enlarged heart or an effusion change a whole region, and there a few
+labelled images say more: Fisher's discriminant on region means finds them where patches do not (docs/results.md). The regions
+are three overlapping bands, each divided into the middle of the picture and its two sides together, so that left and right
+count alike.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def region_weight(
 
 @contextlib.contextmanager
 def _weights(discriminator: Discriminator, distance: float | None = None) -> Iterator[None]:
-    """Put a discriminator into evaluation mode without opinion of the regions and, if given, with another weight of the distance."""
+    """Put a discriminator into evaluation mode, without the regions' opinion; `distance` replaces its distance weight."""
     mode = discriminator.training
     before = discriminator.distance_weight.clone(), discriminator.regions.weight.clone()
     discriminator.eval()
