@@ -159,6 +159,9 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         if chest_check is not None and len(chest_check.mean) != network.features.channels:
             raise InputError(f"{folder / ARTEFACT} is damaged: its chest check has another number of channels")
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
+        network.features.backbone.check_size(preprocessing.image_size)
+        if network.features.backbone.image_channels != len(preprocessing.mean):
+            raise InputError(f"{folder / ARTEFACT} is damaged: its backbone takes another number of channels")
         map_sigma = float(description["map_sigma"])
         score_share = check_score_share(description["score_share"])
         sha256 = description["model_sha256"]
