@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
-from timm.models import FeatureGetterNet
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 
