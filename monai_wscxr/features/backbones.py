@@ -241,7 +241,7 @@ def _lookup(name: str) -> BackboneSpec:
     if library in ("", "timm") and timm.is_model(model):
         return BackboneSpec("timm", model)
     known = [*NAMED, *torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
-    close = list(dict.fromkeys(difflib.get_close_matches(model, known, n=5)))
+    close = difflib.get_close_matches(model, list(dict.fromkeys(known)), n=5)
     hint = f"; similar: {', '.join(close)}" if close else ""
     raise InputError(
         f"unknown backbone {name!r}: use efficientnet_lite0, densenet121, or the name of a torchvision or timm model{hint}"
@@ -419,7 +419,8 @@ def _token_backbone(name: str, spec: BackboneSpec, layers: tuple[str, ...] | Non
     With `dynamic_img_size` timm resamples position embeddings to the size of each image, so the network is the same for
     every size and an artefact needs to know none.
     """
-    options = {"num_classes": 0, "dynamic_img_size": True}
+    options: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
+    net: Any
     if weights == "default":
         with _download_explained(name):
             net = timm.create_model(spec.model, pretrained=True, **options)

@@ -80,7 +80,9 @@ class RotaryTokenMaps(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the maps [B, C, h, w] of normalised images [B, 3, H, W]."""
-        maps: list[Tensor] = self.body(image)
+        maps = self.body(image)
+        if torch.jit.is_scripting():  # timm's method returns a union, which TorchScript must see narrowed
+            assert torch.jit.isinstance(maps, list[Tensor])
         return [maps[i] for i in self.order]
 
 
