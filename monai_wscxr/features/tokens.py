@@ -75,7 +75,7 @@ class RotaryTokenMaps(nn.Module):
     def __init__(self, net: nn.Module, indices: Sequence[int]) -> None:
         super().__init__()
         ascending = sorted(set(indices))
-        self.body = FeatureGetterNet(net, ascending, norm=True)
+        self.body = FeatureGetterNet(net, tuple(ascending), norm=True)
         self.order = [ascending.index(i) for i in indices]
 
     def forward(self, image: Tensor) -> list[Tensor]:

@@ -133,7 +133,9 @@ def test_biomedclip_file_of_open_clip(tmp_path):
 
 @pytest.mark.parametrize("name", ["rad_dino", "biomedclip", "xrv/densenet121-res224-all", "xrv/resnet50-res512-all"])
 def test_weights_that_come_as_a_file_only_say_which(name):
-    with pytest.raises(InputError, match=r"are not downloaded; give them with --weights FILE: .*(microsoft|state_dict)"):
+    with pytest.raises(
+        InputError, match=r"are not downloaded; give them with --weights FILE: .*(microsoft|state_dict)"
+    ):
         create_backbone(name)
 
 
