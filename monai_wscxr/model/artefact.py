@@ -166,6 +166,9 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         places = description["local_map"]
         local_map = None if places is None else LocalMap.from_dict(places)
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
+        network.features.backbone.check_size(preprocessing.image_size)
+        if network.features.backbone.image_channels != len(preprocessing.mean):
+            raise InputError(f"{folder / ARTEFACT} is damaged: its backbone takes another number of channels")
         map_sigma = float(description["map_sigma"])
         score_share = check_score_share(description["score_share"])
         sha256 = description["model_sha256"]

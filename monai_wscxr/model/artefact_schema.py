@@ -70,8 +70,8 @@ _ARTEFACT = record(
         "preprocessing": record(
             {
                 "image_size": integer(32, 4096),
-                "mean": list_of(number(-1e3, 1e3), 3, 3),
-                "std": list_of(number(1e-6, 1e3), 3, 3),
+                "mean": list_of(number(-1e3, 1e3), 1, 3),
+                "std": list_of(number(1e-6, 1e3), 1, 3),
                 "reader_chain": text(64),
                 "intensity": one_of("as_read", "standardised"),
             }
@@ -138,6 +138,11 @@ def parse_artefact(content: bytes, version: int) -> dict[str, Any]:
     check_calibration(description["calibration"])
     if description["features"]["neighbourhood"] % 2 == 0:
         raise ValueError(f"features.neighbourhood must be odd, got {description['features']['neighbourhood']}")
+    channels = len(description["preprocessing"]["mean"]), len(description["preprocessing"]["std"])
+    if channels not in ((1, 1), (3, 3)):
+        raise ValueError(
+            f"preprocessing.mean and std must have three values each, or one, got {channels[0]} and {channels[1]}"
+        )
     return description
 
 
