@@ -85,10 +85,8 @@ format: setup  ## format all sources
 
 demo: setup  ## phantoms -> training -> evaluation -> report, offline
 	@test -d $(DEMO)/phantoms/test || $(RUN) -m monai_wscxr phantom $(DEMO)/phantoms
-	@# phantom lesions are small and all phantoms come from one machine: a small neighbourhood, few patches kept, no altered copies,
-	@# and more passes over a small bank
 	$(RUN) -m monai.bundle run training --config_file $(CONFIGS)/train.yaml --dataset_dir $(DEMO)/phantoms \
-	  --output_dir $(DEMO)/run --neighbourhood 3 --retention 0.1 --epochs 25 --copies 0
+	  --output_dir $(DEMO)/run
 	$(RUN) -m monai.bundle run evaluating --config_file $(CONFIGS)/evaluate.yaml --dataset_dir $(DEMO)/phantoms --output_dir $(DEMO)/run
 	@echo; echo "The report is $(abspath $(DEMO))/run/report/index.html: open it in a browser."
 
