@@ -40,6 +40,7 @@ class TrainedModel:
         sha256: hash of the weights.
         settings: options of the training run.
         folder: folder that the model was loaded from.
+        training: record of the training: numbers of images, digests of their files, seconds.
         chest_check: tells whether an image is a chest radiograph; None where the training had too few normals to measure it.
     """
 
@@ -51,6 +52,7 @@ class TrainedModel:
     sha256: str
     settings: dict[str, Any]
     folder: Path
+    training: dict[str, Any]
     chest_check: ChestCheck | None = None
 
     @property
@@ -162,7 +164,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         map_sigma = float(description["map_sigma"])
         score_share = check_score_share(description["score_share"])
         sha256 = description["model_sha256"]
-        settings = dict(description["settings"])
+        settings, training = dict(description["settings"]), dict(description["training"])
     except InputError as error:
         if str(folder) in str(error):
             raise
@@ -187,6 +189,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         sha256=sha256,
         settings=settings,
         folder=folder,
+        training=training,
         chest_check=chest_check,
     )
 
