@@ -266,7 +266,7 @@ class FolderStudies:
         return path
 
     def patient(self, image_id: str) -> str:
-        """Return the patient by DICOM header or by a path of a known collection; without either, an image is its own patient."""
+        """Return the patient by DICOM header or a known path; without either, an image is its own."""
         if image_id not in self._patients:
             path = self.file(image_id)
             # not the keyed id: the choice of held-out images depends on it and must be the same in every work folder
