@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from monai_wscxr.data.stream import RadiographStream
-from monai_wscxr.evaluation.items import Item, training_record
+from monai_wscxr.evaluation.items import Item
 from monai_wscxr.evaluation.results import evaluation_metrics, log_metrics, write_evaluation_report, write_pictures
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.networks import anomaly_score
@@ -103,7 +103,7 @@ class EvaluationHandler(ResultHandler):
         super().write(engine)
         rejected = len(self.stream.rejected)
         found = evaluation_metrics(self.model, self.items, self.predictions, self.epoch_scores, rejected)
-        found["seconds"] = {**training_record(self.model)["seconds"], "evaluation": self.seconds}
+        found["seconds"] = {**self.model.training["seconds"], "evaluation": self.seconds}
         self.metrics = found
         write_text_atomic(self.folder / "metrics.json", json.dumps(found, indent=1))
         page = self.folder / "report" / "index.html"

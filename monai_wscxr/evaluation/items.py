@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from monai_wscxr.data.masks import check_masks
 from monai_wscxr.data.radiograph.read import file_digest
 from monai_wscxr.data.selection import check_overlap
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.artefact import ARTEFACT, TrainedModel
+from monai_wscxr.model.artefact import TrainedModel
 
 logger = logging.getLogger("monai_wscxr")
 
@@ -41,7 +40,12 @@ def evaluation_items(model: TrainedModel, source: str | Path, allow_overlap: boo
             "evaluation needs both, under test/normal and test/abnormal[/CLASS]"
         )
     check_masks(items)
-    known = set(training_record(model)["digests"])
+    digests = model.training.get("digests")
+    if not isinstance(digests, list):
+        raise InputError(
+            f"{model.folder} does not record the images of its training, so it cannot be evaluated; train again"
+        )
+    known = set(map(str, digests))
     trained_on = [item["image"] for item in items if file_digest(item["image"]) in known]
     if trained_on and not allow_overlap:
         raise InputError(
@@ -65,8 +69,3 @@ def inference_items(source: str | Path) -> list[Item]:
     if not listing.images:
         raise InputError(f"{source} holds no radiograph ({', '.join(IMAGE_SUFFIXES)}, or DICOM); check --dataset_dir")
     return [{"image": str(file)} for file in listing.images]
-
-
-def training_record(model: TrainedModel) -> dict[str, Any]:
-    """Read the record of the training from the artefact: counts, digests of the images, seconds."""
-    return json.loads((model.folder / ARTEFACT).read_text(encoding="utf-8"))["training"]

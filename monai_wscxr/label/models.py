@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import fcntl
-import json
 import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import ARTEFACT, TrainedModel
+from monai_wscxr.system.atomic import sync
+from monai_wscxr.system.folder_lock import FolderLock
 
 CURRENT = "model"
 _NAME = re.compile(r"\d{6}")
@@ -50,7 +52,7 @@ class ModelFolders:
         temporary = self.root / f".{CURRENT}.{uuid.uuid4().hex[:8]}.partial"
         os.symlink(os.path.relpath(folder, self.root), temporary, target_is_directory=True)
         os.replace(temporary, self.root / CURRENT)
-        _sync(self.root)
+        sync(self.root)
         self._tidy(folder)
 
     def _tidy(self, current: Path) -> None:
@@ -64,28 +66,22 @@ class ModelFolders:
             left.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def hold(folder: Path) -> IO[bytes]:
-    """Reserve a folder for this process for as long as the returned file stays open.
+@contextlib.contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Reserve a folder for this process during the block; created if missing.
 
     Raises:
-        InputError: when another process holds it.
+        InputError: when another process, or another workbench of this one, holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handle = open(folder / ".lock", "wb")  # noqa: SIM115 - the lock lasts as long as the file is open
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        handle.close()
+        lock = FolderLock(folder)
+    except InputError as error:
         raise InputError(f"another server is working in {folder}; stop it, or give this one another --work") from error
-    return handle
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def model_fields(model: TrainedModel) -> dict[str, Any]:
@@ -96,8 +92,7 @@ def model_fields(model: TrainedModel) -> dict[str, Any]:
     """
     normals, threshold = model.calibration.normal_scores, model.calibration.threshold
     reach = max(threshold - normals[len(normals) // 2], 1e-6 * max(1.0, abs(threshold)))
-    path = model.folder / ARTEFACT
-    record = json.loads(path.read_text(encoding="utf-8"))["training"]
+    path, record = model.folder / ARTEFACT, model.training
     return {
         "sha256": model.sha256,
         "trained": datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(timespec="seconds"),

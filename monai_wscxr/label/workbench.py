@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from monai_wscxr.label.decoding import Decoders, image_size, network_input
 from monai_wscxr.label.job import Job
 from monai_wscxr.label.labelled import LabelledImages, changed_labels
 from monai_wscxr.label.messages import hide_folders, without_paths
-from monai_wscxr.label.models import ModelFolders, hold, model_fields
+from monai_wscxr.label.models import ModelFolders, held_folder, model_fields
 from monai_wscxr.label.ranking import STRATEGIES, rank_changes
 from monai_wscxr.label.results import (
     ImagePrediction,
@@ -39,12 +39,13 @@ from monai_wscxr.label.results import (
 from monai_wscxr.label.scores import ArchiveScores
 from monai_wscxr.label.training import RUN_OPTIONS, Trainer
 from monai_wscxr.model.artefact import TrainedModel, load_model
-from monai_wscxr.system.atomic import write_text_atomic
+from monai_wscxr.system.atomic import remove_partials, write_text_atomic
 from monai_wscxr.training.options import find_configs
 
 logger = logging.getLogger("monai_wscxr")
 
 LARGEST_PAGE = 1000
+_STOP_SECONDS = 20.0  # a step of mining or of training on a busy machine, and an image that a decoder is at
 
 
 class Workbench:
@@ -76,9 +77,10 @@ class Workbench:
         bundle: str | Path | None = None,
     ) -> None:
         self.studies, self.folder, self.seed, self.read_only = studies, Path(folder), seed, read_only
-        self._held = hold(self.folder)
+        self.stopping = threading.Event()
+        self._busy = threading.Lock()  # held while features are computed or a model is trained
         self._closing = contextlib.ExitStack()
-        self._closing.callback(self._held.close)
+        self._held = self._closing.enter_context(held_folder(self.folder))
         try:
             self._open(normals, model, options or {}, bundle)
         except BaseException:
@@ -93,6 +95,8 @@ class Workbench:
         bundle: str | Path | None,
     ) -> None:
         self.models = ModelFolders(self.folder)
+        for place in (self.folder, self.models.models):
+            remove_partials(place)
         self._claim_folder()
         known = [] if normals is None else known_normals(normals)
         first = self.models.current() or (None if model is None else Path(model))
@@ -106,20 +110,55 @@ class Workbench:
         self.decoders = Decoders(extractor.preprocessing, extractor.allow)
         self._closing.callback(self.decoders.close)
         # all decoding of the archive takes place in the workers, also that of scoring and training
-        extractor.transform, extractor.read_workers = Compose([self.decoders.transform]), 0
+        extractor.transform, extractor.read_workers = Compose([self._load]), 0
         cache = None if extractor.cache is None else extractor.cache.folder
         hide_folders(self.studies.source, self.folder, normals, model, bundle, cache)
         self.labelled = LabelledImages(self.studies, known, self.trainer.extractor.digest)
         self.scores = ArchiveScores(self.studies, self.trainer.extractor, loaded)
-        self._busy = threading.Lock()  # held while features are computed or a model is trained
         self._lock = threading.Lock()  # a model in use, its labels and the changes it made belong together
         self._changes: dict[str, Any] | None = None
         self._trained_on = self.labelled.labels()
         self._job = Job()
 
-    def close(self) -> None:
-        """End the worker processes and release the folder for another workbench."""
+    def stop(self) -> None:
+        """Let training and scoring in other threads end at their next step, and start no more; safe in a signal handler."""
+        self.stopping.set()
+
+    def close(self) -> bool:
+        """Stop, wait for the other threads, end the worker processes and release the folder for another workbench.
+
+        Returns:
+            Whether everything has ended. Otherwise a thread still computes in a library. The interpreter must not be torn
+            down then: the thread would return to it in the middle of C++ code, which aborts the process.
+        """
+        self.stop()
+        ended = self._busy.acquire(timeout=_STOP_SECONDS)
+        if ended:
+            self._busy.release()
         self._closing.close()
+        return ended
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Wait until no other thread computes features or trains, and let none begin during the block."""
+        with self._busy:
+            self._go_on()
+            yield
+
+    def _go_on(self) -> None:
+        """Raise `Refused` with reason "stopped" once `stop` was called."""
+        if self.stopping.is_set():
+            raise Refused("stopped", "the server is being stopped")
+
+    def _load(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Load an item of the archive for the network, see `Decoders.transform`."""
+        self._go_on()
+        return self.decoders.transform(item)
+
+    def _report(self, stage: str, fraction: float) -> None:
+        """Record the progress of a training, which ends here when the workbench is being stopped."""
+        self._go_on()
+        self._job.report(stage, fraction)
 
     def _claim_folder(self) -> None:
         path = self.folder / "workbench.json"
@@ -136,7 +175,7 @@ class Workbench:
 
         Without a model, the first one is made from the known and the labelled normal images, once there are enough.
         """
-        with self._busy:
+        with self._computing():
             self.studies.refresh()
             if self.scores.model is None:
                 self._start()
@@ -371,9 +410,12 @@ class Workbench:
 
     def _train(self) -> None:
         try:
-            with self._busy:
+            with self._computing():
                 notes = self._replace_model()
         except BaseException as error:
+            if self.stopping.is_set():  # libraries may have wrapped the exception that ended the training
+                self._job.end("failed", "the server is being stopped")
+                raise Refused("stopped", "the server is being stopped") from None
             unforeseen = f"the training failed ({type(error).__name__}); the old model stays in use"
             self._job.end("failed", without_paths(str(error)) if isinstance(error, InputError) else unforeseen)
             raise
@@ -382,10 +424,10 @@ class Workbench:
     def _replace_model(self) -> list[str]:
         """Train, score the archive, put the new model in use; return notes about the training."""
         labels, normal, abnormal = self._training_items()
-        folder, notes = self.trainer.train(normal, abnormal, self._job.report)
-        self._job.report("scoring", 0.0)
+        folder, notes = self.trainer.train(normal, abnormal, self._report)
+        self._report("scoring", 0.0)
         model = load_model(folder, self.trainer.extractor.device)
-        scores = self.scores.score_all(model, lambda share: self._job.report("scoring", share))
+        scores = self.scores.score_all(model, lambda share: self._report("scoring", share))
         self.models.publish(folder)
         with self._lock:
             old, before = self.scores.replace(model, scores)

@@ -41,6 +41,7 @@ class TrainedModel:
         sha256: hash of the weights.
         settings: options of the training run.
         folder: folder that the model was loaded from.
+        training: record of the training: numbers of images, digests of their files, seconds.
         chest_check: tells whether an image is a chest radiograph; None where the training had too few normals to measure it.
         local_map: makes anomaly maps relative to normals at the same place; None where maps show patch scores, as published.
     """
@@ -53,6 +54,7 @@ class TrainedModel:
     sha256: str
     settings: dict[str, Any]
     folder: Path
+    training: dict[str, Any]
     chest_check: ChestCheck | None = None
     local_map: LocalMap | None = None
 
@@ -172,7 +174,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         map_sigma = float(description["map_sigma"])
         score_share = check_score_share(description["score_share"])
         sha256 = description["model_sha256"]
-        settings = dict(description["settings"])
+        settings, training = dict(description["settings"]), dict(description["training"])
     except InputError as error:
         if str(folder) in str(error):
             raise
@@ -197,6 +199,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         sha256=sha256,
         settings=settings,
         folder=folder,
+        training=training,
         chest_check=chest_check,
         local_map=local_map,
     )

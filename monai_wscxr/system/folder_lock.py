@@ -85,6 +85,10 @@ class FolderLock:
         except (ValueError, KeyError, TypeError):
             return "a process that has just started"
 
+    def release(self) -> None:
+        """Release the lock before this object ends."""
+        self._file.close()
+
     def forget(self) -> None:
         """Close the file in a forked child, so that the lock belongs to the parent alone."""
         self._file.close()

@@ -14,7 +14,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation.epochs import candidate_epochs
 from monai_wscxr.evaluation.items import evaluation_items, inference_items
 from monai_wscxr.evaluation.results import evaluation_metrics, lesion_metrics, write_evaluation_report, write_pictures
-from monai_wscxr.model.artefact import ARTEFACT, load_model
+from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.predictor import predict_files, to_map, to_prediction
 
 
@@ -32,11 +32,8 @@ def scored(model, phantoms):
 
 
 def record(model, digests):
-    """Write the digests of the training images into the artefact."""
-    path = model.folder / ARTEFACT
-    description = json.loads(path.read_text())
-    description["training"]["digests"] = digests
-    path.write_text(json.dumps(description))
+    """Set the digests of the training images in the record of the training."""
+    model.training["digests"] = digests
 
 
 def test_candidates_are_all_epochs_but_the_trained_model():
@@ -88,6 +85,8 @@ def test_map_and_overlay_of_an_image(model, tmp_path):
 
 def test_images_that_were_trained_on_are_refused(model, phantoms):
     test = load_datalist(phantoms)["test"]
+    with pytest.raises(InputError, match="does not record the images of its training"):
+        evaluation_items(model, phantoms)
     record(model, [])
     assert evaluation_items(model, phantoms) == test
     record(model, [file_digest(test[2]["image"])])

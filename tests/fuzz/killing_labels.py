@@ -2,7 +2,8 @@
 
 A workbench labels images one after the other while it trains again and again, and is killed at a random moment. After each
 kill, every label that it had acknowledged must be there, the one under way may be there or not, and the model must load. Two
-readings of the labels must agree.
+readings of the labels must agree. At the end, a training in the folder that survived all kills must give the labels, the
+weights and the scores, to the last bit, of a training in a new folder that was given the same labels.
 
 Processes are forked from one that has imported everything but computed nothing, as in `killing`.
 """
@@ -51,13 +52,14 @@ Given = list[Any]
 
 @dataclass
 class Tally:
-    """What became of the workbench."""
+    """What became of the workbench; `model` is the hash of the weights that it ended with."""
 
     kills: int = 0
     acknowledged: int = 0
     trainings: int = 0
     in_training: int = 0
     problems: list[str] = field(default_factory=list)
+    model: str = ""
     seconds: float = 0.0
 
 
@@ -91,6 +93,8 @@ class KillingLabels:
             self._life()
             if self.tally.kills % 10 == 0:
                 progress(f"{self.tally.kills} kills, {self.tally.acknowledged} labels acknowledged")
+        if not self.tally.problems:
+            self._compare()
         self.tally.seconds = time.monotonic() - began
         return self.tally
 
@@ -153,13 +157,49 @@ class KillingLabels:
                 return os.waitstatus_to_exitcode(status), written.decode().split("\n")[:-1]
             time.sleep(0.002)
 
-    def _open(self) -> Any:
+    def _compare(self) -> None:
+        """Train in the folder that was killed so often and in a new one, and compare what they end with."""
+        ends = []
+        for folder in ("bench", "undisturbed"):
+            status, told = self._child(lambda pipe, folder=folder: self._end(pipe, folder))  # type: ignore[misc]
+            if status or not told:
+                self.tally.problems.append(f"{folder}: the last training failed: {self._log()}")
+                return
+            ends.append(json.loads(told[0]))
+        for what, killed in ends[0].items():
+            if killed != ends[1][what]:
+                self.tally.problems.append(f"at the end, {what} differ: {killed}, undisturbed {ends[1][what]}")
+        self.tally.model = ends[0]["weights"]
+
+    def _end(self, pipe: int, folder: str) -> None:
+        """In a child: give the labels where they are missing, train once more, and tell the result."""
+        bench = self._open(folder)
+        ids = {bench.studies.name(image_id): image_id for image_id in bench.studies.ids()}
+        name = min(ids)
+        for one, given in {**self.expected, name: [1, "effusion", False]}.items():  # one is abnormal in any case
+            bench.set_label(ids[one], *given)
+        bench.train()
+        found = {
+            bench.studies.name(i): [one.label, one.image_class, one.skipped]
+            for i, one in bench.studies.labels().items()
+        }
+        files = sorted(path.name for path in (self.work / folder).rglob("*") if path.name.endswith(".partial"))
+        scores = {entry["name"]: entry["anomaly_score"] for entry in bench.items()}
+        weights = bench.status()["model"]["sha256"]
+        told = {"labels": found, "weights": weights, "scores": scores, "half files": files}
+        os.write(pipe, (json.dumps(told) + "\n").encode())
+        bench.close()
+
+    def _log(self) -> str:
+        return (self.work / "log").read_text()[-2000:]
+
+    def _open(self, folder: str = "bench") -> Any:
         from monai_wscxr.label.archive.folder import FolderStudies
         from monai_wscxr.label.workbench import Workbench
 
-        studies = FolderStudies(self.data / "test", self.work / "bench")
+        studies = FolderStudies(self.data / "test", self.work / folder)
         options = {**OPTIONS, "weights": str(self.weights)}
-        return Workbench(studies, self.work / "bench", self.data / "train" / "normal", options=options)
+        return Workbench(studies, self.work / folder, self.data / "train" / "normal", options=options)
 
     def _label(self, pipe: int, seed: int) -> None:
         """In a child: label and train until killed."""
@@ -208,7 +248,7 @@ class KillingLabels:
         seed = self.draw.getrandbits(32)
         status, lines = self._child(lambda pipe: self._label(pipe, seed), seconds)
         if status != -signal.SIGKILL:
-            self.tally.problems.append(f"ended with {status}: {(self.work / 'log').read_text()[-2000:]}")
+            self.tally.problems.append(f"ended with {status}: {self._log()}")
             return
         self.tally.kills += 1
         begun: tuple[str, Given] | None = None
@@ -232,9 +272,7 @@ class KillingLabels:
         self.tally.in_training += training == "running"
         status, told = self._child(self._look)
         if status or not told:
-            self.tally.problems.append(
-                f"kill {self.tally.kills}: does not open: {(self.work / 'log').read_text()[-2000:]}"
-            )
+            self.tally.problems.append(f"kill {self.tally.kills}: does not open: {self._log()}")
             return
         found = json.loads(told[0].partition(" ")[2])
         possible = [self.expected] + ([_with(self.expected, *begun)] if begun is not None else [])
@@ -271,7 +309,7 @@ def main() -> int:
             shutil.rmtree(work, ignore_errors=True)
     print(
         f"{tally.kills} kills in {tally.seconds:.0f} s, {tally.in_training} of them during a training; "
-        f"{tally.acknowledged} labels acknowledged, {tally.trainings} trainings ended"
+        f"{tally.acknowledged} labels acknowledged, {tally.trainings} trainings ended; last model {tally.model}"
     )
     for problem in tally.problems:
         print(f"PROBLEM {problem}")

@@ -2,7 +2,7 @@
 
 The server runs in MONAI Label's environment on phantoms. Good requests of every kind are mutated in method, address, headers,
 JSON, forms and uploads, and sent as raw bytes. None may be answered with 500, none may hang, and the server must answer good
-requests afterwards, with no upload left behind.
+requests afterwards, with no upload left behind. No process of the server may use more than twice the stated memory limit.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from typing import Any
 from urllib.parse import quote
 
 from PIL import Image
+
+from tests.fuzz.fuzzing import PeakMemory
 
 SECONDS = 60.0
 """Longest time that a request may take, with a training and other requests under way on a busy machine."""
@@ -250,13 +252,14 @@ FILES = (
 
 @dataclass
 class Tally:
-    """What became of the requests."""
+    """What became of the requests; `peak` is the largest memory of one process of the server, in bytes."""
 
     sent: int = 0
     answers: collections.Counter[str] = field(default_factory=collections.Counter)
     problems: list[str] = field(default_factory=list)
     slowest: float = 0.0
     slowest_status: float = 0.0
+    peak: int = 0
     seconds: float = 0.0
 
 
@@ -417,6 +420,7 @@ def exchange(port: int, request: bytes, whole: bool) -> str:
 def fuzz(count: int, seed: int, work: Path, progress: Callable[[str], None]) -> Tally:
     """Start a server in `work`, send it `count` mutated requests, and check it."""
     from monai_wscxr.data.phantom import write_phantoms
+    from monai_wscxr.data.radiograph.base import MEMORY_LIMIT
     from tests.helpers.serving import label_server
 
     began, tally = time.monotonic(), Tally()
@@ -430,7 +434,8 @@ def fuzz(count: int, seed: int, work: Path, progress: Callable[[str], None]) -> 
     options = ["--normals", work / "data/train/normal", "--max_upload", "1"]
     options += [part for option in OPTIONS for part in ("--set", option)]
     environment = {"MONAI_WSCXR_CACHE": str(work / "cache")}
-    with label_server(work / "studies", work / "log", *options, environment=environment) as client:
+    server = label_server(work / "studies", work / "log", *options, environment=environment)
+    with PeakMemory() as memory, server as client:
         client.json("POST", "/scoring/anomaly_score?run_sync=true")
         ids = list(client.json("GET", "/datastore/?output=all")["objects"])
         port = int(client.base.rpartition(":")[2])
@@ -454,6 +459,9 @@ def fuzz(count: int, seed: int, work: Path, progress: Callable[[str], None]) -> 
                 if number % 500 == 0:
                     progress(f"{number} requests, {len(tally.problems)} problems")
         _check(client, work, tally)
+    tally.peak = memory.largest
+    if tally.peak > 2 * MEMORY_LIMIT:
+        tally.problems.append(f"a process used {tally.peak} bytes; the stated limit is {MEMORY_LIMIT}")
     tally.seconds = time.monotonic() - began
     return tally
 
@@ -495,7 +503,10 @@ def main() -> int:
         if given.keep is None:
             shutil.rmtree(work, ignore_errors=True)
     print(f"{tally.sent} requests in {tally.seconds:.0f} s; answers: {dict(sorted(tally.answers.items()))}")
-    print(f"slowest answer {tally.slowest:.1f} s, slowest status {tally.slowest_status:.2f} s")
+    print(
+        f"slowest answer {tally.slowest:.1f} s, slowest status {tally.slowest_status:.2f} s, "
+        f"at most {tally.peak / 2**20:.0f} MiB for one process beyond its start"
+    )
     for problem in tally.problems:
         print(f"PROBLEM {problem}")
     print(f"{len(tally.problems)} problems")

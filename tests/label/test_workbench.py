@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.label import workbench as workbench_module
 from monai_wscxr.label.archive.folder import FolderStudies
 from monai_wscxr.label.archive.studies import Refused, UnknownImage
 from monai_wscxr.label.workbench import Workbench
@@ -369,3 +370,43 @@ def test_an_option_that_train_yaml_lacks_or_that_changes_features_is_refused(mak
             Workbench(FolderStudies(studies_folder, tmp_path / "work"), tmp_path / "work", options=options)
     # without options, those of the model apply
     Workbench(FolderStudies(studies_folder, tmp_path / "work"), tmp_path / "work", options={}).close()
+
+
+def test_half_files_of_killed_servers_are_removed_at_the_start(make):
+    bench = make()
+    bench.close()
+    left = [bench.folder / ".workbench.json.1a.partial", bench.models.models / ".000007.json.2b.partial"]
+    for path in left:
+        path.write_text("half")
+    make()
+    assert not any(path.exists() for path in left)
+
+
+def test_a_training_ends_at_its_next_step_when_the_server_stops(make, monkeypatch):
+    bench = make()
+    bench.set_label(named(bench, "effusion"), 1)
+    reached, inner = [], bench._job.report
+
+    def report(stage, fraction):
+        reached.append(stage)
+        inner(stage, fraction)
+        bench.stop()  # as a handler of Ctrl-C would, in the middle
+
+    monkeypatch.setattr(bench._job, "report", report)
+    before = bench.models.current()
+    with pytest.raises(Refused, match="being stopped"):
+        bench.train()
+    assert len(reached) == 1
+    assert bench.training()["state"] == "failed"
+    assert bench.training()["message"] == "the server is being stopped"
+    assert bench.close()
+    with pytest.raises(Refused, match="being stopped"):
+        bench.refresh()
+    assert make().models.current() == before
+
+
+def test_closing_tells_when_a_computation_has_not_ended(make, monkeypatch):
+    monkeypatch.setattr(workbench_module, "_STOP_SECONDS", 0.05)
+    bench = make()
+    with bench._busy:
+        assert not bench.close()

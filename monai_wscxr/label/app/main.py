@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-import time
 from multiprocessing.util import get_temp_dir
 from typing import Any
 
@@ -161,11 +160,13 @@ class WSCXRApp(MONAILabelApp):
             threading.Thread(target=self._keep_up, name="archive", daemon=True).start()
 
     def _keep_up(self) -> None:
-        while True:
+        while not self.workbench.stopping.is_set():
             try:
                 self.workbench.refresh()
             except InputError as error:
+                if self.workbench.stopping.is_set():
+                    return
                 logger.warning("the archive cannot be scored: %s", error)
             except Exception:
                 logger.exception("scoring the archive failed")
-            time.sleep(RESCAN_SECONDS)
+            self.workbench.stopping.wait(RESCAN_SECONDS)

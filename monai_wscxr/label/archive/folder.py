@@ -266,11 +266,13 @@ class FolderStudies:
         return path
 
     def patient(self, image_id: str) -> str:
-        """Return the patient by DICOM header or ZhangLab file name; without either, an image is its own patient."""
+        """Return the patient by DICOM header or a known path; without either, an image is its own."""
         if image_id not in self._patients:
             path = self.file(image_id)
             # not the keyed id: the choice of held-out images depends on it and must be the same in every work folder
-            self._patients[image_id] = dicom_patient(path) or patient_of(path.name) or unkeyed_id(self._below(path))
+            self._patients[image_id] = (
+                dicom_patient(path) or patient_of(str(path.relative_to(self.source))) or unkeyed_id(self._below(path))
+            )
         return self._patients[image_id]
 
     def labels(self) -> dict[str, Label]:

@@ -67,7 +67,6 @@ def create_application(instance: WSCXRApp, archive: ArchiveProxy | None) -> Fast
         instance.server_mode(True)
         instance.on_init_complete()
         yield
-        instance.workbench.close()
 
     app = FastAPI(
         title=settings.MONAI_LABEL_PROJECT_NAME,

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from monai_wscxr.errors import InputError
@@ -18,6 +19,7 @@ from monai_wscxr.label.server.guard import LOOPBACK, Guard
 from monai_wscxr.prediction.workers import start_server
 
 APP = Path(__file__).resolve().parents[1] / "app"
+STOPPED_HARD = 130  # `commands.exit_status.INTERRUPTED`
 _SHORTEST_PASSWORD = 8
 _ANY_ADDRESS = ("0.0.0.0", "::")
 
@@ -67,10 +69,19 @@ def serve(options: ServerOptions) -> None:
     """Print the addresses of the server and run it until it is stopped.
 
     Raises:
-        InputError: see `create_server`.
+        InputError: when it cannot listen on the address; see also `create_server`.
+        KeyboardInterrupt: when it was stopped by Ctrl-C.
     """
-    server = create_server(options)
+    guarded = create_server(options)
     import uvicorn
+    from monailabel.interfaces.utils.app import app_instance
+
+    workbench = app_instance().workbench
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            workbench.stop()  # at once, because uvicorn first waits for running requests, also for a training
+            super().handle_exit(sig, frame)
 
     scheme = "https" if options.certificate else "http"
     host = f"[{options.host}]" if ":" in options.host else options.host
@@ -79,8 +90,8 @@ def serve(options: ServerOptions) -> None:
     if is_address(options.studies):
         lines.append(f"OHIF viewer       {address}/ohif/")
     print("\n".join([*lines, "stop with Ctrl-C"]), flush=True)
-    uvicorn.run(
-        server,
+    configuration = uvicorn.Config(
+        guarded,
         host=options.host,
         port=options.port,
         log_level="warning",
@@ -88,6 +99,14 @@ def serve(options: ServerOptions) -> None:
         ssl_certfile=options.certificate,
         ssl_keyfile=options.key,
     )
+    try:
+        Server(configuration).run()  # raises the signal again that stopped it
+    except SystemExit as error:  # the log names the reason
+        raise InputError(f"the server could not start at {address}; another program may be using the port") from error
+    finally:
+        if not workbench.close():
+            os.write(2, b"stopped in the middle of a computation\n")
+            os._exit(STOPPED_HARD)
 
 
 def create_server(options: ServerOptions) -> Guard:
