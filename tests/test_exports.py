@@ -122,6 +122,7 @@ EXPORTED = {
         "EpochStateHandler",
         "ImageFeatures",
         "MiningHandler",
+        "RegionHandler",
         "RunFolder",
         "ScoresAndLabels",
         "ThreadsHandler",

@@ -168,3 +168,22 @@ class BankOnDisk:
         if folder is None:
             raise ValueError("changing a bank on disk needs a folder for the new rows")
         return dataclasses.replace(self, rows=scratch_rows(self.rows, function, folder))
+
+
+def spaced_maps(bank: FeatureBank | BankOnDisk, most: int, images: int) -> Iterator[Tensor]:
+    """Yield maps [images, C, h, w] of at most `most` images, evenly spaced over a bank of whole images.
+
+    A bank with no more images is yielded whole, as by its method `maps`; a map may then be valid only until the next one is
+    requested. Of a larger bank on disk only the chosen images are read.
+    """
+    step = -(-len(bank.files) // most)
+    if step <= 1:
+        yield from bank.maps(images)
+        return
+    h, w = bank.grid
+    for chosen in torch.arange(0, len(bank.files), step).split(images):
+        if isinstance(bank, FeatureBank):
+            yield bank.images[chosen.to(bank.rows.device)]
+        else:
+            rows = bank.rows.gather((chosen[:, None] * (h * w) + torch.arange(h * w)).flatten())
+            yield rows.reshape(len(chosen), h, w, -1).permute(0, 3, 1, 2)

@@ -26,7 +26,8 @@ class Preprocessing:
     Attributes:
         image_size: side in pixels to which radiographs are resized without keeping their aspect ratio, as published; 32 to
             4096.
-        mean, std: per-channel mean and standard deviation that the backbone's weights expect, for images in [0, 1].
+        mean, std: per-channel mean and standard deviation that the backbone's weights expect, for images in [0, 1]; three
+            values, or one for a backbone that takes one channel.
         reader_chain: version of the loader (`READER_CHAIN`); a model trained with another version is refused.
         intensity: "standardised" gives every radiograph the same brightness and contrast (`StandardiseIntensityd`), so that
             exposure and windowing hardly change a score; "as_read" keeps the loader's values, as published.
@@ -42,6 +43,10 @@ class Preprocessing:
         if not isinstance(self.image_size, int) or not 32 <= self.image_size <= 4096:
             raise InputError(
                 f"image_size must be a whole number from 32 to 4096 (published: 256), got {self.image_size}"
+            )
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise InputError(
+                f"mean and std must have one value per channel, three or one each, got {len(self.mean)} and {len(self.std)}"
             )
         if self.intensity not in INTENSITIES:
             raise InputError(f"intensity must be one of {', '.join(INTENSITIES)}, got {self.intensity!r}")
@@ -143,7 +148,9 @@ class StandardiseIntensityd(MapTransform):
 
 
 class NormaliseChannelsd(MapTransform):
-    """Expand radiographs [1, H, W] to [3, H, W], subtract each channel's mean and divide by its standard deviation.
+    """Expand radiographs [1, H, W] to [C, H, W], subtract each channel's mean and divide by its standard deviation.
+
+    C, the number of means, is 3, or 1 for backbones that take one channel.
 
     The result equals that of MONAI's `RepeatChanneld` and `NormalizeIntensityd`, in one step.
     """
@@ -168,7 +175,7 @@ def radiograph_transforms(
     keep_source: bool = False,
     after_resize: Sequence[Callable[[dict[str, Any]], dict[str, Any]]] = (),
 ) -> Compose:
-    """Compose the transforms from a file path to the network input, float32 [3, size, size].
+    """Compose the transforms from a file path to the network input, float32 [3, size, size], or [1, size, size] with one mean.
 
     Args:
         preprocessing: of the model.

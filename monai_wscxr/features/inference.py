@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.features.backbones import Backbone
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,9 @@ def fold_normalisations(network: nn.Module) -> tuple[nn.Module, int]:
     parameter = next(folded.parameters(), None)
     if parameter is None or parameter.dtype != torch.float32:
         return plain, 0
-    image = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)).to(parameter.device)
+    backbone = next((module for module in folded.modules() if isinstance(module, Backbone)), None)
+    shape = (1, 3, 96, 96) if backbone is None else backbone.example_shape()
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(parameter.device)
     pairs = _convolution_pairs(folded, image)
     names = {module: name for name, module in folded.named_modules()}
     for convolution, norm in pairs:

@@ -87,10 +87,16 @@ class PatchFeatures(nn.Module):
 
     @torch.jit.unused
     def grid(self, image_size: int) -> tuple[int, int]:
-        """Return the patch rows and columns (h, w) of a square image of this size in pixels."""
+        """Return the patch rows and columns (h, w) of a square image of this size in pixels.
+
+        Raises:
+            InputError: when the backbone does not take images of this size.
+        """
+        self.backbone.check_size(image_size)
         weight = next(self.parameters())
         with torch.inference_mode():
-            phi = self(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
+            channels = self.backbone.image_channels
+            phi = self(torch.zeros(1, channels, image_size, image_size, device=weight.device, dtype=weight.dtype))
         return int(phi.shape[2]), int(phi.shape[3])
 
 

@@ -13,10 +13,14 @@ from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.artefact import save_model
 from monai_wscxr.model.calibration import calibrate
 from monai_wscxr.model.chest_check import image_features, measure_chest_check
-from monai_wscxr.model.networks import Discriminator, WSCXRNet, image_scores
+from monai_wscxr.model.local_map import LocalMap
+from monai_wscxr.model.networks import Discriminator, WSCXRNet, anomaly_score, patch_maps
+from monai_wscxr.model.predictor import map_peaks
 from monai_wscxr.model.whitening import NormalWhitening
 
-OPTIONS = ("settings", "holdout", "shrinkage", "score_share", "false_positive_rate", "map_sigma")
+OPTIONS = ("settings", "holdout", "shrinkage", "false_positive_rate", "map_sigma", "local_map")
+
+_SCORE_SHARE = 0.25  # a distance has no sign, so the mean over all patches would drown a lesion
 
 
 def train_distance_model(
@@ -46,12 +50,14 @@ def train_distance_model(
     apart = extractor.bank(held_out, "held-out normal images").to(extractor.device)
     check = measure_chest_check(extractor, bank.files, image_features(bank), image_features(apart))
     apart.rows.copy_(network.whitening(apart.rows))
-    share = options["score_share"]
+    share = _SCORE_SHARE
+    scores = patch_maps(network.discriminator, apart)
+    places = LocalMap.measure(scores) if options["local_map"] else None
     calibration = calibrate(
-        image_scores(network.discriminator, apart.images, share)[:, 0].tolist(),
+        anomaly_score(scores, share)[:, 0].tolist(),
         (),
         options["false_positive_rate"],
-        normal_peaks=image_scores(network.discriminator, apart.images)[:, 0].tolist(),
+        normal_peaks=map_peaks(scores, extractor.preprocessing.image_size, options["map_sigma"], places),
     )
     record = {
         "normal_images": len(bank.files),
@@ -71,6 +77,7 @@ def train_distance_model(
         record,
         share,
         check,
+        places,
     )
 
 

@@ -25,7 +25,7 @@ class ImageScore:
         anomaly_score: anomaly score; higher is more abnormal.
         p_value: calibrated p-value.
         abnormal: whether the score lies above the operating point.
-        peak: x and y of the centre of the highest patch, in [0, 1] from the left and top edge.
+        peak: x and y of the centre of the patch with the highest value on the map, in [0, 1] from the left and top edge.
     """
 
     anomaly_score: float
@@ -62,7 +62,7 @@ def patch_scores(model: TrainedModel, features: Tensor, grid: tuple[int, int]) -
     device = next(model.network.discriminator.parameters()).device
     with torch.inference_mode():
         parts = [
-            model.network.discriminator(model.network.whitening(part.flatten(0, 1).to(device))).cpu()
+            model.network.patch_scores(part.transpose(1, 2).unflatten(2, grid).to(device)).cpu()
             for part in features.split(32)
         ]
     scores = torch.cat(parts).reshape(-1, h, w) if parts else torch.empty(0, h, w)
@@ -76,7 +76,8 @@ def score_images(model: TrainedModel, features: Tensor, grid: tuple[int, int]) -
     patches = patch_scores(model, features, grid)
     values = anomaly_score(patches[:, None], model.score_share)[:, 0].tolist() if len(patches) else []
     h, w = grid
-    peaks = patches.flatten(1).argmax(1).tolist() if len(patches) else []
+    shown = patches if model.local_map is None or not len(patches) else model.local_map(patches[:, None])[:, 0]
+    peaks = shown.flatten(1).argmax(1).tolist() if len(patches) else []
     return [
         ImageScore(
             value,

@@ -22,8 +22,7 @@ from monai_wscxr.label.archive.studies import Refused
 from monai_wscxr.label.pictures import overlay_png, resized_map
 from monai_wscxr.label.ranking import ImageScore, patch_scores, score_images
 from monai_wscxr.model.artefact import TrainedModel
-from monai_wscxr.model.networks import anomaly_map
-from monai_wscxr.model.predictor import check_images
+from monai_wscxr.model.predictor import check_images, to_maps
 from monai_wscxr.prediction import tasks
 
 
@@ -85,8 +84,7 @@ def predict_features(model: TrainedModel, extractor: PatchExtractor, file: Path,
     if refusal is not None:
         raise Refused(refusal.code, refusal.message)
     patches = patch_scores(model, features, extractor.grid)
-    size = model.preprocessing.image_size
-    values = anomaly_map(patches[None], (size, size), model.map_sigma)[0, 0].numpy()
+    values = to_maps(model, patches)[0].numpy()
     return ImagePrediction(file, model, score_images(model, features, extractor.grid)[0], values)
 
 

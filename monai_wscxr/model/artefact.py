@@ -18,12 +18,13 @@ from monai_wscxr.features.patches import PatchFeatures
 from monai_wscxr.model.artefact_schema import OtherFormatError, parse_artefact, read_artefact
 from monai_wscxr.model.calibration import Calibration, ColourScale
 from monai_wscxr.model.chest_check import ChestCheck
+from monai_wscxr.model.local_map import LocalMap
 from monai_wscxr.model.networks import Discriminator, WSCXRNet, check_score_share
 from monai_wscxr.model.weights_file import check_fit, check_heads, read_weights
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.system.atomic import torch_bytes, write_together
 
-ARTEFACT_FORMAT = 3
+ARTEFACT_FORMAT = 4
 ARTEFACT, WEIGHTS = "artefact.json", "model.pt"
 
 
@@ -41,6 +42,7 @@ class TrainedModel:
         settings: options of the training run.
         folder: folder that the model was loaded from.
         chest_check: tells whether an image is a chest radiograph; None where the training had too few normals to measure it.
+        local_map: makes anomaly maps relative to normals at the same place; None where maps show patch scores, as published.
     """
 
     network: WSCXRNet
@@ -52,6 +54,7 @@ class TrainedModel:
     settings: dict[str, Any]
     folder: Path
     chest_check: ChestCheck | None = None
+    local_map: LocalMap | None = None
 
     @property
     def colour_scale(self) -> ColourScale:
@@ -69,6 +72,7 @@ def save_model(
     training: Mapping[str, Any],
     score_share: float = 0.0,
     chest_check: ChestCheck | None = None,
+    local_map: LocalMap | None = None,
 ) -> str:
     """Write `model.pt` and `artefact.json`; both files are complete on disk before either gets its name.
 
@@ -77,7 +81,7 @@ def save_model(
         network, preprocessing, calibration, map_sigma, score_share: parts of the model, see `TrainedModel`.
         settings: options of the run, JSON-like.
         training: record of the training (counts, seconds), JSON-like.
-        chest_check: see `TrainedModel`.
+        chest_check, local_map: see `TrainedModel`.
 
     Returns:
         Hash of the weights.
@@ -113,6 +117,7 @@ def save_model(
         "score_share": check_score_share(score_share),
         "calibration": calibration.to_dict(),
         "chest_check": None if chest_check is None else chest_check.to_dict(),
+        "local_map": None if local_map is None else local_map.to_dict(),
         "settings": dict(settings),
         "training": dict(training),
     }
@@ -158,7 +163,12 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         chest_check = None if check is None else ChestCheck.from_dict(check)
         if chest_check is not None and len(chest_check.mean) != network.features.channels:
             raise InputError(f"{folder / ARTEFACT} is damaged: its chest check has another number of channels")
+        places = description["local_map"]
+        local_map = None if places is None else LocalMap.from_dict(places)
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
+        network.features.backbone.check_size(preprocessing.image_size)
+        if network.features.backbone.image_channels != len(preprocessing.mean):
+            raise InputError(f"{folder / ARTEFACT} is damaged: its backbone takes another number of channels")
         map_sigma = float(description["map_sigma"])
         score_share = check_score_share(description["score_share"])
         sha256 = description["model_sha256"]
@@ -188,6 +198,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         settings=settings,
         folder=folder,
         chest_check=chest_check,
+        local_map=local_map,
     )
 
 

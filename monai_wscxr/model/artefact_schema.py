@@ -33,6 +33,7 @@ _CALIBRATION = record(
         "threshold": number(),
         "colour_low": number(),
         "colour_high": number(),
+        "map_line": number(),
     }
 )
 
@@ -47,6 +48,9 @@ _CHEST_CHECK = record(
         "likeness_limits": list_of(optional(number(0)), 0, 64),
     }
 )
+
+_GRID = list_of(list_of(number(), 1, 1024), 1, 1024)
+_LOCAL_MAP = record({"mean": _GRID, "spread": _GRID})
 
 _ARTEFACT = record(
     {
@@ -66,8 +70,8 @@ _ARTEFACT = record(
         "preprocessing": record(
             {
                 "image_size": integer(32, 4096),
-                "mean": list_of(number(-1e3, 1e3), 3, 3),
-                "std": list_of(number(1e-6, 1e3), 3, 3),
+                "mean": list_of(number(-1e3, 1e3), 1, 3),
+                "std": list_of(number(1e-6, 1e3), 1, 3),
                 "reader_chain": text(64),
                 "intensity": one_of("as_read", "standardised"),
             }
@@ -76,6 +80,7 @@ _ARTEFACT = record(
         "score_share": number(0, 1),
         "calibration": _CALIBRATION,
         "chest_check": optional(_CHEST_CHECK),
+        "local_map": optional(_LOCAL_MAP),
         "settings": any_object,
         "training": any_object,
     }
@@ -98,6 +103,8 @@ def check_calibration(values: Mapping[str, Any]) -> None:
         raise ValueError(
             f"the colour scale of the calibration runs from {values['colour_low']} to {values['colour_high']}"
         )
+    if not values["colour_low"] <= values["map_line"] <= values["colour_high"]:
+        raise ValueError(f"calibration.map_line lies outside the colour scale: {values['map_line']}")
 
 
 def read_artefact(path: Path, version: int) -> dict[str, Any]:
@@ -131,6 +138,11 @@ def parse_artefact(content: bytes, version: int) -> dict[str, Any]:
     check_calibration(description["calibration"])
     if description["features"]["neighbourhood"] % 2 == 0:
         raise ValueError(f"features.neighbourhood must be odd, got {description['features']['neighbourhood']}")
+    channels = len(description["preprocessing"]["mean"]), len(description["preprocessing"]["std"])
+    if channels not in ((1, 1), (3, 3)):
+        raise ValueError(
+            f"preprocessing.mean and std must have three values each, or one, got {channels[0]} and {channels[1]}"
+        )
     return description
 
 

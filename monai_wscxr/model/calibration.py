@@ -27,7 +27,7 @@ class ColourScale:
     Attributes:
         low: value at and below which nothing is drawn.
         high: value at and above which colour and opacity are strongest; larger than `low`.
-        threshold: value marked on the colour bar, or None.
+        threshold: value that is marked on the colour bar and outlined on maps, or None.
 
     Raises:
         ValueError: when a value is not finite or `low` is not below `high`.
@@ -58,12 +58,14 @@ class Calibration:
         normal_scores: anomaly scores of the held-out normals in ascending order, at least one.
         false_positive_rate: target share of normal images flagged, in (0, 1).
         colour_low, colour_high: ends of the colour scale of anomaly maps, see `calibrate`.
+        map_line: value that is outlined on maps: of held-out normals, at most the target share has it anywhere.
     """
 
     normal_scores: tuple[float, ...]
     false_positive_rate: float
     colour_low: float
     colour_high: float
+    map_line: float
 
     @property
     def threshold(self) -> float:
@@ -90,8 +92,8 @@ class Calibration:
 
     @property
     def colour_scale(self) -> ColourScale:
-        """Colour scale of all anomaly maps of this model, with the operating point marked."""
-        return ColourScale(self.colour_low, self.colour_high, self.threshold)
+        """Colour scale of all anomaly maps of this model, with the line marked."""
+        return ColourScale(self.colour_low, self.colour_high, self.map_line)
 
     def p_value(self, score: float) -> float:
         """Return the p-value of an image: (1 + number of held-out normals that score at least as high) / (n + 1).
@@ -116,6 +118,7 @@ class Calibration:
             "threshold": self.threshold,
             "colour_low": self.colour_low,
             "colour_high": self.colour_high,
+            "map_line": self.map_line,
         }
 
     @classmethod
@@ -130,7 +133,11 @@ class Calibration:
         except ValueError as error:
             raise InputError(f"the calibration is damaged: {error}") from error
         calibration = cls(
-            tuple(values["normal_scores"]), values["false_positive_rate"], values["colour_low"], values["colour_high"]
+            tuple(values["normal_scores"]),
+            values["false_positive_rate"],
+            values["colour_low"],
+            values["colour_high"],
+            values["map_line"],
         )
         if values["threshold"] != calibration.threshold:
             raise InputError(
@@ -148,16 +155,16 @@ def calibrate(
 ) -> Calibration:
     """Set the operating point and the colour scale from held-out normal images.
 
-    The colour scale refers to the peak of an image, its highest patch score. It starts (transparent) at the median peak of
-    the held-out normals. It ends at the median peak of the training abnormals, or at `2 t - low` if that is higher, where
-    `t` is the peak exceeded by the given rate of normals; so `t` lies at most halfway up the scale. The scale is fixed here
-    for all images, so a normal image stays nearly uncoloured.
+    The colour scale refers to the peak of an image, the highest value of its anomaly map. It starts (transparent) at the
+    median peak of the held-out normals. It ends at the median peak of the training abnormals, or at `2 t - low` if that is
+    higher, where `t` is the peak exceeded by the given rate of normals. Maps are outlined at `t`, which therefore lies at most
+    halfway up the scale. The scale is fixed here for all images, so a normal image stays nearly uncoloured.
 
     Args:
         normal_scores: anomaly scores of normal images that were not trained on, at least one.
-        abnormal_peaks: highest patch scores of the training abnormals; they only affect the colour scale.
+        abnormal_peaks: peaks of the training abnormals; they only affect the colour scale.
         false_positive_rate: target share of normal images flagged, in (0, 1).
-        normal_peaks: highest patch scores of the same normals; None if the anomaly score is the highest patch score.
+        normal_peaks: peaks of the same normals; None if the anomaly score is the peak.
 
     Raises:
         InputError: when a score is not finite, no normal image is given or the rate lies outside (0, 1).
@@ -182,13 +189,13 @@ def calibrate(
             f"takes {needed}. The threshold is their highest score, good for a rate of about {1 / (len(scores) + 1):.3g}",
             stacklevel=2,
         )
-    rarely_exceeded = Calibration(tuple(peaks), false_positive_rate, 0.0, 1.0).threshold
+    rarely_exceeded = Calibration(tuple(peaks), false_positive_rate, 0.0, 1.0, 0.0).threshold
     low = peaks[len(peaks) // 2]
     abnormal = sorted(abnormal_peaks)
     high = max(2 * rarely_exceeded - low, abnormal[len(abnormal) // 2] if abnormal else -math.inf)
     if high <= low:
         high = low + max(1.0, abs(low))
-    return Calibration(tuple(scores), false_positive_rate, low, high)
+    return Calibration(tuple(scores), false_positive_rate, low, high, rarely_exceeded)
 
 
 def normals_needed(rate: float) -> int:

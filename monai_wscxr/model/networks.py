@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.patches import PatchFeatures
+from monai_wscxr.model.regions import RegionHead
 from monai_wscxr.model.whitening import NormalWhitening
 
 
@@ -33,6 +35,8 @@ class Discriminator(nn.Module):
         distance_weight: weight of the mean square of a feature's channels, which is added to its score in evaluation mode.
             For whitened features that is the squared Mahalanobis distance to the normals, divided by C. `DistanceHandler`
             sets the weight; training does not use it.
+        regions: opinion on the whole picture. What a patch contributes to it is added to the patch's score in evaluation mode.
+            It has no weight until `RegionHandler` fits it, and does not act on rows, which belong to no picture.
 
     Raises:
         InputError: when `channels`, `depth` or `width` is below 1, or `depth` or `width` too large.
@@ -48,6 +52,7 @@ class Discriminator(nn.Module):
             raise InputError(
                 f"discriminator: depth must be at most 64 and width at most 65,536, got {depth} and {width}"
             )
+        inputs = channels
         layers: list[nn.Module] = []
         for _ in range(depth - 1):
             layers += [nn.Linear(channels, width), nn.BatchNorm1d(width), nn.LeakyReLU(0.2)]
@@ -61,6 +66,7 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.distance_weight: Tensor
         self.register_buffer("distance_weight", torch.zeros(()))
+        self.regions = RegionHead(inputs)
 
     def forward(
         self,
@@ -81,7 +87,11 @@ class Discriminator(nn.Module):
             return self.score(features)
         rows = features.permute(0, 2, 3, 1)  # [B, h, w, C]
         scores = self.score(rows.flatten(0, 2))
-        return scores.reshape(features.shape[0], 1, features.shape[2], features.shape[3])
+        maps = scores.reshape(features.shape[0], 1, features.shape[2], features.shape[3])
+        if self.training:
+            return maps
+        contributions: Tensor = self.regions(features)
+        return maps + contributions[:, None]
 
     def mixed_scores(self, normal: Tensor, abnormal: Tensor, source: Tensor, alpha: Tensor) -> Tensor:
         """Return training scores [2N]: of normal rows, then of alpha * abnormal[source] + (1 - alpha) * normal (Eq. 6).
@@ -191,6 +201,14 @@ def image_scores(
     """
     with torch.inference_mode():
         return torch.cat([anomaly_score(patch_scores(part), share).cpu() for part in images.split(batch_size)])
+
+
+def patch_maps(
+    patch_scores: Callable[[Tensor], Tensor], bank: FeatureBank | BankOnDisk, batch_size: int = 32
+) -> Tensor:
+    """Return the patch scores [n, 1, h, w], on the CPU, of the images of a bank; function as of `image_scores`."""
+    with torch.inference_mode():
+        return torch.cat([patch_scores(maps).cpu() for maps in bank.maps(batch_size)])
 
 
 def check_score_share(share: float) -> float:

@@ -9,12 +9,15 @@ Advances in channel compensation for SVM speaker recognition, 2005).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.features.copies import ALTERED, copied_images, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.model.regions import region_means
 
 
 def nuisance_covariance(original: Tensor, altered: Tensor, part: int = 8192) -> Tensor:
@@ -40,8 +43,20 @@ def nuisance_covariance(original: Tensor, altered: Tensor, part: int = 8192) -> 
     return total / len(original)
 
 
-def nuisance_of(extractor: PatchExtractor, normal: FeatureBank | BankOnDisk, count: int, copies: int) -> Tensor:
-    """Return the nuisance covariance [C, C] float64 of the alteration `ALTERED` on images of the normal bank.
+class Nuisance(NamedTuple):
+    """What alterations do to features.
+
+    Attributes:
+        covariance: [C, C] float64, of patch features.
+        regions: [m, 6 C], changes of the region means, one row per copy; see `region_means`.
+    """
+
+    covariance: Tensor
+    regions: Tensor
+
+
+def nuisance_of(extractor: PatchExtractor, normal: FeatureBank | BankOnDisk, count: int, copies: int) -> Nuisance:
+    """Measure what the alteration `ALTERED` does to images of the normal bank.
 
     Args:
         extractor: extractor that made the bank.
@@ -56,8 +71,11 @@ def nuisance_of(extractor: PatchExtractor, normal: FeatureBank | BankOnDisk, cou
     made = copy_features(extractor, [normal.files[n] for n in chosen], ALTERED, copies)
     patches = len(normal) // len(normal.files)
     total = torch.zeros(made.shape[-1], made.shape[-1], dtype=torch.float64)
+    changes = []
     for number, copied in zip(chosen, made.split(copies), strict=True):
         rows = patches * number + torch.arange(patches)
         own = normal.rows.gather(rows) if isinstance(normal, BankOnDisk) else normal.rows[rows]
         total += nuisance_covariance(own.repeat(copies, 1), copied.flatten(0, 1))
-    return total / len(chosen)
+        maps = (copied - own).transpose(1, 2).unflatten(2, extractor.grid)
+        changes.append(region_means(maps))  # linear: the change of the means is the mean of the change
+    return Nuisance(total / len(chosen), torch.cat(changes))

@@ -22,6 +22,7 @@ from monai_wscxr.features.parallel import ThreadParallel
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.calibration import Calibration
 from monai_wscxr.model.chest_check import CheckedNet
+from monai_wscxr.model.local_map import LocalMap
 from monai_wscxr.model.networks import anomaly_map, anomaly_score
 
 
@@ -94,9 +95,25 @@ def check_images(
 
 def to_map(model: TrainedModel, prediction: Prediction) -> NDArray[np.float32]:
     """Compute the anomaly map [S, S] of a prediction, S being the size of the preprocessed image."""
+    return to_maps(model, torch.from_numpy(prediction.patch_scores)[None])[0].numpy()
+
+
+def to_maps(model: TrainedModel, patch_scores: Tensor) -> Tensor:
+    """Compute the anomaly maps [n, S, S] of images with patch scores [n, h, w]."""
     size = model.preprocessing.image_size
-    scores = torch.from_numpy(prediction.patch_scores)[None, None]
-    return anomaly_map(scores, (size, size), model.map_sigma)[0, 0].numpy()
+    return shown_maps(patch_scores[:, None], size, model.map_sigma, model.local_map)
+
+
+def shown_maps(patch_scores: Tensor, size: int, sigma: float, local_map: LocalMap | None) -> Tensor:
+    """Compute anomaly maps [n, size, size] from patch scores [n, 1, h, w]; see `TrainedModel` for the other arguments."""
+    values = patch_scores if local_map is None else local_map(patch_scores)
+    return anomaly_map(values, (size, size), sigma)[:, 0]
+
+
+def map_peaks(patch_scores: Tensor, size: int, sigma: float, local_map: LocalMap | None) -> list[float]:
+    """Compute the highest value of the anomaly map of each image, arguments as of `shown_maps`."""
+    parts = [shown_maps(part, size, sigma, local_map).flatten(1).amax(1) for part in patch_scores.split(64)]
+    return torch.cat(parts).tolist() if parts else []
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:

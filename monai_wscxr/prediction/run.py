@@ -186,7 +186,8 @@ class Run:
         """
         began = time.perf_counter()
         size = self.model.preprocessing.image_size
-        batch = np.zeros((len(numbers), 3, size, size), np.float32)
+        channels = len(self.model.preprocessing.mean)
+        batch = np.zeros((len(numbers), channels, size, size), np.float32)
         for n, loaded in usable.items():
             batch[n - numbers.start] = loaded.image
         with torch.inference_mode():

@@ -202,7 +202,7 @@ def _pictures(
     if output.overlays:
         results["overlay"] = f"overlays/{stem}.png", encode_png(coloured, quick=True)
     if output.pictures:
-        above = anomaly_map >= model.calibration.threshold
+        above = anomaly_map >= model.calibration.map_line
         pictures = {
             "radiograph": grey_levels(radiograph),
             "map": outline(heatmap(anomaly_map, model.colour_scale), above, THRESHOLD_COLOUR),

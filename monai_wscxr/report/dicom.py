@@ -4,7 +4,7 @@
   viewer can show it.
 * map: fractional Segmentation at the size of the image. A pixel's value is its position on the model's colour scale, 0 at the
   low end and 1 at the high end. That is not a probability, although PROBABILITY is the only fitting term of the standard.
-* regions: binary Segmentation of the areas where the map reaches the threshold.
+* regions: binary Segmentation of the areas where the map reaches the line of the colour scale.
 * report: Comprehensive SR (TID 1500) with score, p-value, decision, operating point and model.
 
 None of them needs a frame of reference, so CR, DX and Secondary Capture images are all supported. UIDs are derived from the
@@ -114,6 +114,11 @@ class Finding:
     anomaly_map: NDArray[np.float32]
     scale: ColourScale
     picture: str = ""
+
+    @property
+    def line(self) -> float:
+        """Map value at which regions are outlined; the operating point if the colour scale marks none."""
+        return self.threshold if self.scale.threshold is None else self.scale.threshold
 
 
 @dataclass(frozen=True)
@@ -361,7 +366,7 @@ def _picture(image: NDArray[np.float32], finding: Finding, aspect: float) -> NDA
     grey = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX)).clip(0, 1)
     values = Image.fromarray(np.ascontiguousarray(finding.anomaly_map, dtype=np.float32))
     resized = np.asarray(values.resize((width, height), Image.Resampling.BILINEAR))
-    shown = outline(overlay(grey, resized, finding.scale), resized >= finding.threshold, THRESHOLD_COLOUR)
+    shown = outline(overlay(grey, resized, finding.scale), resized >= finding.line, THRESHOLD_COLOUR)
     size = max(10, width // 50)
     caption = Image.new("RGB", (width, 5 * size))
     draw, font = ImageDraw.Draw(caption), ImageFont.load_default(size)
@@ -381,12 +386,12 @@ def _picture(image: NDArray[np.float32], finding: Finding, aspect: float) -> NDA
 
 
 def segmentation(source: Dataset, finding: Finding, created: datetime.datetime, regions: bool) -> hd.seg.Segmentation:
-    """Create a Segmentation: the anomaly map (fractional), or the areas that reach the threshold (binary)."""
+    """Create a Segmentation: the anomaly map (fractional), or the areas that reach the line of the colour scale (binary)."""
     kind = "regions" if regions else "map"
     values = map_of_image(source, finding)
     if regions:
-        pixels: np.ndarray = values >= finding.threshold
-        label, words = "ANOMALY_REGIONS", f"Anomaly map at or above {finding.threshold:.6g}"
+        pixels: np.ndarray = values >= finding.line
+        label, words = "ANOMALY_REGIONS", f"Anomaly map at or above {finding.line:.6g}"
     else:
         pixels = finding.scale.position(values).astype(np.float32)
         scale = finding.scale

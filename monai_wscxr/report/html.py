@@ -255,8 +255,9 @@ def _gallery(cases: Sequence[Case], shown: Sequence[tuple[str, list[int]]], scal
             f'<div class="gallery">{figures}</div></div>'
         )
     return (
-        "<p>Left: the radiograph. Right: the radiograph with its anomaly map. A white line outlines areas that reach the "
-        "threshold; the score is computed before the map is smoothed, so a flagged image may have no such area. "
+        "<p>Left: the radiograph. Right: the radiograph with its anomaly map. A white line outlines areas with values "
+        "that the maps of normal images rarely reach anywhere; the decision refers to the score, so a flagged image may have "
+        "no such area. "
         "All images share one colour scale: equal colours mean "
         f'equal values.{mask_words}</p><ul class="jump">{"".join(links)}</ul>\n' + "\n".join(groups)
     )

@@ -196,7 +196,7 @@ def _threshold_mark(scale: ColourScale) -> str:
     anchor = "start" if at < 80 else "end" if at > 240 else "middle"
     side = "below" if scale.threshold < scale.low else "above" if scale.threshold > scale.high else ""
     return (
-        f'<text x="{at:.1f}" y="11" text-anchor="{anchor}">threshold {scale.threshold:.4g}'
+        f'<text x="{at:.1f}" y="11" text-anchor="{anchor}">line {scale.threshold:.4g}'
         f"{f' ({side} the scale)' if side else ''}</text>"
         f'<path class="mark" d="M{at:.1f} 32V16m0 2l-4 -5h8z"/>'
     )

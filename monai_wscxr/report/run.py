@@ -184,7 +184,7 @@ def _viewer(scale: ColourScale) -> str:
         f'<h2 id="viewer-title"></h2><div class="tools">{buttons}</div></div>'
         f'<div class="viewer-pictures">{figures}</div>'
         f'<div class="viewer-foot"><p id="viewer-text" role="status"></p>{colour_bar(scale)}</div>'
-        '<p class="small">A white line outlines areas that reach the threshold. The decision refers to the anomaly '
-        "score, which is computed from the patch scores before smoothing (by default the mean of the highest quarter), so "
-        "outline and decision may disagree.</p></dialog>"
+        '<p class="small">A white line outlines areas with values that the maps of normal images rarely reach '
+        "anywhere. The decision refers to the anomaly score, by default the mean of all patch scores, so outline and decision "
+        "may disagree.</p></dialog>"
     )

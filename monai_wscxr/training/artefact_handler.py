@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+from torch import Tensor
 
-from monai_wscxr.bank.feature_bank import FeatureBank
 from monai_wscxr.data.split import count_classes
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import save_model
 from monai_wscxr.model.calibration import Calibration, calibrate
-from monai_wscxr.model.networks import WSCXRNet, check_score_share, image_scores
+from monai_wscxr.model.local_map import LocalMap
+from monai_wscxr.model.networks import WSCXRNet, anomaly_score, check_score_share, patch_maps
+from monai_wscxr.model.predictor import map_peaks
 from monai_wscxr.system.processes import first_process
 from monai_wscxr.training.banks import TrainingBanks
 from monai_wscxr.training.mining_handler import banks_of
@@ -35,6 +37,8 @@ class ArtefactHandler:
         false_positive_rate: wanted share of normal images flagged, in (0, 1).
         map_sigma: Gaussian of anomaly maps in pixels, >= 0.
         score_share: see `anomaly_score`.
+        local_map: whether anomaly maps are relative to held-out normals at the same place (`LocalMap`) instead of patch scores,
+            as published.
 
     Raises:
         InputError: on a value outside its range.
@@ -47,6 +51,7 @@ class ArtefactHandler:
         false_positive_rate: float = 0.05,
         map_sigma: float = 4.0,
         score_share: float = 0.0,
+        local_map: bool = False,
     ) -> None:
         if not 0 < false_positive_rate < 1:
             raise InputError(f"false_positive_rate must lie in (0, 1), got {false_positive_rate}")
@@ -54,7 +59,7 @@ class ArtefactHandler:
             raise InputError(f"map_sigma must be 0 (no smoothing) or more, got {map_sigma}")
         self.folder, self.network = folder, network
         self.false_positive_rate, self.map_sigma = false_positive_rate, map_sigma
-        self.score_share = check_score_share(score_share)
+        self.score_share, self.local_map = check_score_share(score_share), bool(local_map)
         self._began = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -79,6 +84,7 @@ class ArtefactHandler:
             self.map_sigma,
             self.score_share,
             {"training": seconds},
+            self.local_map,
         )
         self.folder.finish()
         logger.info("training: %d epochs, %.1f s", engine.state.epoch, seconds)
@@ -97,6 +103,7 @@ def write_model(
     map_sigma: float,
     score_share: float,
     seconds: Mapping[str, float],
+    local_map: bool = False,
 ) -> tuple[Calibration, str]:
     """Calibrate a trained network on the held-out normals and write it with the record of its training.
 
@@ -105,21 +112,20 @@ def write_model(
         network: trained, in evaluation mode.
         banks: of the training.
         settings: options of the run, JSON-like.
-        false_positive_rate, map_sigma, score_share: see `ArtefactHandler`.
+        false_positive_rate, map_sigma, score_share, local_map: see `ArtefactHandler`.
         seconds: time of further stages, by name, for the record.
 
     Returns:
         calibration and hash of the weights.
     """
 
-    def scores(bank: FeatureBank, share: float) -> list[float]:
-        return image_scores(network.discriminator, bank.images, share)[:, 0].tolist()  # the bank is whitened already
+    def peaks(patch_scores: Tensor) -> list[float]:
+        return map_peaks(patch_scores, banks.preprocessing.image_size, map_sigma, places)
 
+    apart, few = (patch_maps(network.discriminator, bank) for bank in (banks.held_out, banks.abnormal))
+    places = LocalMap.measure(apart) if local_map else None
     calibration = calibrate(
-        scores(banks.held_out, score_share),
-        scores(banks.abnormal, 0),
-        false_positive_rate,
-        normal_peaks=scores(banks.held_out, 0),
+        anomaly_score(apart, score_share)[:, 0].tolist(), peaks(few), false_positive_rate, normal_peaks=peaks(apart)
     )
     split = banks.split
     used = [str(item["image"]) for item in [*split.normal, *split.held_out, *split.abnormal]]
@@ -143,5 +149,6 @@ def write_model(
         record,
         score_share,
         banks.chest_check,
+        places,
     )
     return calibration, sha256

@@ -26,7 +26,8 @@ from monai_wscxr.features.copies import ALTERED, copied_images, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.chest_check import ChestCheck, image_features, measure_chest_check
 from monai_wscxr.model.mining import Mined, check_scope, mine
-from monai_wscxr.model.nuisance import nuisance_of
+from monai_wscxr.model.nuisance import Nuisance, nuisance_of
+from monai_wscxr.model.regions import REGIONS
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.system.memory import available_memory
 from monai_wscxr.system.processes import first_process, from_first, process_count, share, wait_for_all
@@ -91,6 +92,7 @@ class TrainingBanks:
         identity: changes with everything that the features depend on, with the images, their order and their roles.
         seconds: time spent, by stage: "extraction", "mining".
         chest_check: check that an image shows a chest, in the first process; None with too few normals.
+        moved_regions: [m, 6 C] changes of region means by alterations, whitened likewise; None without copies.
     """
 
     normal: FeatureBank | BankOnDisk
@@ -105,6 +107,7 @@ class TrainingBanks:
     identity: str
     seconds: dict[str, float] = field(default_factory=dict)
     chest_check: ChestCheck | None = None
+    moved_regions: Tensor | None = None
 
     def release(self) -> None:
         """Drop the normal bank, the largest object in memory, when the training is over."""
@@ -153,7 +156,8 @@ def prepare_banks(
     mined = mine(normal.to(device), few.to(device), options.retention, options.scope)
     mined_at = time.perf_counter()
     if whitening is not None:
-        _fit_whitening(whitening, normal.to(device), options.shrinkage, nuisance)
+        covariance = None if nuisance is None else options.nuisance * nuisance.covariance
+        _fit_whitening(whitening, normal.to(device), options.shrinkage, covariance)
     cache = None if extractor.cache is None else extractor.cache.folder
 
     def whitened(bank: Bank, in_place: bool = False) -> Bank:
@@ -179,6 +183,7 @@ def prepare_banks(
         identity=_identity(extractor, roles),
         seconds={"extraction": mining_began - began, "mining": mined_at - mining_began},
         chest_check=check,
+        moved_regions=None if nuisance is None else _whitened_changes(nuisance.regions.to(device), whitening),
     )
 
 
@@ -232,16 +237,23 @@ def _nuisance(
     normal: FeatureBank | BankOnDisk,
     whitening: NormalWhitening | None,
     options: BankOptions,
-) -> Tensor | None:
-    """Measure the weighted covariance of alterations; several processes share out the copies that are not cached yet."""
-    if not (options.copies and options.nuisance and whitening is not None and whitening.active):
+) -> Nuisance | None:
+    """Measure what alterations do to features; several processes share out the copies that are not cached yet."""
+    if not (options.copies and whitening is not None and whitening.active):
         return None
     if process_count() > 1:
         chosen = copied_images(extractor, normal.files, options.copied_normals)
         if files := share([normal.files[n] for n in chosen]):
             copy_features(extractor, files, ALTERED, options.copies)
         wait_for_all()
-    return options.nuisance * nuisance_of(extractor, normal, options.copied_normals, options.copies)
+    return nuisance_of(extractor, normal, options.copied_normals, options.copies)
+
+
+def _whitened_changes(changes: Tensor, whitening: NormalWhitening | None) -> Tensor:
+    """Return changes [m, 6 C] of region means in the coordinates of whitened features."""
+    if whitening is None or not whitening.active:
+        return changes
+    return (changes.unflatten(1, (REGIONS, -1)) @ whitening.matrix).flatten(1)
 
 
 def _fit_whitening(

@@ -1,16 +1,20 @@
-"""Weight of the distance to the normals in an image's score, against what the discriminator has learned."""
+"""Weights of the distance to the normals and of the regions' opinion in an image's score, against what was learned."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
+from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank, spaced_maps
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.networks import Discriminator, image_scores
+
+_IMAGES = 256  # images whose maps are in memory at a time
+_MOST_IMAGES = 2048  # for the weight of the regions: it needs a standard deviation, which these give to 2 %
 
 
 def check_distance_share(share: float) -> float:
@@ -32,7 +36,7 @@ def distance_spread(normal: FeatureBank | BankOnDisk, score_share: float, device
         score_share: see `anomaly_score`.
         device: where to compute.
     """
-    return _deviation(lambda maps: maps.square().mean(1, keepdim=True), normal, score_share, device)
+    return _deviation(lambda maps: maps.square().mean(1, keepdim=True), normal.maps(_IMAGES), score_share, device)
 
 
 def distance_weight(
@@ -64,21 +68,55 @@ def distance_weight(
         spread = distance_spread(normal, score_share, device)
     if not spread > 0:
         return 0.0
-    mode, before = discriminator.training, discriminator.distance_weight.clone()
-    discriminator.eval()
-    discriminator.distance_weight.zero_()
-    learned = _deviation(discriminator, normal, score_share, device)
-    discriminator.distance_weight.copy_(before)
-    discriminator.train(mode)
+    with _weights(discriminator, distance=0.0):
+        learned = _deviation(discriminator, normal.maps(_IMAGES), score_share, device)
     return share / abnormal_images * learned / spread
+
+
+def region_weight(
+    discriminator: Discriminator, normal: FeatureBank | BankOnDisk, share: float, score_share: float
+) -> float:
+    """Compute the weight that gives the opinion of the regions its share of the image scores.
+
+    Opinions on the training normals have the standard deviation 1, so the weight is `share` times the standard deviation of
+    what patches alone contribute to the scores of these images, measured on at most 2,048 of them.
+
+    Args:
+        discriminator: has learned, and its `distance_weight` is set; its own `regions.weight` is ignored.
+        normal: whitened normal bank of whole images.
+        share: >= 0; 0 switches the opinion off, as in the paper.
+        score_share: see `anomaly_score`.
+    """
+    if share == 0:
+        return 0.0
+    with _weights(discriminator):
+        maps = spaced_maps(normal, _MOST_IMAGES, _IMAGES)
+        return share * _deviation(discriminator, maps, score_share, discriminator.regions.weight.device)
+
+
+@contextlib.contextmanager
+def _weights(discriminator: Discriminator, distance: float | None = None) -> Iterator[None]:
+    """Put a discriminator into evaluation mode, without the regions' opinion; `distance` replaces its distance weight."""
+    mode = discriminator.training
+    before = discriminator.distance_weight.clone(), discriminator.regions.weight.clone()
+    discriminator.eval()
+    discriminator.regions.weight.zero_()
+    if distance is not None:
+        discriminator.distance_weight.fill_(distance)
+    try:
+        yield
+    finally:
+        discriminator.distance_weight.copy_(before[0])
+        discriminator.regions.weight.copy_(before[1])
+        discriminator.train(mode)
 
 
 def _deviation(
     patch_scores: Callable[[Tensor], Tensor],
-    normal: FeatureBank | BankOnDisk,
+    images: Iterable[Tensor],
     score_share: float,
     device: str | torch.device,
 ) -> float:
-    """Measure the standard deviation over the images of a bank of the scores that follow from patch scores of features."""
-    parts = [image_scores(patch_scores, maps.to(device), score_share) for maps in normal.maps(256)]
+    """Measure the standard deviation over maps of images of the scores that follow from patch scores of features."""
+    parts = [image_scores(patch_scores, maps.to(device), score_share) for maps in images]
     return float(torch.cat(parts).double().std(correction=0))

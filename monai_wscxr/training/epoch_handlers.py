@@ -1,4 +1,4 @@
-"""Handlers around the epochs: threads, weight of the distance term, states to continue from, one line of log."""
+"""Handlers around the epochs: threads, weights of distance and regions, states to continue from, one line of log."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from monai_wscxr.model.mixing import PatchBatches
 from monai_wscxr.model.networks import Discriminator, check_score_share
 from monai_wscxr.system.atomic import require_space, torch_bytes
 from monai_wscxr.system.processes import first_process, wait_for_all
-from monai_wscxr.training.distance import check_distance_share, distance_spread, distance_weight
+from monai_wscxr.training.distance import check_distance_share, distance_spread, distance_weight, region_weight
 from monai_wscxr.training.mining_handler import banks_of
+from monai_wscxr.training.region_head import check_region_options, fit_regions
 from monai_wscxr.training.run_folder import RunFolder
 
 logger = logging.getLogger("monai_wscxr")
@@ -120,6 +121,51 @@ class DistanceHandler:
                 self.discriminator, banks.normal, images, self.share, self.score_share, self._spread
             )
         self.discriminator.distance_weight.fill_(weight)
+
+
+class RegionHandler:
+    """Fit the opinion of the regions when training starts, and weigh it after every epoch (`RegionHead`, `region_weight`).
+
+    Attach it after `MiningHandler` and `DistanceHandler`, and before the handlers that keep a state or validate.
+
+    Args:
+        discriminator: its `regions` are fitted.
+        share: share of the opinion, >= 0; 0 switches it off, as in the paper.
+        shrinkage: shrinkage of the covariance of region means, in (0, 1].
+        nuisance: weight, in that covariance, of what alterations do to region means; >= 0.
+        score_share: see `anomaly_score`.
+
+    Raises:
+        InputError: on a value outside its range.
+    """
+
+    def __init__(
+        self,
+        discriminator: Discriminator,
+        share: float = 0.0,
+        shrinkage: float = 0.7,
+        nuisance: float = 6.0,
+        score_share: float = 0.0,
+    ) -> None:
+        check_region_options(share, shrinkage, nuisance)
+        self.discriminator, self.share = discriminator, share
+        self.shrinkage, self.nuisance = shrinkage, nuisance
+        self.score_share = check_score_share(score_share)
+
+    def attach(self, engine: Engine) -> None:
+        """Fit when training starts, weigh after every epoch."""
+        engine.add_event_handler(Events.STARTED, self.fit)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def fit(self, engine: Engine) -> None:
+        """Fit the opinion to the banks, if it has a share; the first of several processes does, for all."""
+        if self.share > 0:
+            fit_regions(self.discriminator, banks_of(engine), self.shrinkage, self.nuisance)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set the weight of the opinion."""
+        weight = region_weight(self.discriminator, banks_of(engine).normal, self.share, self.score_share)
+        self.discriminator.regions.weight.fill_(weight)
 
 
 class ThreadsHandler:

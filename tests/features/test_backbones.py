@@ -217,7 +217,8 @@ def test_local_file_of_a_timm_model(saved, model, suffix):
     torch.manual_seed(2)
     backbone = create_backbone(f"timm/{model}", [2], weights=path)
     with torch.no_grad():
-        expected = net.forward_intermediates(image, indices=[2], intermediates_only=True)[0]
+        norm = {"norm": True} if model == "test_vit" else {}  # tokens are normalised
+        expected = net.forward_intermediates(image, indices=[2], intermediates_only=True, **norm)[0]
     (result,) = backbone(image)
     assert float((result - expected).abs().max()) < 1e-4 * float(expected.abs().max())
 

@@ -8,6 +8,7 @@ from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.features.copies import ALTERED, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.nuisance import nuisance_covariance, nuisance_of
+from monai_wscxr.model.regions import region_means
 from monai_wscxr.model.whitening import NormalWhitening
 
 
@@ -58,5 +59,9 @@ def test_the_covariance_of_a_bank_is_that_of_the_chosen_images(extractor, normal
     own = bank.images.flatten(2).transpose(1, 2).double()
     moved = torch.cat([made[2 * n + c] - own[n] for n in chosen for c in range(2)])
     found = nuisance_of(extractor, bank, 3, 2)
-    torch.testing.assert_close(found, moved.T @ moved / len(moved), rtol=1e-4, atol=1e-9)
-    assert torch.equal(nuisance_of(extractor, extractor.bank_on_disk(normal_items[:5]), 3, 2), found)
+    torch.testing.assert_close(found.covariance, moved.T @ moved / len(moved), rtol=1e-4, atol=1e-9)
+    maps = moved.reshape(6, 4, 4, -1).permute(0, 3, 1, 2)  # three images, two copies each
+    torch.testing.assert_close(found.regions.double(), region_means(maps), rtol=1e-4, atol=1e-6)
+    again = nuisance_of(extractor, extractor.bank_on_disk(normal_items[:5]), 3, 2)
+    assert torch.equal(again.covariance, found.covariance)
+    assert torch.equal(again.regions, found.regions)

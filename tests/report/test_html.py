@@ -245,7 +245,7 @@ def test_pictures_stay_small(tmp_path):
     assert len(text) < 3_000_000
 
 
-@pytest.mark.parametrize(("own", "marked", "lines"), [(None, "threshold 1<", True), (1.9, "threshold 1.9<", False)])
+@pytest.mark.parametrize(("own", "marked", "lines"), [(None, "line 1<", True), (1.9, "line 1.9<", False)])
 def test_what_reaches_the_threshold_is_surrounded(tmp_path, own, marked, lines):
     anomaly_map = np.zeros((24, 32))
     anomaly_map[8:16, 8:16] = 1.2

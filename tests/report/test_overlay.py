@@ -106,8 +106,8 @@ def test_shrink_keeps_proportions_and_never_enlarges():
 
 
 @pytest.mark.parametrize(
-    ("threshold", "words"), [(1.5, "threshold 1.5<"), (9.0, "9 (above the scale)"), (0.0, "0 (below the scale)")]
+    ("threshold", "words"), [(1.5, "line 1.5<"), (9.0, "9 (above the scale)"), (0.0, "0 (below the scale)")]
 )
 def test_colour_bar_marks_the_threshold(threshold, words):
     assert words in colour_bar_symbol(ColourScale(1.0, 3.0, threshold))
-    assert "threshold" not in colour_bar_symbol(ColourScale(1.0, 3.0))
+    assert ">line" not in colour_bar_symbol(ColourScale(1.0, 3.0))

@@ -21,9 +21,10 @@ from monai_wscxr.model.mining import farthest_of_each
 from monai_wscxr.model.mixing import MixingInferer, PatchBatches, prepare_patch_batch
 from monai_wscxr.model.networks import Discriminator, image_scores
 from monai_wscxr.model.nuisance import nuisance_covariance
+from monai_wscxr.model.regions import region_means
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.ops import min_distance
-from monai_wscxr.training.distance import distance_weight
+from monai_wscxr.training.distance import distance_weight, region_weight
 from monai_wscxr.training.options import option_names
 from monai_wscxr.training.start import create_optimizer
 
@@ -31,7 +32,7 @@ METRICS = ("as they are", "perturbed alike", "perturbed each", "shifted alike")
 """AUROC on unchanged images; mean over perturbations of all images alike; with another perturbation for each image; mean over
 shifts of all images alike."""
 
-SCORING_OPTIONS = ("distance_share", "score_share")
+SCORING_OPTIONS = ("distance_share", "score_share", "region_share", "region_shrinkage", "region_nuisance")
 """Options of `train.yaml` that only affect scoring: variants that differ in nothing else share a trained discriminator."""
 
 WHITENING_OPTIONS = ("whiten", "shrinkage", "copies", "copied_normals", "nuisance")
@@ -184,6 +185,7 @@ class SplitFeatures:
         few = len(self.split.few_shot[k])
         weight = distance_weight(discriminator, normal, few, options["distance_share"], options["score_share"])
         discriminator.distance_weight.fill_(weight)
+        self._set_regions(discriminator, options, k, whitening, normal)
         validation = self.validation_items(k)
         row = {i: n for n, i in enumerate(self.validation_items())}
         perturbed_row = {i: n for n, i in enumerate(i for i in self.validation_items() if i in self.place)}
@@ -197,6 +199,35 @@ class SplitFeatures:
         changed = {name: score(maps[[perturbed_row[i] for i in both]]) for name, maps in perturbed.items()}
         plain = auroc(self.labels[validation], list(scores.values()))
         return _perturbed_metrics(plain, self.labels[both], own, changed)
+
+    def _set_regions(
+        self,
+        discriminator: Discriminator,
+        options: Mapping[str, Any],
+        k: int,
+        whitening: NormalWhitening,
+        normal: FeatureBank,
+    ) -> None:
+        """Fit and weigh the opinion of the regions as the bundle does."""
+        discriminator.regions.weight.zero_()
+        if not options["region_share"]:
+            return
+        copied = [i for i in self.split.normal if i in self.place][: options["copied_normals"]]
+        where, moved = [self.place[i] for i in copied], None
+        if options["copies"] and options["whiten"] and copied:
+            before = region_means(whitening(self.features[copied]))
+            moved = torch.cat(
+                [region_means(whitening(maps[where])) - before for maps in self.copies[: options["copies"]]]
+            )
+        discriminator.regions.fit(
+            region_means(normal.images),
+            region_means(whitening(self.features[self.split.few_shot[k]])),
+            moved,
+            options["region_shrinkage"],
+            options["region_nuisance"],
+        )
+        share = region_weight(discriminator, normal, options["region_share"], options["score_share"])
+        discriminator.regions.weight.fill_(share)
 
 
 def _perturbed_metrics(

@@ -57,6 +57,8 @@ class DicomWebStudies:
         session = create_session_from_user_pass(user, password) if user and password else requests.Session()
         session.max_redirects = 0  # an answer must not send user name and password to another address
         self.client = DICOMwebClient(url=self.source, session=session)
+        # the client's own five attempts take half a minute, which a person at a page or a terminal waits for
+        self.client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=250)
         self.copies = Path(folder) / "copies"
         self.copies.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._key = IdKey(Path(folder))
