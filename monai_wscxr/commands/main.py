@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import monai_wscxr
 from monai_wscxr.commands import (
     bank,
+    bundle,
     check_precision,
     cross_validate,
     datalist,
@@ -34,6 +35,7 @@ _COMMANDS = (
     cross_validate,
     simulate,
     bank,
+    bundle,
     plan,
     check_precision,
     phantom,

@@ -112,13 +112,18 @@ def from_command_line() -> bool:
 
 
 def find_configs(bundle: str | Path | None = None) -> Path:
-    """Find the folder with `train.yaml`: that of the given bundle, or of the one beside the package.
+    """Find the folder with `train.yaml`: that of the given bundle, or of the one that belongs to the package.
+
+    In a checkout that is bundles/wscxr_chest_xray beside the package; a wheel holds a copy inside the package.
 
     Raises:
         InputError: when there is none.
     """
-    root = Path(bundle) if bundle else Path(__file__).resolve().parents[2] / "bundles" / "wscxr_chest_xray"
-    configs = root / "configs"
+    package = Path(__file__).resolve().parents[1]
+    places = (
+        [Path(bundle)] if bundle else [folder / "bundles" / "wscxr_chest_xray" for folder in (package, package.parent)]
+    )
+    configs = next((place for place in places if place.is_dir()), places[-1]) / "configs"
     if not (configs / "train.yaml").is_file():
         raise InputError(f"{configs} has no train.yaml; give the folder of the bundle wscxr_chest_xray with --bundle")
     return configs
