@@ -55,7 +55,7 @@ $(LABEL_READY): monai_wscxr/label/requirements.txt | $(READY)
 
 label: label-setup  ## server to label, rank and retrain: make label STUDIES=DIR [NORMALS=DIR] [LABEL_OPTIONS="--port 8000 ..."]
 	@test -n "$(STUDIES)" || { echo "make label STUDIES=DIR: the folder with the radiographs is missing"; exit 2; }
-	$(LABEL_VENV)/bin/python -m monai_wscxr label $(STUDIES) $(if $(NORMALS),--normals $(NORMALS)) $(LABEL_OPTIONS)
+	$(LABEL_VENV)/bin/python -m monai_wscxr label "$(STUDIES)" $(if $(NORMALS),--normals "$(NORMALS)") $(LABEL_OPTIONS)
 
 test: setup label-setup  ## the test suite
 	$(RUN) -m pytest

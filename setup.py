@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
@@ -197,5 +198,16 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
     return modules, command
 
 
+class BuildPackage(build_py):
+    """Copies bundles/ into the package of a wheel, where `find_configs` finds it; an in-place build uses the folder itself."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "monai_wscxr" / "bundles"
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(ROOT / "bundles", target, ignore=shutil.ignore_patterns("__pycache__", ".*", "models"))
+
+
 ext_modules, cmdclass = extensions()
-setup(ext_modules=ext_modules, cmdclass=cmdclass)
+setup(ext_modules=ext_modules, cmdclass={**cmdclass, "build_py": BuildPackage})

@@ -101,7 +101,7 @@ EXPORTED = {
         "save_model",
     },
     "planning": {"Plan", "check_precision", "make_plan"},
-    "prediction": {"Options", "predict"},
+    "prediction": {"Model", "Options", "Result", "load", "predict", "train"},
     "report": {
         "Case",
         "Entry",

@@ -16,7 +16,6 @@ from typing import TypeGuard
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from monai_wscxr.bank.rows import RowSource
 from monai_wscxr.errors import InputError
@@ -24,6 +23,7 @@ from monai_wscxr.ops import min_distance, mine_top_k
 from monai_wscxr.ops.checks import check_rows
 from monai_wscxr.ops.min_distance import nothing_found, search_block
 from monai_wscxr.system.processes import process_count, row_share, together
+from monai_wscxr.system.progress import progress_bar
 
 SEARCH_MEMORY = 1 << 30  # bytes; default budget of a search in files
 # Working memory beside the blocks, see csrc/cpu/search.h. Per bank row of a block: hash and position among the distinct rows,
@@ -142,7 +142,7 @@ def _search(
     squared, index = nothing_found(query)
     if first == end:  # more processes than rows
         return squared, index
-    with tqdm(total=end - first, desc="bank rows", unit="row", unit_scale=True, disable=not progress) as bar:
+    with progress_bar(end - first, "bank rows", progress, unit="row") as bar:
         for start, block in _blocks(query, bank, first, end, memory):
             squared, index = search_block(query, block, squared, index, start)
             bar.update(len(block))

@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from monai_wscxr.commands.backbone_options import add_backbone_options, extractor_of
 from monai_wscxr.commands.exit_status import ANSWER_NO
 from monai_wscxr.commands.parsers import Commands
@@ -151,6 +149,7 @@ def _remove(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     from monai_wscxr.bank.folder import BankFolder
     from monai_wscxr.system.atomic import sync
+    from monai_wscxr.system.progress import progress_bar
 
     sources = [BankFolder(path) for path in options.banks]
     first, output = sources[0], Path(options.output).absolute()
@@ -161,8 +160,10 @@ def _merge(options: argparse.Namespace) -> int:
     if unfinished.exists():
         shutil.rmtree(unfinished)
     bank = BankFolder.create(unfinished, first.settings, first.grid, first.channels, options.dtype or first.dtype)
-    for source in tqdm(sources, desc="merging", unit="bank"):
-        bank.merge(source)
+    with progress_bar(len(sources), "merging", unit="bank") as bar:
+        for source in sources:
+            bank.merge(source)
+            bar.update()
     images, rows = len(bank.digests()), len(bank)
     os.replace(unfinished, output)
     sync(output.parent)
@@ -179,9 +180,10 @@ def _compact(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from monai_wscxr.bank.folder import BankFolder
+    from monai_wscxr.system.progress import progress_bar
 
     bank = BankFolder(options.bank)
-    with tqdm(total=len(bank.entries), desc="verifying", unit="shard") as bar:
+    with progress_bar(len(bank.entries), "verifying", unit="shard") as bar:
         damaged = bank.verify(bar.update)
     for file, why, images in damaged:
         print(f"{file}: {why}; {images} images")

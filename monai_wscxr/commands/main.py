@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import monai_wscxr
 from monai_wscxr.commands import (
     bank,
+    bundle,
     check_precision,
     cross_validate,
     datalist,
@@ -31,6 +35,7 @@ _COMMANDS = (
     cross_validate,
     simulate,
     bank,
+    bundle,
     plan,
     check_precision,
     phantom,
@@ -44,8 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: command line without the program's name; None takes that of this process.
     """
-    options = create_parser().parse_args(arguments)
-    options.arguments = sys.argv[1:] if arguments is None else list(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options, unknown = create_parser().parse_known_args(one_spelling(given))
+    if unknown:
+        options.parser.refuse(unknown[0])
+    options.arguments = given
     try:
         status = options.run(options)
     except InputError as error:
@@ -58,9 +66,52 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(status)
 
 
+class Parser(argparse.ArgumentParser):
+    """Parser that ends a wrong command line with one sentence, and names what comes close to an unknown word."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+        self.set_defaults(parser=self)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the sentence and exit with the status `UNUSABLE`."""
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if choice:
+            message += close_to(choice[1], re.findall(r"[\w-]+", choice[2]))
+        print(f"error: {message}; `{self.prog} --help` lists what there is", file=sys.stderr)
+        sys.exit(UNUSABLE)
+
+    def refuse(self, word: str) -> NoReturn:
+        """End a command line with a word that this parser does not know."""
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            self.error(f"unknown option {name}{close_to(name, list(self._option_string_actions))}")
+        self.error(f"{word!r} is one argument too many")
+
+
+def close_to(word: str, known: Sequence[str]) -> str:
+    """Return a question that names the known words close to a word, or ""."""
+    close = difflib.get_close_matches(word, known, n=3)
+    return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def one_spelling(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `--train-normal` spelt `--train_normal`; `--no-` stays, and what follows `--` stays."""
+    found = list(arguments)
+    for number, argument in enumerate(found):
+        if argument == "--":
+            break
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            name = name.replace("-", "_")
+            name = f"no-{name[3:]}" if name.startswith("no_") else name
+            found[number] = f"--{name}{equals}{value}"
+    return found
+
+
 def create_parser() -> argparse.ArgumentParser:
     """Create the parser of all commands; each command sets `run`, the function that takes the parsed options."""
-    parser = argparse.ArgumentParser(prog="monai-wscxr", description=monai_wscxr.__doc__)
+    parser = Parser(prog="monai-wscxr", description=monai_wscxr.__doc__)
     parser.add_argument("--version", action="version", version=monai_wscxr.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:

@@ -205,13 +205,37 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
     )
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
-    """Read `artefact.json` and check it."""
-    path = folder / ARTEFACT
-    if not path.is_file() or not (folder / WEIGHTS).is_file():
+def check_holds_model(folder: str | Path) -> None:
+    """Check that a folder has the two files of a trained model, without opening them.
+
+    Raises:
+        InputError: otherwise; for the output of a compared method, which keeps no model, the message says so.
+    """
+    folder = Path(folder)
+    if not (folder / ARTEFACT).is_file() or not (folder / WEIGHTS).is_file():
+        method = _compared_method(folder)
+        if method:
+            raise InputError(
+                f"{folder} is the output of the compared method {method}, which keeps figures (metrics.json, "
+                "predictions.csv) but no model to predict or evaluate with; give the output of train.yaml alone"
+            )
         raise InputError(
             f"{folder} holds no trained model ({ARTEFACT} and {WEIGHTS}); give the --output_dir of a finished training"
         )
+
+
+def _compared_method(folder: Path) -> str:
+    """Return the name of the compared method whose run a folder holds, or ""."""
+    try:
+        return str(json.loads((folder / "settings.json").read_text(encoding="utf-8"))["method"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    """Read `artefact.json` and check it."""
+    path = folder / ARTEFACT
+    check_holds_model(folder)
     try:
         return read_artefact(path, ARTEFACT_FORMAT)
     except OtherFormatError as error:

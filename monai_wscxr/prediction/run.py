@@ -25,7 +25,7 @@ from tqdm import tqdm
 from monai_wscxr.data.radiograph.base import MEMORY_LIMIT, RadiographError
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.parallel import ThreadParallel
-from monai_wscxr.model.artefact import TrainedModel, load_model
+from monai_wscxr.model.artefact import TrainedModel, check_holds_model, load_model
 from monai_wscxr.model.chest_check import CheckedNet
 from monai_wscxr.model.predictor import Prediction, check_images, to_prediction
 from monai_wscxr.prediction import folder, tasks
@@ -55,13 +55,15 @@ def predict(options: Options) -> Summary:
         InputError: when an option, the model or the output folder cannot be used.
     """
     options.check()
+    device = options.torch_device()
+    check_holds_model(options.model)  # before the inputs, whose list may take minutes
     inputs, left_out = find_inputs(options.paths, without=options.output)
     if left_out:
         files = "1 other file" if left_out == 1 else f"{left_out} other files"
         logger.warning("left out of the folders: %s, no images by name or content", files)
     if options.workers != 0:
         start_server(_PRELOAD)  # imports in parallel with loading the model, which takes as long
-    model = load_model(options.model, options.torch_device())
+    model = load_model(options.model, device)
     return Run(options, model, inputs).run()
 
 

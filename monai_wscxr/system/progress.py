@@ -15,16 +15,39 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def progress_bar(total: int, what: str, shown: bool = True) -> tqdm:
-    """Create a progress bar over images on stderr; in a log file it adds a line every 15 seconds.
+class PlainBar(tqdm):
+    """Progress as plain lines, for a stream that is no terminal: one at the end, and before that at most one per 15 seconds."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Write a line if something has been done since the last one."""
+        if self.n and self.n != getattr(self, "_shown", 0):
+            self._shown = self.n
+            of = "" if self.total is None else f" of {self.total:,}"
+            took = self.format_interval(self.format_dict["elapsed"])
+            self.fp.write(f"{self.desc}: {self.n:,}{of} {self.unit}s, {took}\n")
+            self.fp.flush()
+        return True
+
+    def close(self) -> None:
+        """Write the last line."""
+        if not self.disable:
+            self.display()
+            self.leave = False  # tqdm would draw its own bar once more
+        super().close()
+
+
+def progress_bar(total: int, what: str, shown: bool = True, unit: str = "image") -> tqdm:
+    """Create a progress bar on stderr; where that is no terminal, it is a few plain lines.
 
     Args:
-        total: number of images.
+        total: number of images, or of other units.
         what: text in front of the bar.
         shown: False creates a bar that shows nothing.
+        unit: what is counted, in the singular.
     """
-    interval = 0.1 if sys.stderr.isatty() else 15.0
-    return tqdm(total=total, desc=what, unit="image", disable=not shown, mininterval=interval)
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "row", disable=not shown)
+    return PlainBar(total=total, desc=what, unit=unit, disable=not shown, mininterval=15.0, miniters=1, file=sys.stderr)
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], threads: int, depth: int) -> Iterator[R]:

@@ -112,26 +112,33 @@ def from_command_line() -> bool:
 
 
 def find_configs(bundle: str | Path | None = None) -> Path:
-    """Find the folder with `train.yaml`: that of the given bundle, or of the one beside the package.
+    """Find the folder with `train.yaml`: that of the given bundle, or of the one that belongs to the package.
+
+    In a checkout that is bundles/wscxr_chest_xray beside the package; a wheel holds a copy inside the package.
 
     Raises:
         InputError: when there is none.
     """
-    root = Path(bundle) if bundle else Path(__file__).resolve().parents[2] / "bundles" / "wscxr_chest_xray"
-    configs = root / "configs"
+    package = Path(__file__).resolve().parents[1]
+    places = (
+        [Path(bundle)] if bundle else [folder / "bundles" / "wscxr_chest_xray" for folder in (package, package.parent)]
+    )
+    configs = next((place for place in places if place.is_dir()), places[-1]) / "configs"
     if not (configs / "train.yaml").is_file():
         raise InputError(f"{configs} has no train.yaml; give the folder of the bundle wscxr_chest_xray with --bundle")
     return configs
 
 
 def check_options(arguments: Sequence[str]) -> None:
-    """Refuse options that the configuration does not have; MONAI would accept and ignore them.
+    """Refuse a run id or an option that the configuration does not have, and values of the wrong type.
+
+    MONAI would ignore the options, and find the rest when the output folder belongs to the run already.
 
     Args:
         arguments: of `python -m monai.bundle run`, without the program's name.
 
     Raises:
-        InputError: with the unknown option and similar ones.
+        InputError: with the unknown name and similar ones, or the option and what it takes.
     """
     given = _options(arguments)
     files = given.get("config_file")
@@ -140,12 +147,42 @@ def check_options(arguments: Sequence[str]) -> None:
     parser = ConfigParser()
     parser.read_config([f.strip("'\" ") for f in files.strip("[]").split(",")])
     known = [str(key) for key in parser.get()]
-    for name in given:
+    run_id = given.get("run_id") or next(iter(arguments[1:2]), "")
+    if arguments[0] == "run" and run_id and not run_id.startswith("-") and run_id not in parser:
+        names = [name for name in ("training", "evaluating", "inferring") if name in parser]
+        raise InputError(f"the configuration has nothing to run by the name {run_id}; it has {', '.join(names)}")
+    plain = option_names(parser.get())
+    for name, text in given.items():
+        if name in plain:
+            _check_type(name, parser[name], text)
         if name in _OWN | _TRACKING or name.replace("#", "::") in parser:
             continue
         close = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean --{', --'.join(close)}?" if close else "see the top of the configuration file for all"
         raise InputError(f"unknown option --{name}: {hint}")
+
+
+def _check_type(name: str, default: Any, text: str) -> None:
+    """Check that the text of an option is a number or a truth value where its default is one; `$` expressions pass.
+
+    Raises:
+        InputError: otherwise.
+    """
+    if text.startswith(("$", "@", "%")):
+        return
+    if isinstance(default, bool):
+        if text in ("false", "FALSE"):  # a text, and any text counts as true
+            raise InputError(f"--{name} {text}: write False, with a capital letter")
+        if text not in ("true", "True", "False") and not text.startswith("--") and text:
+            raise InputError(f"--{name} must be true or False, got {text!r}")
+        return
+    if not isinstance(default, (int, float)):
+        return
+    kind, what = (int, "a whole number") if isinstance(default, int) else (float, "a number")
+    try:
+        kind(text)
+    except ValueError:
+        raise InputError(f"--{name} must be {what}, for instance {default}; got {text!r}") from None
 
 
 def _options(arguments: Sequence[str]) -> dict[str, str]:

@@ -124,7 +124,7 @@ def markdown(
         "|" + "---|" * (2 + len(HONEST)),
     ]
     for (name, k), s in _ordered(summary):
-        cells = [_spread(s["honest"][n], bracket=n == "auroc") for n in HONEST]
+        cells = [_spread(s["honest"][n], s["seeds"], bracket=n == "auroc") for n in HONEST]
         lines.append(f"| {title(name)} | {'-' if k is None else k} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -216,9 +216,9 @@ def _ordered(summary: Mapping[Key, T]) -> list[tuple[Key, T]]:
     return sorted(summary.items(), key=lambda entry: (order.index(entry[0][0]), entry[0][1] or 0))
 
 
-def _spread(metric: Mapping[str, float], bracket: bool) -> str:
-    """Format mean and standard deviation, with the interval if `bracket`."""
-    text = f"{metric['mean']:.3f} ± {metric['sd']:.3f}"
+def _spread(metric: Mapping[str, float], seeds: int, bracket: bool) -> str:
+    """Format mean and, over several seeds, standard deviation, with the interval if `bracket`."""
+    text = f"{metric['mean']:.3f}" + (f" ± {metric['sd']:.3f}" if seeds > 1 else "")
     return f"{text} [{metric['low']:.3f}, {metric['high']:.3f}]" if bracket else text
 
 

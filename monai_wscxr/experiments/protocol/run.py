@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 import yaml
-from tqdm import tqdm
 
 import monai_wscxr
 from monai_wscxr.errors import InputError
 from monai_wscxr.experiments.protocol.cells import Cell, Experiment, run_cell
 from monai_wscxr.experiments.protocol.output import write_tables
 from monai_wscxr.system.atomic import write_text_atomic
+from monai_wscxr.system.progress import progress_bar
 from monai_wscxr.training.options import find_configs
 from monai_wscxr.training.start import quiet_training
 
@@ -86,7 +86,7 @@ def run_protocol(
         extraction = time.perf_counter() - began
         settings = _settings(configs, experiment, options)
         results = []
-        bar = tqdm(total=len(cells), desc=table, unit="cell", disable=not progress)
+        bar = progress_bar(len(cells), table, progress, unit="cell")
         for cell in cells:
             bar.set_postfix_str(cell.name)
             results.append(_cell(experiment, cell, done / f"{cell.name}.json", settings))

@@ -6,6 +6,7 @@ import contextlib
 import io
 import ipaddress
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,7 @@ def serve(options: ServerOptions) -> None:
         InputError: when it cannot listen on the address; see also `create_server`.
         KeyboardInterrupt: when it was stopped by Ctrl-C.
     """
+    check_port(options.host, options.port)  # the imports below take half a minute
     guarded = create_server(options)
     import uvicorn
     from monailabel.interfaces.utils.app import app_instance
@@ -210,6 +212,25 @@ def check_host(host: str, protected: bool) -> None:
             f"--host {host} lets other machines connect, and no password protects the server: give --password_file FILE, or "
             "switch on MONAI Label's own authentication (MONAI_LABEL_AUTH_ENABLE=true)"
         )
+
+
+def check_port(host: str, port: int) -> None:
+    """Check that a server can listen on a port.
+
+    Raises:
+        InputError: when the port is in use or may not be used, or the address is not one of this machine.
+    """
+    if not 0 <= port <= 65535:
+        raise InputError(f"--port must lie between 0 and 65535, got {port}")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
+            probe.bind(address)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host}, port {port} ({error.strerror or error}); choose another --port"
+        ) from error
 
 
 def read_password(file: str | None) -> str | None:
