@@ -76,7 +76,9 @@ def test_mined_rows_are_those_of_mine(phantoms, make_features):
             assert torch.equal(data.mined(k, retention, scope), mine(data.normal, few, retention, scope).bank.rows)
     options = {"copies": 2, "nuisance": 3.0, "copied_normals": 6}
     normal = extractor.bank([{"image": str(f)} for f in files[:6]])
-    torch.testing.assert_close(data.nuisance(options), 3 * nuisance_of(extractor, normal, 6, 2).covariance, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(
+        data.nuisance(options), 3 * nuisance_of(extractor, normal, 6, 2).covariance, rtol=1e-5, atol=1e-9
+    )
 
 
 def test_the_command_writes_a_table_and_never_opens_the_test_part(phantoms, tmp_path, monkeypatch, capsys):
