@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +33,7 @@ class PlainBar(tqdm):
         """Write the last line."""
         if not self.disable:
             self.display()
-            self.leave = False  # tqdm would draw its own bar once more
+            self.fp, self.leave = io.StringIO(), False  # tqdm would draw its own bar once more, and return the carriage
         super().close()
 
 
