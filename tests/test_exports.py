@@ -68,6 +68,7 @@ EXPORTED = {
     },
     "experiments.protocol": {"METHODS", "TABLES", "run_protocol"},
     "experiments.baselines": {"CutPaste", "Method", "PatchCore", "SimpleNet", "normal_split", "run_method"},
+    "adaptation": {"Adaptation", "adapt", "extractor_for"},
     "features": {
         "Backbone",
         "Inference",

@@ -206,6 +206,7 @@ class Workbench:
             "classes": sorted({v.image_class for v in labels.values() if v.image_class}),
             "model": None if model is None else model_fields(model),
             "operating_point": None if model is None else model.calibration.supported_rate,
+            "drift": self.scores.drift().to_dict(),
             "read_only": self.read_only,
             "strategies": list(STRATEGIES),
         }

@@ -187,7 +187,8 @@ class Run:
     ) -> tuple[torch.Tensor, list[RadiographError | None], torch.Tensor | None]:
         """Return of a batch the patch scores [B, 1, h, w], the reason to refuse each image, and coordinates [B, d] for drift.
 
-        Images are refused that are unlike a chest. There are no coordinates when the model has no reference for drift. Images that are not usable are zeros; what is returned for them means nothing.
+        Images are refused that are unlike a chest. There are no coordinates when the model has no reference for drift. Images
+        that are not usable are zeros; what is returned for them means nothing.
         """
         began = time.perf_counter()
         size = self.model.preprocessing.image_size
