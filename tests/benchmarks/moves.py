@@ -29,6 +29,7 @@ def main():
     parser.add_argument("--model", required=True, help="output folder of a training")
     parser.add_argument("--site", required=True, help="folder or data list of the site, with a test part")
     parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--aligned_draws", type=int, default=200, help="draws with aligned features, which take longer")
     parser.add_argument("--normals", type=int, default=30, help="normal images per draw")
     parser.add_argument("--unlabelled", type=int, default=100, help="unlabelled images per draw")
     parser.add_argument("--images", type=int, default=50, help="images of a list that is tested for drift")
@@ -68,13 +69,13 @@ class Site:
 
     def rates(self, calibration, scores, without):
         """Shares of the normal and abnormal images that are flagged, apart from those in `without`."""
-        rest = np.setdiff1d(np.arange(len(self.labels)), without)
+        rest = np.setdiff1d(np.flatnonzero(np.isfinite(scores)), without)
         flagged = scores[rest] > calibration.threshold
         return flagged[self.labels[rest] == 0].mean(), flagged[self.labels[rest] == 1].mean()
 
     def auroc(self, scores, without=()):
         """AUROC apart from the images in `without`."""
-        rest = np.setdiff1d(np.arange(len(self.labels)), without)
+        rest = np.setdiff1d(np.flatnonzero(np.isfinite(scores)), without)
         return auroc(self.labels[rest], scores[rest])
 
     def before(self):
@@ -90,18 +91,23 @@ class Site:
         generator = np.random.default_rng(0)
         for aligned in (False, True):
             found, gain = [], []
-            for _ in range(self.options.draws):
+            for _ in range(self.options.aligned_draws if aligned else self.options.draws):
                 chosen = generator.choice(self.normal, self.options.normals, replace=False)
                 rows, scores = self.rows[chosen], self.scores
                 if aligned:
-                    scores = self.of(aligned_with(self.model.network, rows), self.rows)
+                    judged = np.union1d(
+                        generator.permutation(self.normal)[:130], generator.permutation(self.abnormal)[:100]
+                    )
+                    scores = np.full(len(self.labels), np.nan)
+                    scores[judged] = self.of(aligned_with(self.model.network, rows), self.rows[judged])
                     maps = cross_fitted(self.model.network, rows, self.grid)
                     own = anomaly_score(maps, self.model.score_share)[:, 0].tolist()
                 else:
                     own = scores[chosen].tolist()
                 calibration = recalibrate(self.model.calibration, own, own)
                 found.append(self.rates(calibration, scores, chosen))
-                gain.append(self.auroc(scores, chosen) - self.auroc(self.scores, chosen))
+                known = np.where(np.isfinite(scores), self.scores, np.nan)
+                gain.append(self.auroc(scores, chosen) - self.auroc(known, chosen))
             normal, abnormal = np.array(found).T
             # standard error of the AUROC itself, which the gain must not fall below
             error = (1 / len(self.normal) + 1 / len(self.abnormal)) ** 0.5 / 12**0.5
