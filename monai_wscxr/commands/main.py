@@ -59,6 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(UNUSABLE)
+    except OSError as error:
+        from monai_wscxr.system.atomic import as_disk_full  # imports torch, which the parser does without
+
+        full = as_disk_full(error)
+        if full is None:
+            raise
+        print(f"error: {full}", file=sys.stderr)
+        sys.exit(UNUSABLE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

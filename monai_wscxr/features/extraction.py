@@ -181,7 +181,7 @@ class PatchExtractor:
         """
         used, features, rejected = self.usable(_paths(items), what)
         if not used:
-            raise _none_usable(len(items), what, rejected)
+            raise none_usable(len(items), what, rejected)
         return FeatureBank.from_images(features, used, self.grid)
 
     def bank_on_disk(self, items: Sequence[dict[str, Any]], what: str = "images") -> BankOnDisk:
@@ -194,16 +194,24 @@ class PatchExtractor:
             raise InputError("a bank on disk needs the feature cache: leave --cache on")
         used, rows, rejected = self._collect(_paths(items), what, self._rows_on_disk)
         if rows is None:
-            raise _none_usable(len(items), what, rejected)
+            raise none_usable(len(items), what, rejected)
         return BankOnDisk(rows, tuple(used), self.grid)
 
-    def usable(self, files: Sequence[str], what: str = "images") -> tuple[list[str], Tensor, list[Rejected]]:
+    def usable(
+        self, files: Sequence[str], what: str = "images", of: int | None = None
+    ) -> tuple[list[str], Tensor, list[Rejected]]:
         """Return the usable files, their patch features [n, h*w, C] in the same order, and the rejected files.
+
+        Args:
+            files: paths.
+            what: plural noun for the images, in the progress bar and messages.
+            of: number of images of a whole that comes in parts; `max_bad_share` then refers to it and to all that have been
+                rejected since the extractor was made.
 
         Raises:
             InputError: as `bank`, except that there need not be a usable file.
         """
-        return self._collect(files, what, self._features_in_memory)
+        return self._collect(files, what, self._features_in_memory, of)
 
     def passed(self, files: Sequence[str]) -> tuple[Tensor, list[Rejected]]:
         """Return the features [n, h*w, C] of the usable ones of a few files, and the rejected files, without the cache."""
@@ -233,6 +241,7 @@ class PatchExtractor:
         files: Sequence[str],
         what: str,
         get: Callable[[list[str], dict[str, Tensor]], T],
+        of: int | None = None,
     ) -> tuple[list[str], T, list[Rejected]]:
         """Extract the features that are missing and return the usable files, their features, and the rejected files.
 
@@ -241,19 +250,22 @@ class PatchExtractor:
             what: plural noun for the images, in messages.
             get: returns the features of images, given their digests and, without a cache, the features by digest. It raises
                 KeyError when the cache has lost some of them to damage; these are extracted again.
+            of: see `usable`.
         """
+        total, before = (len(files), ()) if of is None else (of, tuple(self.done.rejected))
         began = time.perf_counter()
         found: dict[str, Tensor] = {}  # by digest; stays empty with a cache
-        readable, rejected = self._files.read(files, self.read_threads)
+        readable, unreadable = self._files.read(files, self.read_threads)
+        rejected = [*before, *unreadable]
         extracted: set[str] = set()
         for _ in range(_ATTEMPTS):
             if self.cache is not None:
                 self.cache.refresh()
             missing = [file for file in self._missing(readable, rejected) if self.digests[file] not in found]
-            self._extract(missing, rejected, len(files), what, found)
+            self._extract(missing, rejected, total, what, found)
             extracted.update(missing)
             _reject_copies(readable, self.digests, rejected)
-            self._check_share(rejected, len(files), what)
+            self._check_share(rejected, total, what)
             refused = {file for file, _, _ in rejected}
             used = [file for file in files if file not in refused]
             try:
@@ -269,9 +281,10 @@ class PatchExtractor:
             )
         self.done.extracted += len(extracted - refused)
         self.done.reused += len([file for file in used if file not in extracted])
-        self.done.rejected += rejected
+        new = rejected[len(before) :]
+        self.done.rejected += new
         self.done.seconds += time.perf_counter() - began
-        return used, result, rejected
+        return used, result, new
 
     def _missing(self, readable: Sequence[str], rejected: Sequence[Rejected]) -> list[str]:
         """Return the files whose features are not in the cache, one of each content, without the rejected ones."""
@@ -352,7 +365,8 @@ def _reject_copies(files: Sequence[str], digests: dict[str, str], rejected: list
     rejected += [(file, *reasons[digests[file]]) for file in files if file not in refused and digests[file] in reasons]
 
 
-def _none_usable(count: int, what: str, rejected: Sequence[Rejected]) -> InputError:
+def none_usable(count: int, what: str, rejected: Sequence[Rejected]) -> InputError:
+    """Return the error for images of which not one can be used."""
     return InputError(f"none of the {count} {what} can be used; first: {_first(rejected)}")
 
 

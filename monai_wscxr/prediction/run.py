@@ -91,8 +91,8 @@ class Run:
             InputError: when the output folder belongs to something else or cannot be written.
         """
         began = time.perf_counter()
-        folder.claim(self.folder, self.options.overwrite)
         try:
+            folder.claim(self.folder, self.options.overwrite)
             self._run()
         except OSError as error:  # raised by writing; an input that cannot be read is a rejected one
             if is_disk_full(error):

@@ -323,7 +323,7 @@ def test_failed_shard_leaves_no_partial_file(tmp_path, monkeypatch, error):
         assert "could not be written" in str(caught.value)
         assert "MONAI_WSCXR_CACHE" in str(caught.value)
     if getattr(error, "errno", None) == 28:
-        assert "MB are missing" in str(caught.value)
+        assert "kB are missing" in str(caught.value)
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
