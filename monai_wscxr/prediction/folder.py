@@ -111,7 +111,8 @@ def full_disk(folder: Path, options: Options, side: int, records: Mapping[int, R
     needed = on_disk(sum(results) + len(left) * _RECORD_BYTES + len(inputs) * _ROW_BYTES)
     return (
         f"{folder} cannot be written because the disk is full: for the results of {len(left)} more images and the tables "
-        f"about {missing_text(folder, needed)}; make room or give another folder with --output, then give the same command again"
+        f"about {missing_text(folder, needed)}; make room or give another folder with --output, then give the same command "
+        "again"
     )
 
 
