@@ -49,6 +49,13 @@ def add_parser(commands: Commands) -> None:
         metavar="SHARE",
         help="largest share of images that may be unusable, from 0 to 1 (default: %(default)s)",
     )
+    action.add_argument(
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, 2),
+        metavar="N",
+        help="processes that read, so that a file that crashes a decoder costs itself alone; 0 for none (default: %(default)s)",
+    )
     add_backbone_options(action)
 
     action = actions.add_parser("remove", help="remove images")

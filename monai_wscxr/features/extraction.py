@@ -15,6 +15,9 @@ from torch import Tensor
 from monai_wscxr.bank.cache import FeatureCache
 from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.bank.rows import FileRows
+from monai_wscxr.data.isolation import Isolation, crash_of
+from monai_wscxr.data.radiograph.base import GATES
+from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.data.stream import RadiographStream, Rejected
 from monai_wscxr.data.transforms import Preprocessing, radiograph_transforms
 from monai_wscxr.errors import InputError
@@ -23,7 +26,7 @@ from monai_wscxr.features.digests import FileDigests
 from monai_wscxr.features.inference import Inference
 from monai_wscxr.features.patches import PatchFeatures
 from monai_wscxr.features.running import NetworkRunner
-from monai_wscxr.system.progress import progress_bar
+from monai_wscxr.system.progress import ahead, progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +70,15 @@ class PatchExtractor:
         allow: names of the reader's gates that are switched off, see `data.radiograph.gates`.
         precision: "float32", or "bfloat16" for backbones that tolerate it, see `Inference`.
         compile_network: compile the network with torch.compile.
-        read_workers: number of processes that decode in place of threads; 0 for none. They help with decoders that hold
-            Python's global lock for long, on machines with spare cores.
+        read_workers: number of processes that decode in place of threads, with limits on memory and time; 0 for none. Without
+            them, files on which a decoder may crash are first tried in such a process, see `data.isolation`.
 
     Attributes:
         cache: the feature cache, or None.
         done: counts of the work so far.
         grid: patch rows and columns (h, w) of one image.
         runner: runs the network over loaded images.
+        trusted: whether `transform` may be given any file, because it decodes in other processes.
 
     Raises:
         InputError: when a number is out of its range, the cache cannot be written, or as `Inference`.
@@ -112,6 +116,7 @@ class PatchExtractor:
         self.grid = features.grid(preprocessing.image_size)
         self.max_bad_share, self.progress, self.shard_images = max_bad_share, progress, shard_images
         self.read_threads, self.read_workers = read_threads, read_workers
+        self.trusted = read_workers > 0
         self.done = Extraction()
         self.cache = None if cache is False else FeatureCache(self.settings(), None if cache is True else cache)
         self._files = FileDigests()
@@ -312,6 +317,7 @@ class PatchExtractor:
         self, files: Sequence[str], rejected: list[Rejected], total: int, what: str, found: dict[str, Tensor]
     ) -> None:
         """Run files through the network and put their features into the cache, or into `found` without one."""
+        files = self._without_crashes(files, rejected)
         if not files:
             return
         if self.cache is not None:
@@ -327,6 +333,23 @@ class PatchExtractor:
                 found.update(features())
             else:
                 self.cache.write_all(features(), len(files), self.shard_images)
+
+    def _without_crashes(self, files: Sequence[str], rejected: list[Rejected]) -> list[str]:
+        """Return the files that this process can decode, and add those on which a decoder crashes to the rejected."""
+        if self.trusted:
+            return list(files)
+        kept = []
+        with Isolation(_decode, self.read_threads) as isolation:
+            for file, error in zip(
+                files,
+                ahead(lambda file: crash_of(self.digests[file], file, isolation), files, self.read_threads, 8),
+                strict=True,
+            ):
+                if error is None:
+                    kept.append(file)
+                else:
+                    rejected.append((file, error.code, error.message))
+        return kept
 
     def _features(self, files: Sequence[str], rejected: list[Rejected], total: int) -> Iterator[tuple[str, Tensor]]:
         """Decode files and run the network; yield (file, features [h*w, C]) in order and extend `rejected` at the end."""
@@ -352,6 +375,11 @@ class PatchExtractor:
                 f"{len(rejected)} of {total} {what} cannot be used, more than the allowed share of {self.max_bad_share:.0%}; "
                 f"first: {_first(rejected)}. Repair or remove them, or raise --max_bad_share"
             )
+
+
+def _decode(file: str) -> None:
+    """Decode a file for nothing, in a worker."""
+    read_radiograph(file, allow=GATES)
 
 
 def _paths(items: Sequence[dict[str, Any]]) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from monai_wscxr.data.datalist import Item, load_datalist, patient_of
 from monai_wscxr.data.listing import list_images
+from monai_wscxr.data.patients import Mention, identify
 from monai_wscxr.data.radiograph.formats import sniff_format
 from monai_wscxr.data.radiograph.read import file_digest
 from monai_wscxr.errors import InputError
@@ -347,6 +348,8 @@ def _encodings(name: str | None) -> list[bytes]:
 def known_normals(source: str | Path) -> list[Item]:
     """List normal images that need no label: the normal training images of a data set, or all images below a folder.
 
+    Patients are known as in a datalist without a patient column, see `data.patients`.
+
     Raises:
         InputError: when there is none.
     """
@@ -354,4 +357,9 @@ def known_normals(source: str | Path) -> list[Item]:
     if path.is_file() or any((path / name).is_dir() for name in ("train", "training", "TRAIN")):
         return [item for item in load_datalist(path)["training"] if item["label"] == 0]
     found, _ = find_inputs([str(path)])
-    return [{"image": i.path, "label": 0, "class": "normal", "patient": i.path} for i in found if i.path]
+    files = [one.path for one in found if one.path]
+    patients = identify([Mention(file, None, file) for file in files], str(path))
+    return [
+        {"image": file, "label": 0, "class": "normal", "patient": patient}
+        for file, patient in zip(files, patients, strict=True)
+    ]

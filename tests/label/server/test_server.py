@@ -320,12 +320,12 @@ def test_the_status_is_answered_during_a_training(server):
     """A status counts that was asked for and answered between two looks at the same training, both before its end."""
     busy, answered = threading.Thread(target=server.train), 0
     busy.start()
-    wait_until(lambda: server.json("GET", "/wscxr/api/training")["state"] == "running" or not busy.is_alive())
-    while server.json("GET", "/wscxr/api/training")["state"] == "running":
+    wait_until(lambda: server.json("GET", "/wscxr/api/train")["state"] == "running" or not busy.is_alive())
+    while server.json("GET", "/wscxr/api/train")["state"] == "running":
         assert server.json("GET", "/wscxr/api/status")["images"] == 24
-        answered += server.json("GET", "/wscxr/api/training")["state"] == "running"
+        answered += server.json("GET", "/wscxr/api/train")["state"] == "running"
     busy.join(120)
-    assert server.json("GET", "/wscxr/api/training")["state"] == "done"
+    assert server.json("GET", "/wscxr/api/train")["state"] == "done"
     assert answered >= 3
 
 
