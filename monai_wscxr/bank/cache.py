@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 _FORMAT = "2"
 _HEADROOM = 64 << 20  # bytes left free on the disk
 _HEADER_BYTES = 200  # of an image in the header of a shard
-_ELSEWHERE = "what was written before is kept; make room, or point MONAI_WSCXR_CACHE at another disk, then give the command again"
+_ELSEWHERE = "what was written before is kept; make room, or set MONAI_WSCXR_CACHE, and give the same command again"
 _ABANDONED_AFTER = 86400  # seconds after which a partial file belongs to a killed run
 
 

@@ -161,10 +161,10 @@ def identify(mentions: Sequence[Mention], source: str) -> list[str]:
     spellings: dict[str, dict[str, str]] = {}  # by digest: spelling and its first image
     for mention, name in zip(mentions, named, strict=True):
         if name is not None:
-            spellings.setdefault(_digest(name), {}).setdefault(name, mention.image)
+            spellings.setdefault(patient_digest(name), {}).setdefault(name, mention.image)
     patients, unnamed = [], 0
     for mention, name in zip(mentions, named, strict=True):
-        digest = _digest(name) if name is not None else headers.get(mention.image)
+        digest = patient_digest(name) if name is not None else headers.get(mention.image)
         if digest is None:
             unnamed += 1
             patients.append(mention.own)
@@ -208,7 +208,7 @@ def _header_patient(file: str) -> str | None:
                 number = _patient_id(head)
             else:
                 number = ""
-        patient = None if is_placeholder(number) else _digest(number)
+        patient = None if is_placeholder(number) else patient_digest(number)
     except Exception:  # a damaged header fails in many ways; reading the image will name the reason
         return None
     with _lock:
@@ -231,7 +231,8 @@ def _patient_id(head: bytes) -> str:
     return str(ds.get("PatientID") or "")
 
 
-def _digest(text: str) -> str:
+def patient_digest(text: str) -> str:
+    """Return the pseudonym of a patient who is known by a header only, the same for all spellings."""
     digest = hashlib.blake2b(patient_key(text).encode(), digest_size=8, person=b"patient")
     return f"patient-{digest.hexdigest()}"
 
@@ -244,7 +245,7 @@ def _report_contradictions(
     for mention, name in zip(mentions, named, strict=True):
         header = headers.get(mention.image)
         if name is not None and header is not None:
-            stated.setdefault(header, {}).setdefault(_digest(name), mention.image)
+            stated.setdefault(header, {}).setdefault(patient_digest(name), mention.image)
     several = [found for found in stated.values() if len(found) > 1]
     if not several or (len(stated) == 1 and len(several[0]) > 2):  # one number for everybody is a placeholder
         return
