@@ -1,12 +1,16 @@
 """The commands `bank` and `check-precision`, run as from a shell."""
 
 import json
+import math
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from monai_wscxr.bank.folder import BankFolder
+from monai_wscxr.commands import bank as bank_command
 from monai_wscxr.commands import main as cli
 from monai_wscxr.data.radiograph.read import file_digest
 
@@ -113,3 +117,69 @@ def test_precision_is_measured_and_refused_where_it_is_not_enough(phantoms, caps
     assert 1e-5 < found["feature_error"] < 0.1
     assert 0 <= found["auroc"] <= 1
     assert found["score_change"] > 0
+
+
+def broken(folder, count):
+    """Write files that are no pictures, each with other bytes."""
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"broken{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes([number]))
+    return folder
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Let banks be filled in shards of three images."""
+    extractor_of = bank_command.extractor_of
+
+    def small(options):
+        extractor = extractor_of(options)
+        extractor.shard_images = 3
+        return extractor
+
+    monkeypatch.setattr(bank_command, "extractor_of", small)
+
+
+def test_unusable_images_are_counted_over_the_whole_command(tmp_path, normal_items, capsys, small_shards):
+    """Two broken files in one shard of three are a tenth of the images, not two thirds."""
+    good = [item["image"] for item in normal_items[:18]]
+    folder = broken(tmp_path / "broken", 2)
+    run("bank", "add", tmp_path / "a", folder, *good, *NETWORK, "--workers", "0", "--max_bad_share", "0.1")
+    printed = capsys.readouterr()
+    assert "18 images added" in printed.out
+    assert printed.err.count("rejected (unreadable)") == 2
+
+
+def test_unusable_images_of_all_shards_count_together(tmp_path, normal_items, capsys, small_shards):
+    paths = [item["image"] for item in normal_items[:12]]
+    for number, file in enumerate(sorted(broken(tmp_path / "broken", 3).iterdir())):
+        paths.insert(4 * number, str(file))
+    with pytest.raises(SystemExit) as ended:
+        run("bank", "add", tmp_path / "a", *paths, *NETWORK, "--workers", "0", "--max_bad_share", "0.15")
+    assert ended.value.code == 2
+    assert "3 of 15 images cannot be used, more than the allowed share of 15%" in capsys.readouterr().err
+
+
+def test_nothing_but_unusable_images_makes_no_bank(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(
+            "bank", "add", tmp_path / "a", broken(tmp_path / "b", 2), *NETWORK, "--workers", "0", "--max_bad_share", "1"
+        )
+    assert ended.value.code == 2
+    assert "none of the 2 images can be used; first: " in capsys.readouterr().err
+
+
+def test_a_merge_without_room_says_so_before_it_copies_and_leaves_nothing(tmp_path, normal_items, capsys, monkeypatch):
+    for name, part in (("a", normal_items[:2]), ("b", normal_items[2:4])):
+        run("bank", "add", tmp_path / name, *[item["image"] for item in part], *NETWORK, "--workers", "0")
+    capsys.readouterr()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
+    with pytest.raises(SystemExit) as ended:
+        run("bank", "merge", tmp_path / "all", tmp_path / "a", tmp_path / "b", "--dtype", "float16")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    shards = [next((tmp_path / name).glob("*.safetensors")).stat().st_size for name in "ab"]
+    needed = 2 * -(-(shards[0] / 2) // 4096) * 4096 + 6 * 4096
+    assert f"{math.ceil(needed / 1e3)} kB are needed, 5 kB are free" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    monkeypatch.undo()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import shutil
 import stat
@@ -17,7 +18,10 @@ from monai_wscxr.system import atomic
 from monai_wscxr.system.atomic import (
     DamagedError,
     DiskFullError,
+    as_disk_full,
+    full_disk,
     load_sealed,
+    missing_text,
     remove_partials,
     replacing,
     require_space,
@@ -201,3 +205,37 @@ def test_partial_files_of_killed_runs_are_removed_and_nothing_else(tmp_path):
         (tmp_path / name).write_text("x")
     remove_partials(tmp_path)
     assert names(tmp_path) == ["mine.partial", "model.pt"]
+
+
+def test_what_is_missing_is_whole_blocks_and_never_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=8192))
+    assert missing_text(tmp_path, 8193) == "9 kB are needed, 9 kB are free: 5 kB are missing"
+    assert missing_text(tmp_path, 100).endswith("5 kB are missing")
+    # a folder that does not exist yet lies on the disk of the one above it
+    error = full_disk(tmp_path / "new" / "bank", 3_000_000_000, "the bank")
+    assert str(error) == (
+        f"the bank could not be written because the disk of {tmp_path / 'new' / 'bank'} is full (3.0 GB are needed, 9 kB are "
+        "free: 3.0 GB are missing); make room and give the same command again"
+    )
+
+
+def test_a_disk_without_room_for_one_more_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_files=1000, f_favail=0))
+    assert "can hold no more files" in missing_text(tmp_path, 100)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_files=0, f_favail=0))  # file systems without inodes
+    assert "are missing" in missing_text(tmp_path, 100)
+
+
+def test_a_full_disk_is_found_among_the_causes(tmp_path):
+    raw = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "folder"))
+    outer = RuntimeError("wrapped")
+    outer.__cause__ = raw
+    assert re.fullmatch(
+        rf"{tmp_path}/folder could not be written .* are missing\); make room .*", str(as_disk_full(outer))
+    )
+    assert "at least 5 kB are missing" in str(as_disk_full(OSError(errno.EDQUOT, "Disk quota exceeded")))
+    named = full_disk(tmp_path, 1, "x")
+    outer.__cause__ = named
+    assert as_disk_full(outer) is named
+    for other in (None, OSError(errno.EFBIG, "it has more than 5 bytes"), OSError(errno.EIO, "x"), ValueError("x")):
+        assert as_disk_full(other) is None
