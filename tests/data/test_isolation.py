@@ -1,5 +1,6 @@
 """Files on which a decoder may crash are tried in a worker before this process decodes them."""
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -19,13 +20,12 @@ from monai_wscxr.features import extraction
 from tests.helpers.radiograph_files import WINDOW, dicom
 
 decode, digest_of = extraction._decode, duplicates._pixel_digest
-here = os.getpid()
 
 
 def crash_on_bad(file):
     """Crash on some files, and never in this process."""
     if Path(file).name.startswith("bad"):
-        assert os.getpid() != here
+        assert multiprocessing.parent_process() is not None
         os.kill(os.getpid(), signal.SIGSEGV)
 
 

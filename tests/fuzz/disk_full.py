@@ -193,6 +193,15 @@ class Command(Killing):
 
         main(list(arguments))
 
+    def _network(self) -> tuple[str, ...]:
+        words = list(super()._network())
+        words[words.index("--image_size") + 1] = "320"  # shards of several blocks, of which a disk may hold some
+        return tuple(words)
+
+    def _add(self, bank: Path, images: list[str], shard: int) -> None:
+        # with several images in each shard, compacting has to write
+        super()._add(bank, images, 4 if self.name in ("merge", "compact") else shard)
+
     def _watch(self, folder: Path, kill_at: int | None) -> None:
         os.environ["MONAI_WSCXR_CACHE"] = str(self.work / "cache")
         self.watch.start(*self.fill)
@@ -369,7 +378,7 @@ class Filling:
         if not self.tally.problems:
             room = self.tally.peak + RESERVE.get(self.command.name, 0)
             for share in SHARES[:: max(1, len(SHARES) // sizes)][:sizes] if sizes else ():
-                self._trial(f"{share:.0%} of {room / 1e6:.2f} MB", room=int(share * room))
+                self._trial(f"{share:.0%} of {room / 1e6:.2f} MB", room=int(share * room) // 4096 * 4096)
             for _ in range(moments):
                 step = self.draw.randint(1, steps)
                 self._trial(f"filled at step {step} of {steps}", moment=(step, self.draw.choice((0, 0, 4096, 16384))))

@@ -414,7 +414,7 @@ def test_closing_tells_when_a_computation_has_not_ended(make, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device", "/secret/folder/model"), DiskFullError("5 kB are missing")]
+    "error", [OSError(28, "No space left on device", "/tmp/secret/model"), DiskFullError("5 kB are missing")]
 )
 def test_a_training_on_a_full_disk_says_what_is_missing_and_leaves_nothing(make, monkeypatch, error):
     bench = make()
@@ -430,7 +430,7 @@ def test_a_training_on_a_full_disk_says_what_is_missing_and_leaves_nothing(make,
     state = bench.training()
     assert state["state"] == "failed"
     assert " are missing" in state["message"]
-    assert "/secret" not in state["message"]
+    assert "/tmp" not in state["message"]
     assert sorted(path.name for path in bench.models.models.iterdir()) == before
     monkeypatch.undo()
     bench.train()

@@ -18,6 +18,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive import folder as folder_module
 from monai_wscxr.label.archive.folder import FolderStudies, LabelFile, known_normals
 from monai_wscxr.label.archive.studies import Label, Refused, UnknownImage
+from tests.helpers.radiograph_files import WINDOW, dicom
 
 
 def test_labels_outlive_a_process_that_is_killed_in_the_middle_of_a_line(tmp_path):
@@ -270,11 +271,11 @@ def test_only_regular_files_are_images(studies_folder, tmp_path):
         studies.file(image_id)
 
 
-def test_known_normals_of_one_patient_are_one_patient(tmp_path, write_dicom):
+def test_known_normals_of_one_patient_are_one_patient(tmp_path):
     folder, levels = tmp_path / "normals", np.arange(48 * 48, dtype=np.uint16).reshape(48, 48)
     folder.mkdir()
     for number, patient in enumerate(("MRN-7", "mrn-7 ", "MRN-8")):
-        write_dicom(folder / f"{number}.dcm", levels + number, PatientID=patient)
+        dicom(folder / f"{number}.dcm", levels + number, PatientID=patient, **WINDOW)
     for name in ("00000001_000.png", "00000001_001.png", "x.png", "y.png"):
         Image.fromarray(levels.astype(np.uint8)).save(folder / name)
     items = {Path(item["image"]).name: item["patient"] for item in known_normals(folder)}
