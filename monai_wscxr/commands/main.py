@@ -25,7 +25,7 @@ from monai_wscxr.commands import (
     simulate,
 )
 from monai_wscxr.commands.exit_status import INTERRUPTED, UNUSABLE
-from monai_wscxr.errors import InputError
+from monai_wscxr.errors import InputError, find_input_error
 
 _COMMANDS = (
     predict,
@@ -59,13 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(UNUSABLE)
-    except OSError as error:
+    except Exception as error:  # MONAI wraps what its expressions raise
         from monai_wscxr.system.atomic import as_disk_full  # imports torch, which the parser does without
 
-        full = as_disk_full(error)
-        if full is None:
+        found = find_input_error(error) or as_disk_full(error)
+        if found is None:
             raise
-        print(f"error: {full}", file=sys.stderr)
+        print(f"error: {found}", file=sys.stderr)
         sys.exit(UNUSABLE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -182,3 +182,17 @@ def test_other_errors_of_the_system_stay_what_they_are(monkeypatch):
     monkeypatch.setattr(phantom, "run", fail)
     with pytest.raises(OSError, match="Input/output error"):
         main(["phantom", "somewhere"])
+
+
+def test_an_input_error_that_monai_has_wrapped_is_one_sentence(monkeypatch, capsys):
+    def fail(options):
+        try:
+            raise InputError("the cache is a file")
+        except InputError as error:
+            raise RuntimeError("Failed to evaluate ConfigExpression") from error
+
+    monkeypatch.setattr(phantom, "run", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["phantom", "somewhere"])
+    assert ended.value.code == UNUSABLE
+    assert capsys.readouterr().err == "error: the cache is a file\n"

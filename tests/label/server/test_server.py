@@ -265,6 +265,16 @@ def test_large_requests_other_sites_and_other_names_are_refused(data, server):
     assert server.json("GET", "/info/")["name"] == "WSCXR"
 
 
+@pytest.fixture
+def with_model(server):
+    """The server with scores of all images, and an abnormal one labelled."""
+    server.json("POST", "/scoring/anomaly_score?run_sync=true")
+    objects = server.json("GET", "/datastore/?output=all")["objects"]
+    abnormal = next(image_id for image_id, entry in objects.items() if not entry["name"].startswith("normal"))
+    assert server.label(abnormal, {"image_label": 1, "class": "effusion"})[0] == 200
+    return server
+
+
 def wait_until(condition, limit=120):
     """Wait for something that happens in another process."""
     end = time.monotonic() + limit
@@ -273,21 +283,21 @@ def wait_until(condition, limit=120):
         time.sleep(0.02)
 
 
-def test_nobody_waits_for_an_upload_that_is_being_decoded(data, server):
+def test_nobody_waits_for_an_upload_that_is_being_decoded(data, with_model):
     """The processes that decode are stopped, so the upload is under way for as long as the test wants."""
     uploads, answers = data / "studies/.wscxr/uploads", []
     good = next((data / "studies").glob("normal*.png")).read_bytes()
 
     def send():
-        answers.append(server.form("POST", "/infer/wscxr?output=json", files={"file": ("x.png", good)}))
+        answers.append(with_model.form("POST", "/infer/wscxr?output=json", files={"file": ("x.png", good)}))
 
     busy = threading.Thread(target=send)
-    with stopped(descendants(server.process.pid)):
+    with stopped(descendants(with_model.process.pid)):
         busy.start()
         wait_until(lambda: list(uploads.iterdir()))
         for _ in range(5):
-            assert server.json("GET", "/wscxr/api/status")["images"] == 24
-        assert server("GET", "/wscxr/")[0] == 200
+            assert with_model.json("GET", "/wscxr/api/status")["images"] == 24
+        assert with_model("GET", "/wscxr/")[0] == 200
         assert len(list(uploads.iterdir())) == 1
         assert answers == []
     busy.join(120)
@@ -297,35 +307,35 @@ def test_nobody_waits_for_an_upload_that_is_being_decoded(data, server):
     wait_until(lambda: not list(uploads.iterdir()))
 
 
-def test_nobody_waits_for_an_upload_that_is_being_sent(data, server):
+def test_nobody_waits_for_an_upload_that_is_being_sent(data, with_model):
     good = next((data / "studies").glob("normal*.png")).read_bytes()
-    with server.sending("/infer/wscxr?output=json", "x.png", good) as finish:
+    with with_model.sending("/infer/wscxr?output=json", "x.png", good) as finish:
         for _ in range(5):
-            assert server.json("GET", "/wscxr/api/status")["images"] == 24
+            assert with_model.json("GET", "/wscxr/api/status")["images"] == 24
         assert finish() == 200
 
 
-def test_an_image_that_takes_too_long_is_given_up(data, server):
+def test_an_image_that_takes_too_long_is_given_up(data, with_model):
     picture = slow_jpeg()
     assert len(picture) < 1_000_000
-    status, _, body = server.form("POST", "/infer/wscxr?output=json", files={"file": ("x.jpg", picture)})
+    status, _, body = with_model.form("POST", "/infer/wscxr?output=json", files={"file": ("x.jpg", picture)})
     assert status in (409, 422), body  # given up after the limit, or refused before its many scans are decoded
     assert json.loads(body)["reason"] in ("too_slow", "unreadable")
     assert list((data / "studies/.wscxr/uploads").iterdir()) == []
     good = next((data / "studies").glob("normal*.png")).read_bytes()
-    assert server.form("POST", "/infer/wscxr?output=json", files={"file": ("x.png", good)})[0] == 200
+    assert with_model.form("POST", "/infer/wscxr?output=json", files={"file": ("x.png", good)})[0] == 200
 
 
-def test_the_status_is_answered_during_a_training(server):
+def test_the_status_is_answered_during_a_training(with_model):
     """A status counts that was asked for and answered between two looks at the same training, both before its end."""
-    busy, answered = threading.Thread(target=server.train), 0
+    busy, answered = threading.Thread(target=with_model.train), 0
     busy.start()
-    wait_until(lambda: server.json("GET", "/wscxr/api/train")["state"] == "running" or not busy.is_alive())
-    while server.json("GET", "/wscxr/api/train")["state"] == "running":
-        assert server.json("GET", "/wscxr/api/status")["images"] == 24
-        answered += server.json("GET", "/wscxr/api/train")["state"] == "running"
+    wait_until(lambda: with_model.json("GET", "/wscxr/api/train")["state"] == "running" or not busy.is_alive())
+    while with_model.json("GET", "/wscxr/api/train")["state"] == "running":
+        assert with_model.json("GET", "/wscxr/api/status")["images"] == 24
+        answered += with_model.json("GET", "/wscxr/api/train")["state"] == "running"
     busy.join(120)
-    assert server.json("GET", "/wscxr/api/train")["state"] == "done"
+    assert with_model.json("GET", "/wscxr/api/train")["state"] == "done"
     assert answered >= 3
 
 
