@@ -58,7 +58,7 @@ def test_errors_that_the_user_can_mend_are_not_wrapped(phantoms, tmp_path, monke
         raise OSError(28, "No space left on device", str(tmp_path / "state"))
 
     monkeypatch.setattr(run_folder, "save_sealed", full)
-    with pytest.raises(DiskFullError, match="state could not be written .* are missing"):
+    with pytest.raises(DiskFullError, match=r"state could not be written .* are missing"):
         train_once(phantoms, tmp_path / "full", SMALL)
     with pytest.raises(InputError, match="retention"):
         train_once(phantoms, tmp_path / "wrong", {**SMALL, "retention": 7})
