@@ -17,6 +17,9 @@ from monai_wscxr.commands.parsers import Commands
 from monai_wscxr.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from monai_wscxr.bank.folder import BankFolder
     from monai_wscxr.features.extraction import PatchExtractor
 
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -174,7 +177,11 @@ def _merge(options: argparse.Namespace) -> int:
     sources = [BankFolder(path) for path in options.banks]
     first, output = sources[0], Path(options.output).absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{options.output} exists already and is not empty; choose another folder")
+        if not _is_merged(output, sources, options.dtype or first.dtype):
+            raise InputError(f"{options.output} exists already and is not empty; choose another folder")
+        # this command was killed when it was done
+        _print_merged(BankFolder(output), options.output)
+        return 0
     # renamed when it is complete: a killed merge leaves no bank, and the same command starts anew
     unfinished = output.with_name(f".{output.name}.merging")
     if unfinished.exists():
@@ -189,7 +196,6 @@ def _merge(options: argparse.Namespace) -> int:
             for source in sources:
                 bank.merge(source)
                 bar.update()
-        images, rows = len(bank.digests()), len(bank)
         os.replace(unfinished, output)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)  # would only take up room
@@ -198,8 +204,23 @@ def _merge(options: argparse.Namespace) -> int:
             raise full_disk(output.parent, needed, str(options.output)) from error
         raise
     sync(output.parent)
-    print(f"{images:,} images, {rows:,} rows in {options.output}")
+    _print_merged(BankFolder(output), options.output)
     return 0
+
+
+def _is_merged(output: Path, sources: Sequence[BankFolder], dtype: str) -> bool:
+    """Tell whether a folder holds what merging these banks would give."""
+    from monai_wscxr.bank.folder import BankFolder
+
+    if not (output / "bank.json").exists():
+        return False
+    bank, first = BankFolder(output), sources[0]
+    same = (bank.settings, bank.grid, bank.channels, bank.dtype) == (first.settings, first.grid, first.channels, dtype)
+    return same and bank.digests() == list(dict.fromkeys(digest for source in sources for digest in source.digests()))
+
+
+def _print_merged(bank: BankFolder, name: str) -> None:
+    print(f"{len(bank.digests()):,} images, {len(bank):,} rows in {name}")
 
 
 def _compact(options: argparse.Namespace) -> int:

@@ -183,3 +183,18 @@ def test_a_merge_without_room_says_so_before_it_copies_and_leaves_nothing(tmp_pa
     assert f"{math.ceil(needed / 1e3)} kB are needed, 5 kB are free" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     monkeypatch.undo()
+
+
+def test_a_merge_that_is_done_may_be_given_again_and_another_one_may_not(tmp_path, normal_items, capsys):
+    for name, part in (("a", normal_items[:3]), ("b", normal_items[2:5]), ("c", normal_items[5:6])):
+        run("bank", "add", tmp_path / name, *[item["image"] for item in part], *NETWORK, "--workers", "0")
+    run("bank", "merge", tmp_path / "all", tmp_path / "a", tmp_path / "b")
+    first = capsys.readouterr().out.splitlines()[-1]
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "all").iterdir()}
+    run("bank", "merge", tmp_path / "all", tmp_path / "a", tmp_path / "b")  # killed before it could say so
+    assert capsys.readouterr().out.splitlines() == [first]
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "all").iterdir()} == before
+    for other in (["b", "a"], ["a", "b", "c"], ["a", "b", "--dtype", "float16"]):
+        with pytest.raises(SystemExit):
+            run("bank", "merge", tmp_path / "all", *[tmp_path / name if len(name) == 1 else name for name in other])
+        assert "exists already and is not empty" in capsys.readouterr().err
