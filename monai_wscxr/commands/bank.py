@@ -212,7 +212,7 @@ def _is_merged(output: Path, sources: Sequence[BankFolder], dtype: str) -> bool:
     """Tell whether a folder holds what merging these banks would give."""
     from monai_wscxr.bank.folder import BankFolder
 
-    if not (output / "bank.json").exists():
+    if not (output / "bank.json").exists() or output.resolve() in [source.path.resolve() for source in sources]:
         return False
     bank, first = BankFolder(output), sources[0]
     same = (bank.settings, bank.grid, bank.channels, bank.dtype) == (first.settings, first.grid, first.channels, dtype)
