@@ -39,7 +39,7 @@ def run(*arguments):
 def test_a_bank_grows_shrinks_and_merges(tmp_path, normal_items, capsys):
     files = [item["image"] for item in normal_items]
     digests = [file_digest(file) for file in files]
-    run("bank", "add", tmp_path / "a", *files[:5], *NETWORK)
+    run("bank", "add", tmp_path / "a", *files[:5], *ADD)
     assert "5 images added, 0 were in the bank already" in capsys.readouterr().out
     run("bank", "add", tmp_path / "a", *files[3:7], *NETWORK)
     assert "2 images added, 5 were in the bank already" in capsys.readouterr().out
