@@ -27,7 +27,7 @@ from monai_wscxr.commands import (
     simulate,
 )
 from monai_wscxr.commands.exit_status import INTERRUPTED, UNUSABLE
-from monai_wscxr.errors import InputError
+from monai_wscxr.errors import InputError, find_input_error
 
 _COMMANDS = (
     predict,
@@ -62,6 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = options.run(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(UNUSABLE)
+    except Exception as error:  # MONAI wraps what its expressions raise
+        from monai_wscxr.system.atomic import as_disk_full  # imports torch, which the parser does without
+
+        found = find_input_error(error) or as_disk_full(error)
+        if found is None:
+            raise
+        print(f"error: {found}", file=sys.stderr)
         sys.exit(UNUSABLE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

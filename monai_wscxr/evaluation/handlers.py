@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,13 @@ class ResultHandler:
         self.items, self.predictions, self._began = [], [], time.perf_counter()
 
     def collect(self, engine: Engine) -> None:
-        """Collect the predictions of one batch; the last channel of the output belongs to the trained model."""
+        """Collect the predictions of one batch."""
         state: Any = engine.state  # ignite declares its fields as optional scalars
-        scores: Tensor = state.output["pred"]
-        for item, patch_scores in zip(state.batch["items"], scores, strict=True):
+        self.keep(state.batch["items"], state.output["pred"])
+
+    def keep(self, items: Sequence[Item], scores: Tensor) -> None:
+        """Keep the predictions of items by their patch scores; the last channel belongs to the trained model."""
+        for item, patch_scores in zip(items, scores, strict=True):
             self.items.append(item)
             self.predictions.append(to_prediction(self.model, item["file"], patch_scores[-1]))
 
@@ -74,35 +77,58 @@ class ResultHandler:
 class EvaluationHandler(ResultHandler):
     """Write `metrics.json` and the report of labelled test images, besides the predictions.
 
-    The evaluator's network is that of `epoch_network`: one output channel per epoch, the trained model last.
+    The evaluator's network is a `CheckedNet` of `epoch_network`: one output channel per epoch, the trained model last.
+
+    Images that are unlike a chest radiograph count, so that the metrics are those of all labelled images; how many they are,
+    which `predict` would refuse, is part of the metrics and a warning.
 
     Args:
         model, stream, folder: see `ResultHandler`.
         max_cases: maximum number of images under each heading of the report's gallery.
+        allow: gates that are not applied.
     """
 
-    def __init__(self, model: TrainedModel, stream: RadiographStream, folder: str | Path, max_cases: int = 8) -> None:
+    def __init__(
+        self,
+        model: TrainedModel,
+        stream: RadiographStream,
+        folder: str | Path,
+        max_cases: int = 8,
+        allow: Collection[str] = (),
+    ) -> None:
         super().__init__(model, stream, folder)
-        self.max_cases = max_cases
+        self.max_cases, self.allow = max_cases, allow
+        self.unlike: list[str] = []
         self.epoch_scores: list[list[float]] = []
         self.metrics: dict[str, Any] = {}
 
     def start(self, engine: Engine) -> None:
         """Discard the results of an earlier run."""
         super().start(engine)
-        self.epoch_scores = []
+        self.epoch_scores, self.unlike = [], []
 
     def collect(self, engine: Engine) -> None:
         """Collect the predictions and the scores of all epochs of one batch."""
-        super().collect(engine)
         state: Any = engine.state
-        self.epoch_scores += anomaly_score(state.output["pred"], self.model.score_share).tolist()
+        scores, means = state.output["pred"]
+        self.keep(state.batch["items"], scores)
+        self.epoch_scores += anomaly_score(scores, self.model.score_share).tolist()
+        refusals = check_images(self.model, means, self.allow)
+        self.unlike += [
+            item["file"] for item, one in zip(state.batch["items"], refusals, strict=True) if one is not None
+        ]
 
     def write(self, engine: Engine) -> None:
         """Write predictions, metrics and report, and log the metrics."""
         super().write(engine)
         rejected = len(self.stream.rejected)
         found = evaluation_metrics(self.model, self.items, self.predictions, self.epoch_scores, rejected)
+        found["n_unlike_a_chest"] = len(self.unlike)
+        if self.unlike:
+            logger.warning(
+                "%d of %d test images are unlike a chest radiograph, so predict refuses them; they count here (first: %s)",
+                *(len(self.unlike), len(self.items), self.unlike[0]),
+            )
         found["seconds"] = {**self.model.training["seconds"], "evaluation": self.seconds}
         self.metrics = found
         write_text_atomic(self.folder / "metrics.json", json.dumps(found, indent=1))

@@ -93,13 +93,13 @@ class Trainer:
             Output folder of the finished training, not in use yet, and notes for the user about too few held-out images.
 
         Raises:
-            InputError: when the images do not allow a training, see `train_once`.
+            InputError: when the images do not allow a training, see `train_once`; the folder is then removed.
         """
         folder = self.models.new()
-        datalist = folder.with_suffix(".json")
-        write_text_atomic(datalist, json.dumps({"training": [*normal, *abnormal], "test": []}, indent=1))
         self.extractor.done = Extraction()
-        with quiet_training(), warnings.catch_warnings(record=True) as caught:
+        listed = json.dumps({"training": [*normal, *abnormal], "test": []}, indent=1)
+        with self.models.unfinished(folder), quiet_training(), warnings.catch_warnings(record=True) as caught:
+            datalist = write_text_atomic(folder.with_suffix(".json"), listed)
             warnings.simplefilter("always")
             train_once(
                 datalist,
@@ -119,5 +119,6 @@ class Trainer:
             InputError: when there are fewer than two usable normal images of different patients.
         """
         folder = self.models.new()
-        train_distance_model(folder, normal, self.extractor, self._distance_options, self.seed)
+        with self.models.unfinished(folder):
+            train_distance_model(folder, normal, self.extractor, self._distance_options, self.seed)
         return folder

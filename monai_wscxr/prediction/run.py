@@ -35,9 +35,9 @@ from monai_wscxr.prediction.options import Options, Summary
 from monai_wscxr.prediction.reading import Found, Reader
 from monai_wscxr.prediction.results import add_drift, add_files, make_record, write_results
 from monai_wscxr.prediction.tasks import Loaded, OutputOptions, Written
-from monai_wscxr.prediction.workers import WorkerLostError, WorkerPool, start_server
 from monai_wscxr.system.atomic import is_disk_full
 from monai_wscxr.system.progress import progress_bar
+from monai_wscxr.system.workers import WorkerLostError, WorkerPool, start_server
 
 logger = logging.getLogger("monai_wscxr")
 
@@ -91,8 +91,8 @@ class Run:
             InputError: when the output folder belongs to something else or cannot be written.
         """
         began = time.perf_counter()
-        folder.claim(self.folder, self.options.overwrite)
         try:
+            folder.claim(self.folder, self.options.overwrite)
             self._run()
         except OSError as error:  # raised by writing; an input that cannot be read is a rejected one
             if is_disk_full(error):

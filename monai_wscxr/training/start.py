@@ -14,6 +14,7 @@ from monai.utils import set_determinism
 from torch import nn
 
 from monai_wscxr.errors import InputError, find_input_error, show_input_errors_plainly
+from monai_wscxr.system.atomic import as_disk_full
 from monai_wscxr.system.processes import lost_process
 from monai_wscxr.system.signals import stop_cleanly
 from monai_wscxr.training.options import check_options, from_command_line
@@ -26,7 +27,7 @@ def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> 
         InputError: on a missing or unknown option, or a device that is not there.
     """
     if from_command_line():
-        show_input_errors_plainly(lambda error: find_input_error(error) or lost_process(error))
+        show_input_errors_plainly(lambda error: find_input_error(error) or as_disk_full(error) or lost_process(error))
         stop_cleanly()
         check_options(sys.argv[1:])
     for name, value in (("dataset_dir", dataset_dir), ("output_dir", output_dir)):

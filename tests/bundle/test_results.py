@@ -59,7 +59,7 @@ def test_the_report_shows_pictures(trained):
 
 def test_a_nan_score_is_an_error(trained, phantoms, tmp_path):
     started = workflow("evaluate", phantoms, trained)
-    network = started.parser.get_parsed_content("network").network
+    network = started.parser.get_parsed_content("network").network.network
     network.discriminators[-1].layers[0].bias.data.fill_(torch.nan)
     with pytest.raises(RuntimeError) as caught:
         started.run()

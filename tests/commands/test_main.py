@@ -1,6 +1,7 @@
 """The command line as a whole: every command parses, explains itself, and ends errors with one sentence."""
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -156,3 +157,42 @@ def test_ctrl_c_during_imports_prints_no_stack_trace(tmp_path, module):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == "interrupted\n"
+
+
+@pytest.mark.parametrize("path", ["/somewhere/results", None])
+def test_a_full_disk_is_one_sentence_wherever_it_is_noticed(monkeypatch, capsys, path):
+    def fail(options):
+        raise OSError(errno.ENOSPC, "No space left on device", *[path] * (path is not None))
+
+    monkeypatch.setattr(phantom, "run", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["phantom", "somewhere"])
+    assert ended.value.code == UNUSABLE
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"error: .*could not be written.* are missing.*; make room and give the same command again\n", said
+    )
+    assert path is None or path in said
+
+
+def test_other_errors_of_the_system_stay_what_they_are(monkeypatch):
+    def fail(options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(phantom, "run", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        main(["phantom", "somewhere"])
+
+
+def test_an_input_error_that_monai_has_wrapped_is_one_sentence(monkeypatch, capsys):
+    def fail(options):
+        try:
+            raise InputError("the cache is a file")
+        except InputError as error:
+            raise RuntimeError("Failed to evaluate ConfigExpression") from error
+
+    monkeypatch.setattr(phantom, "run", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["phantom", "somewhere"])
+    assert ended.value.code == UNUSABLE
+    assert capsys.readouterr().err == "error: the cache is a file\n"
