@@ -213,8 +213,8 @@ class Drift:
             return ""
         return (
             f"DRIFT: these {self.images} radiographs are unlike the normals that the model was calibrated on (shift "
-            f"{self.shift:.2f}, limit {self.limit:.2g}), so p-values and flags cannot be relied on; adapt the model to the site: "
-            f"monai-wscxr adapt --model {model} --normals DIR --output NEW"
+            f"{self.shift:.2f}, limit {self.limit:.2g}), so p-values and flags cannot be relied on; adapt the model to "
+            f"the site: monai-wscxr adapt --model {model} --normals DIR --output NEW"
         )
 
     def to_dict(self) -> dict[str, Any]:
