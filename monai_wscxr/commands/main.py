@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 import monai_wscxr
 from monai_wscxr.commands import (
     bank,
     bundle,
+    card,
     check_precision,
     cross_validate,
     datalist,
@@ -23,11 +21,14 @@ from monai_wscxr.commands import (
     predict,
     protocol,
     simulate,
+    workflows,
 )
 from monai_wscxr.commands.exit_status import INTERRUPTED, UNUSABLE
+from monai_wscxr.commands.parsers import Parser
 from monai_wscxr.errors import InputError
 
 _COMMANDS = (
+    workflows,
     predict,
     label,
     datalist,
@@ -36,6 +37,7 @@ _COMMANDS = (
     simulate,
     bank,
     bundle,
+    card,
     plan,
     check_precision,
     phantom,
@@ -50,11 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: command line without the program's name; None takes that of this process.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    options, unknown = create_parser().parse_known_args(one_spelling(given))
-    if unknown:
-        options.parser.refuse(unknown[0])
-    options.arguments = given
     try:
+        options, unknown = create_parser().parse_known_args(one_spelling(given))
+        if unknown:
+            options.parser.refuse(unknown[0])
+        options.arguments = given
         status = options.run(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -64,35 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(INTERRUPTED)
     if status:
         sys.exit(status)
-
-
-class Parser(argparse.ArgumentParser):
-    """Parser that ends a wrong command line with one sentence, and names what comes close to an unknown word."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})
-        self.set_defaults(parser=self)
-
-    def error(self, message: str) -> NoReturn:
-        """Print the sentence and exit with the status `UNUSABLE`."""
-        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        if choice:
-            message += close_to(choice[1], re.findall(r"[\w-]+", choice[2]))
-        print(f"error: {message}; `{self.prog} --help` lists what there is", file=sys.stderr)
-        sys.exit(UNUSABLE)
-
-    def refuse(self, word: str) -> NoReturn:
-        """End a command line with a word that this parser does not know."""
-        if word.startswith("-"):
-            name = word.partition("=")[0]
-            self.error(f"unknown option {name}{close_to(name, list(self._option_string_actions))}")
-        self.error(f"{word!r} is one argument too many")
-
-
-def close_to(word: str, known: Sequence[str]) -> str:
-    """Return a question that names the known words close to a word, or ""."""
-    close = difflib.get_close_matches(word, known, n=3)
-    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def one_spelling(arguments: Sequence[str]) -> list[str]:

@@ -21,8 +21,8 @@ from monai_wscxr.errors import InputError, find_input_error
 from monai_wscxr.model.artefact import TrainedModel, load_model
 from monai_wscxr.model.predictor import Prediction, predict_files, to_map
 from monai_wscxr.report.overlay import overlay
+from monai_wscxr.training.configs import find_configs, option_names
 from monai_wscxr.training.once import train_once
-from monai_wscxr.training.options import find_configs, option_names
 from monai_wscxr.training.start import quiet_training
 
 Picture = str | os.PathLike[str] | NDArray[Any] | Image.Image | pydicom.Dataset

@@ -13,7 +13,9 @@ from monai_wscxr.training.mining_handler import release_banks as release_banks
 from monai_wscxr.training.once import train_once as train_once
 from monai_wscxr.training.once import training_workflow as training_workflow
 from monai_wscxr.training.options import run_settings as run_settings
+from monai_wscxr.training.packing import pack_bundle as pack_bundle
 from monai_wscxr.training.run_folder import RunFolder as RunFolder
+from monai_wscxr.training.start import check_dataset_dir as check_dataset_dir
 from monai_wscxr.training.start import create_optimizer as create_optimizer
 from monai_wscxr.training.start import start_run as start_run
 from monai_wscxr.training.validation import ImageFeatures as ImageFeatures

@@ -14,8 +14,8 @@ from torch import Tensor
 from monai_wscxr.bank.rows import RowSource
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.networks import Discriminator
+from monai_wscxr.training.configs import find_configs
 from monai_wscxr.training.mining_handler import TrainingStages
-from monai_wscxr.training.options import find_configs
 
 
 def training_workflow(

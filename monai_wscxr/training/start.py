@@ -22,6 +22,10 @@ from monai_wscxr.training.options import check_options, from_command_line
 def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> None:
     """Check the options of a workflow before long work starts, then make the run reproducible.
 
+    Args:
+        dataset_dir: the data set; None for a workflow that can be initialised without images, which are checked when it runs.
+        output_dir, device, seed: options of the configuration.
+
     Raises:
         InputError: on a missing or unknown option, or a device that is not there.
     """
@@ -29,11 +33,10 @@ def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> 
         show_input_errors_plainly(lambda error: find_input_error(error) or lost_process(error))
         stop_cleanly()
         check_options(sys.argv[1:])
-    for name, value in (("dataset_dir", dataset_dir), ("output_dir", output_dir)):
-        if not value:
-            raise InputError(f"--{name} is missing; see the commands in the README")
-    if not Path(dataset_dir).exists():
-        raise InputError(f"--dataset_dir {dataset_dir} does not exist")
+    if dataset_dir is not None:
+        check_dataset_dir(dataset_dir)
+    if not output_dir:
+        raise InputError("--output_dir is missing; see the commands in the README")
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
@@ -43,6 +46,18 @@ def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> 
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"--seed must be a whole number from 0 to 4294967295, got {seed!r}")
     set_determinism(seed=seed)
+
+
+def check_dataset_dir(dataset_dir: Any) -> None:
+    """Check that the option `dataset_dir` names something that exists.
+
+    Raises:
+        InputError: otherwise.
+    """
+    if not dataset_dir:
+        raise InputError("--dataset_dir is missing; see the commands in the README")
+    if not Path(dataset_dir).exists():
+        raise InputError(f"--dataset_dir {dataset_dir} does not exist")
 
 
 @contextlib.contextmanager

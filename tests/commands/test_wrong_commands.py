@@ -8,7 +8,8 @@ import pytest
 from monai_wscxr.commands.exit_status import UNUSABLE
 from monai_wscxr.commands.main import create_parser, main, one_spelling
 from monai_wscxr.errors import InputError
-from monai_wscxr.training.options import check_options, find_configs
+from monai_wscxr.training.configs import find_configs
+from monai_wscxr.training.options import check_options
 
 TRAIN = str(find_configs() / "train.yaml")
 

@@ -18,7 +18,7 @@ from monai_wscxr.experiments.cross_validation.splits import random_split
 from monai_wscxr.experiments.cross_validation.training import METRICS, SplitFeatures
 from monai_wscxr.features.backbones import NAMED
 from monai_wscxr.system.atomic import write_text_atomic
-from monai_wscxr.training.options import find_configs, option_names
+from monai_wscxr.training.configs import find_configs, option_names
 
 logger = logging.getLogger("monai_wscxr")
 

@@ -22,7 +22,7 @@ from monai_wscxr.experiments.protocol.cells import Cell, Experiment, run_cell
 from monai_wscxr.experiments.protocol.output import write_tables
 from monai_wscxr.system.atomic import write_text_atomic
 from monai_wscxr.system.progress import progress_bar
-from monai_wscxr.training.options import find_configs
+from monai_wscxr.training.configs import find_configs
 from monai_wscxr.training.start import quiet_training
 
 METHODS = ("wscxr", "patchcore", "simplenet", "cutpaste")
