@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ from monai_wscxr.errors import InputError
 # components that stand in a configuration as expressions
 _EXPRESSIONS = ("network",)
 _RESERVED = ("imports", "settings", "training", "evaluating", "inferring", "initialize", "run", "finalize")
+
+
+RUN_OPTIONS = ("dataset_dir", "output_dir", "k", "seed")
+"""Options that belong to one training: a command that runs many trainings sets them itself."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,26 @@ def all_keys(files: Sequence[Path]) -> set[str]:
     for file in files:
         walk("", _read(file)[1])
     return found
+
+
+def check_settable(names: Iterable[str], files: Sequence[Path] = ()) -> None:
+    """Check options for many trainings: the configurations have them, and they belong to none of the trainings alone.
+
+    Args:
+        names: names of options, or of values of components such as `train#trainer#max_epochs`.
+        files: the configurations; none means the bundle's `train.yaml`.
+
+    Raises:
+        InputError: names the first other option, and options that come close to it.
+    """
+    known = {name for name in all_keys(files or [find_configs() / "train.yaml"]) if "#" not in name}
+    for name in names:
+        if name in RUN_OPTIONS:
+            raise InputError(
+                f"{name} cannot be set for all trainings; the command has an option for it, or sets it itself"
+            )
+        if name.partition("#")[0] not in known:
+            raise unknown_option(name, known - set(RUN_OPTIONS))
 
 
 def unknown_option(name: str, known: Collection[str], prefix: str = "") -> InputError:

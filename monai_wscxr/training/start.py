@@ -14,9 +14,12 @@ from monai.utils import set_determinism
 from torch import nn
 
 from monai_wscxr.errors import InputError, find_input_error, show_input_errors_plainly
+from monai_wscxr.ops import EXTENSION, EXTENSION_STATE
 from monai_wscxr.system.processes import lost_process
 from monai_wscxr.system.signals import stop_cleanly
 from monai_wscxr.training.options import check_options, from_command_line
+
+logger = logging.getLogger("monai_wscxr")
 
 
 def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> None:
@@ -46,6 +49,8 @@ def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> 
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"--seed must be a whole number from 0 to 4294967295, got {seed!r}")
     set_determinism(seed=seed)
+    if EXTENSION is None:
+        logger.warning("%s; torch's own code runs instead: the same results, slower", EXTENSION_STATE)
 
 
 def check_dataset_dir(dataset_dir: Any) -> None:

@@ -114,6 +114,7 @@ def test_options_of_the_training_page():
 
 def options_by_command(parser):
     """Return the options of a parser by the words that lead to them."""
+    parser.format_help()  # some parsers add their options when they are needed
     children = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not children:
         return {(): set(parser._option_string_actions)}
