@@ -19,7 +19,7 @@ endif
 DATASET ?=
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.inl'
 
-.PHONY: help installed setup label-setup label test lint lint-js format demo bench gpu-check sanitize clean
+.PHONY: help installed setup label-setup label test lint lint-js docs format demo bench gpu-check sanitize clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -35,7 +35,7 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(shell find csrc -name 
 	@echo "installing torch (about 1 minute)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision setuptools wheel pybind11 ninja
 	@echo "installing the rest and building the extension (about 3 minutes with nvcc, 1 without)"
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test,lint]'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test,lint,docs]'
 	@$(RUN) -m monai_wscxr doctor
 	@touch $@
 
@@ -77,6 +77,9 @@ lint-js: $(JS_READY)  ## eslint and type check of the labelling page's JavaScrip
 $(JS_READY): tests/javascript/package.json tests/javascript/package-lock.json tests/javascript/.npmrc | $(READY)
 	@$(NPM) ci
 	@touch $@
+
+docs: setup  ## the documentation site in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 format: setup  ## format all sources
 	$(RUN) -m ruff check --fix .
