@@ -57,7 +57,7 @@ label: label-setup  ## server to label, rank and retrain: make label STUDIES=DIR
 	@test -n "$(STUDIES)" || { echo "make label STUDIES=DIR: the folder with the radiographs is missing"; exit 2; }
 	$(LABEL_VENV)/bin/python -m monai_wscxr label "$(STUDIES)" $(if $(NORMALS),--normals "$(NORMALS)") $(LABEL_OPTIONS)
 
-test: setup label-setup  ## the test suite
+test: setup label-setup $(JS_READY)  ## the test suite
 	$(RUN) -m pytest
 
 lint: setup lint-js  ## check with ruff, mypy, clang-format, eslint and tsc
