@@ -22,12 +22,12 @@ from monai_wscxr.training.options import check_options, from_command_line
 logger = logging.getLogger("monai_wscxr")
 
 
-def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> None:
+def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0, images_later: bool = False) -> None:
     """Check the options of a workflow before long work starts, then make the run reproducible.
 
     Args:
-        dataset_dir: the data set; None for a workflow that can be initialised without images, which are checked when it runs.
-        output_dir, device, seed: options of the configuration.
+        dataset_dir, output_dir, device, seed: options of the configuration.
+        images_later: leave `dataset_dir` to the run, for a workflow that can be initialised without images.
 
     Raises:
         InputError: on a missing or unknown option, or a device that is not there.
@@ -36,7 +36,7 @@ def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> 
         show_input_errors_plainly(lambda error: find_input_error(error) or lost_process(error))
         stop_cleanly()
         check_options(sys.argv[1:])
-    if dataset_dir is not None:
+    if not images_later:
         check_dataset_dir(dataset_dir)
     if not output_dir:
         raise InputError("--output_dir is missing; see the commands in the README")
