@@ -1,11 +1,17 @@
-"""Hooks of MkDocs: pages outside of docs/ join the site, and links keep leading to the same files.
+"""Hooks of MkDocs: pages outside of docs/ join the site, links keep leading to the same files, and two pages are generated.
 
 Pages link to each other as on a code host, by the paths of the repository. On the site a linked page is found at its place
-there, and any other linked file of the repository is copied to `files/`.
+there, and any other linked file of the repository is copied to `files/`. The page of the command line comes from the parsers
+of the commands, that of the Python interface from signatures and docstrings; neither needs torch.
 """
 
+import argparse
+import ast
+import os
 import posixpath
 import re
+import sys
+import textwrap
 from pathlib import Path
 
 from mkdocs.structure.files import File
@@ -29,6 +35,8 @@ def on_files(files, config):
     files.remove(files.get_file_from_path("README.md"))
     for source, page in MOVED.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    files.append(File.generated(config, "commands.md", content=command_line()))
+    files.append(File.generated(config, "reference.md", content=reference()))
     for file in list(files.documentation_pages()):
         for target in LINK.findall(file.content_string):
             path = _resolve(file.src_uri, target[1])
@@ -65,3 +73,104 @@ def _resolve(page, target):
     if not path or "://" in path or path.startswith("mailto:"):
         return ""
     return posixpath.normpath(posixpath.join(posixpath.dirname(_source(page)), path))
+
+
+def command_line():
+    """Return the page with the help of every command."""
+    sys.path.insert(0, str(ROOT))
+    os.environ["COLUMNS"] = "96"  # argparse breaks lines there
+    from monai_wscxr.commands.main import create_parser
+
+    lines = [
+        "# Command line",
+        "",
+        "`monai-wscxr COMMAND --help` prints the same. Statuses: [exit_codes.md](exit_codes.md).",
+    ]
+
+    def add(parser, level):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for child in dict(sorted(action.choices.items())).values():
+                    lines.extend(["", f"{'#' * level} {child.prog.removeprefix('monai-wscxr ')}", "", "```text"])
+                    lines.extend([child.format_help().rstrip(), "```"])
+                    add(child, level + 1)
+
+    add(create_parser(), 2)
+    return "\n".join(lines) + "\n"
+
+
+def reference():
+    """Return the page with the public names of every package: signatures and docstrings."""
+    lines = [
+        "# Python interface",
+        "",
+        "Public names by package; `monai_wscxr.load` and `monai_wscxr.train` are shown in [python.md](python.md).",
+    ]
+    for stub in sorted((ROOT / "monai_wscxr").rglob("__init__.pyi")):
+        package = stub.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        lines += ["", f"## {package}"]
+        for node in ast.parse(stub.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom):
+                lines += [line for name in node.names for line in _described(node.module, name.name)]
+    return "\n".join(lines) + "\n"
+
+
+def _described(module, name):
+    """Return the lines that describe a class with its public methods, or a function; none for a value."""
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            return _described(node.module, name)
+    node = next((n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == name), None)
+    if node is None:
+        return []
+    if isinstance(node, ast.FunctionDef):
+        return _entry("###", name, _signature(name, node), node)
+    constructor = _constructor(node)
+    lines = _entry("###", name, _signature(name, constructor) if constructor else f"class {name}", node)
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef) and not part.name.startswith("_") and ast.get_docstring(part):
+            decorators = {ast.unparse(decorator) for decorator in part.decorator_list}
+            signature = f"{name}.{part.name}" if "property" in decorators else _signature(f"{name}.{part.name}", part)
+            lines += _entry("####", f"{name}.{part.name}", signature, part)
+    return lines
+
+
+def _entry(heading, title, signature, node):
+    """Return heading, signature and docstring of one name."""
+    shown = textwrap.fill(signature, 96, subsequent_indent="    ", break_long_words=False)
+    return ["", f"{heading} {title}", "", "```python", shown, "```", "", *_markdown(ast.get_docstring(node) or "")]
+
+
+def _signature(name, function):
+    """Return the signature of a function or method without `self`."""
+    arguments = re.sub(r"^(self|cls)(, )?", "", ast.unparse(function.args))
+    returns = f" -> {ast.unparse(function.returns)}" if function.returns and function.name != "__init__" else ""
+    return f"{name}({arguments}){returns}"
+
+
+def _constructor(node):
+    """Return the constructor of a class, or None."""
+    return next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
+
+
+def _markdown(docstring):
+    """Return a docstring in Google style as Markdown: its sections become lists."""
+    lines, section = [], False
+    for line in docstring.splitlines():
+        if re.fullmatch(r"(Args|Returns|Raises|Attributes|Yields|Warns):", line):
+            lines += [f"**{line[:-1]}**", ""]
+            section = True
+        elif section and (found := re.match(r"    ([\w., |*]+): (.*)", line)):
+            lines.append(f"- `{found[1]}`: {_escaped(found[2])}")
+        elif section and line.startswith("    "):
+            lines.append(f"  {_escaped(line.strip())}" if lines[-1] else f"- {_escaped(line.strip())}")
+        else:
+            section = section and not line.strip()
+            lines.append(_escaped(line))
+    return lines
+
+
+def _escaped(text):
+    """Return text of a docstring in which brackets do not become links."""
+    return re.sub(r"`[^`]*`|([\[\]<>_*])", lambda found: f"\\{found[1]}" if found[1] else found[0], text)

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from monai_wscxr.system.lazy import exported_names
 from tests.helpers.pages import ROOT
+from tests.test_exports import PACKAGES
 
 pytest.importorskip("material", reason="the documentation site needs the extra `docs`")
 SOURCES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "LICENSE", "CITATION.cff", "mkdocs.yml")
@@ -39,6 +41,14 @@ def test_the_site_builds_and_fetches_nothing(tmp_path):
     assert 'href="training.html#options"' in text["contributing.html"]
     assert 'src="images/flow.svg"' in text["index.html"]
     assert (tmp_path / "site" / "files" / "bundles" / "wscxr_chest_xray" / "configs" / "train.yaml").is_file()
+    assert "abnormal images per class (default: 8)" in text["commands.html"]
+    assert 'id="bundle-pack"' in text["commands.html"]
+    assert "the probability that the new image has" not in text["reference.html"]  # the text of a module, not of a name
+    assert ">Model.predict<" in text["reference.html"]
+    for package in PACKAGES:
+        for name in exported_names(f"monai_wscxr.{package}"):
+            if not name.isupper():
+                assert f">{name}<" in text["reference.html"], name
     assert (tmp_path / "site" / "notebooks" / "first_model.ipynb").is_file()
 
 
