@@ -60,9 +60,15 @@ def test_a_run_prints_nothing_but_its_own_lines(trained, phantoms, tmp_path, cap
         "--result_dir",
         str(tmp_path / "out"),
     ]
+    records: list[logging.LogRecord] = []  # MONAI's own handlers write to the standard output of before the test
+    handler = logging.Handler()
+    handler.emit = records.append
+    logging.getLogger("monai.bundle.workflows").addHandler(handler)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         main(["infer", *places, "--device", "cpu"])
+    logging.getLogger("monai.bundle.workflows").removeHandler(handler)
+    assert [record.getMessage() for record in records] == []
     said = capsys.readouterr()
     assert re.fullmatch(r"\d\d:\d\d:\d\d INFO 8 images, .* results in .*\n", said.out)
     assert re.fullmatch(r"inferring: 8 of 8 images, [\d:]+\n", said.err)
