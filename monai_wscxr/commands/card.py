@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from monai_wscxr.commands.parsers import Commands
+from monai_wscxr.errors import InputError
 
 
 def add_parser(commands: Commands) -> None:
@@ -26,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
     """Print the card, or write it to a file."""
     from monai_wscxr.model.artefact import load_model
     from monai_wscxr.report.card import model_card, read_metrics
-    from monai_wscxr.system.atomic import write_text_atomic
+    from monai_wscxr.system.atomic import DiskFullError, write_text_atomic
     from monai_wscxr.training.configs import default_values
     from monai_wscxr.training.packing import read_terms
 
@@ -34,5 +35,10 @@ def run(options: argparse.Namespace) -> None:
     text = model_card(model, read_metrics(model), default_values(), read_terms(options.data_licence))
     if options.output is None:
         print(text, end="")
-    else:
+        return
+    try:
         write_text_atomic(Path(options.output), text)
+    except DiskFullError:
+        raise
+    except OSError as error:
+        raise InputError(f"--output {options.output} cannot be written ({error.strerror})") from error

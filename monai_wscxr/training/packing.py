@@ -21,7 +21,7 @@ import monai_wscxr
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import ARTEFACT, WEIGHTS, TrainedModel, load_model
 from monai_wscxr.report.card import PRIVATE_SETTINGS, counts_alone, model_card, read_metrics
-from monai_wscxr.system.atomic import sync, write_text_atomic
+from monai_wscxr.system.atomic import DiskFullError, sync, write_text_atomic
 from monai_wscxr.training.configs import default_values, find_configs
 
 LARGEST_FILE = 25 << 20
@@ -57,33 +57,26 @@ def pack_bundle(
         the folder of the bundle.
 
     Raises:
-        InputError: on a folder without a model, a version that is none or is not higher, or a folder that holds something else.
+        InputError: on a folder without a model, a version that is none or is not higher, a folder that holds something else, or
+            one that cannot be written.
     """
     folder = Path(output).resolve()
     changelog = {**_earlier_versions(folder, version), version: changes}
     terms = read_terms(data_licence)
     model = load_model(model_folder)
     metrics = read_metrics(model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as made:
-        bundle = Path(made) / folder.name
-        for name in ("configs", "docs", "models"):
-            (bundle / name).mkdir(parents=True)
-        _write_model(bundle / "models", model)
-        _write_configs(bundle / "configs", json.loads((bundle / "models" / ARTEFACT).read_text(encoding="utf-8")))
-        described = _metadata(model, metrics, version, changelog)
-        write_text_atomic(bundle / "configs" / "metadata.json", json.dumps(described, indent=4))
-        source = find_configs().parent
-        shutil.copyfile(source / "LICENSE", bundle / "LICENSE")
-        card = model_card(model, metrics, default_values(), terms)
-        write_text_atomic(bundle / "docs" / "README.md", card + _commands(folder.name))
-        backbones = (source / "docs" / "data_license.txt").read_text(encoding="utf-8")
-        backbones = backbones[backbones.index(_BACKBONES) :]
-        stated = terms or "The terms of the training images were not stated."
-        write_text_atomic(bundle / "docs" / "data_license.txt", f"{stated}\n\n{backbones}")
-        if torchscript:
-            _write_torchscript(bundle, model)
-        _replace(folder, bundle, Path(made) / "before")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as made:
+            bundle = Path(made) / folder.name
+            _write(bundle, model, metrics, terms, version, changelog)
+            if torchscript:
+                _write_torchscript(bundle, model)
+            _replace(folder, bundle, Path(made) / "before")
+    except DiskFullError:
+        raise
+    except OSError as error:
+        raise InputError(f"the bundle {folder} cannot be written ({error})") from error
     return folder
 
 
@@ -126,6 +119,31 @@ def _earlier_versions(folder: Path, version: str) -> dict[str, str]:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
+
+
+def _write(
+    bundle: Path,
+    model: TrainedModel,
+    metrics: Mapping[str, Any] | None,
+    terms: str,
+    version: str,
+    changelog: Mapping[str, str],
+) -> None:
+    """Write all files of a bundle except TorchScript."""
+    for name in ("configs", "docs", "models"):
+        (bundle / name).mkdir(parents=True)
+    _write_model(bundle / "models", model)
+    _write_configs(bundle / "configs", json.loads((bundle / "models" / ARTEFACT).read_text(encoding="utf-8")))
+    described = _metadata(model, metrics, version, changelog)
+    write_text_atomic(bundle / "configs" / "metadata.json", json.dumps(described, indent=4))
+    source = find_configs().parent
+    shutil.copyfile(source / "LICENSE", bundle / "LICENSE")
+    card = model_card(model, metrics, default_values(), terms)
+    write_text_atomic(bundle / "docs" / "README.md", card + _commands(bundle.name))
+    backbones = (source / "docs" / "data_license.txt").read_text(encoding="utf-8")
+    backbones = backbones[backbones.index(_BACKBONES) :]
+    stated = terms or "The terms of the training images were not stated."
+    write_text_atomic(bundle / "docs" / "data_license.txt", f"{stated}\n\n{backbones}")
 
 
 def _write_model(folder: Path, model: TrainedModel) -> None:
@@ -283,7 +301,7 @@ def _replace(folder: Path, bundle: Path, before: Path) -> None:
         folder.rename(before)
     try:
         bundle.rename(folder)
-    except OSError:
+    except BaseException:  # Ctrl-C, too: the folder around both is about to be removed
         if before.exists():
             before.rename(folder)
         raise

@@ -164,6 +164,7 @@ def test_a_new_version_keeps_the_changelog(trained, tmp_path):
         ("--model TRAINED --output NEW --data_licence nowhere.txt", "--data_licence nowhere.txt cannot be read"),
         ("--model EMPTY --output NEW", "holds no trained model"),
         ("--model TRAINED --output TAKEN/file", "is a file"),
+        ("--model TRAINED --output TAKEN/file/bundle", "cannot be written"),
     ],
 )
 def test_what_cannot_be_packed_is_one_sentence(trained, tmp_path, capsys, words, answer):

@@ -1,6 +1,7 @@
 """The model card: complete, true to artefact and metrics, and without names of files."""
 
 import json
+import re
 
 import pytest
 
@@ -105,3 +106,12 @@ def test_the_command_prints_or_writes_it(model, tmp_path, capsys):
         ]
     )
     assert (tmp_path / "card.md").read_text() == printed
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(model, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["card", "--model", str(model.folder), "--output", str(tmp_path / "nowhere" / "card.md")])
+    assert ended.value.code == 2
+    assert re.fullmatch(
+        r"error: --output \S+ cannot be written \(No such file or directory\)\n", capsys.readouterr().err
+    )
