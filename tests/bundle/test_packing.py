@@ -27,7 +27,8 @@ def packed(trained, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_model_zoo_accepts_it(packed, tmp_path, mode):
+def test_the_model_zoo_accepts_it(packed, tmp_path, monkeypatch, mode):
+    monkeypatch.chdir(tmp_path)  # a folder without images
     bundle = tmp_path / packed.name
     shutil.copytree(packed, bundle)
     check_bundle(bundle, mode, published=("wscxr_phantoms_v0.0.9",))
