@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import monai_wscxr
 from monai_wscxr.commands import (
+    adapt,
     bank,
     bundle,
     card,
@@ -15,6 +16,7 @@ from monai_wscxr.commands import (
     cross_validate,
     datalist,
     doctor,
+    drift,
     label,
     phantom,
     plan,
@@ -30,6 +32,8 @@ from monai_wscxr.errors import InputError
 _COMMANDS = (
     workflows,
     predict,
+    adapt,
+    drift,
     label,
     datalist,
     protocol,

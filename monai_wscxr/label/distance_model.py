@@ -13,6 +13,7 @@ from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.artefact import save_model
 from monai_wscxr.model.calibration import calibrate
 from monai_wscxr.model.chest_check import image_features, measure_chest_check
+from monai_wscxr.model.drift import DriftReference
 from monai_wscxr.model.local_map import LocalMap
 from monai_wscxr.model.networks import Discriminator, WSCXRNet, anomaly_score, patch_maps
 from monai_wscxr.model.predictor import map_peaks
@@ -48,7 +49,9 @@ def train_distance_model(
     bank = extractor.bank(rest, "normal images")
     network.whitening.fit(bank.rows.to(extractor.device), options["shrinkage"])
     apart = extractor.bank(held_out, "held-out normal images").to(extractor.device)
-    check = measure_chest_check(extractor, bank.files, image_features(bank), image_features(apart))
+    means, means_apart = image_features(bank), image_features(apart)
+    check = measure_chest_check(extractor, bank.files, means, means_apart)
+    drift = DriftReference.fit(means, means_apart)
     apart.rows.copy_(network.whitening(apart.rows))
     share = _SCORE_SHARE
     scores = patch_maps(network.discriminator, apart)
@@ -78,6 +81,7 @@ def train_distance_model(
         share,
         check,
         places,
+        drift,
     )
 
 
