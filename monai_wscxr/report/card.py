@@ -25,7 +25,7 @@ _PIXEL_FIGURES = {"auroc": "pixel AUROC", "aupro": "AUPRO", "pointing_game": "po
 
 
 def read_metrics(model: TrainedModel) -> dict[str, Any] | None:
-    """Read `metrics.json` beside a model; None where the model was not evaluated, or another one was.
+    """Read `metrics.json` beside a model; None where the model was not evaluated, or another one was, or it was adapted since.
 
     Raises:
         InputError: when the file is damaged.
@@ -33,7 +33,8 @@ def read_metrics(model: TrainedModel) -> dict[str, Any] | None:
     path = model.folder / "metrics.json"
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
-        return dict(metrics) if metrics["model_sha256"] == model.sha256 else None
+        now = model.sha256, model.calibration.threshold
+        return dict(metrics) if (metrics["model_sha256"], metrics["honest"]["threshold"]) == now else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -117,13 +118,16 @@ def _training(model: TrainedModel) -> str:
     rejected = Counter(code for code, _ in record.get("rejected") or [])
     lines = ["## Trained on", "", "| images | |", "|---|---|"]
     lines.append(f"| normal | {record.get('normal_images', 'not recorded')} |")
-    lines.append(f"| normal, held out for calibration | {len(model.calibration.normal_scores)} |")
+    lines.append(f"| normal, held out for calibration | {record.get('held_out_images', 'not recorded')} |")
     lines += [f"| abnormal: {_cell(name)} | {count} |" for name, count in sorted(classes.items())]
     if not classes:
         lines.append("| abnormal | none recorded |")
     lines += [f"| rejected: {_cell(code)} | {count} |" for code, count in sorted(rejected.items())]
     if "mined_patches" in record:
         lines += ["", f"{record['mined_patches']:,} patches were mined from the abnormal images."]
+    if model.site is not None:
+        site = model.site
+        lines += ["", f"Adapted to another site with {site['images']} of its images ({site['rejected']} rejected)."]
     for finding in counts_alone(record.get("overlap") or []):
         lines += ["", f"Training and test were allowed to overlap: {_cell(finding)}."]
     return "\n".join(lines)
@@ -133,16 +137,21 @@ def _calibration(model: TrainedModel) -> str:
     calibration = model.calibration
     n = len(calibration.normal_scores)
     check = "measured; `predict` refuses what is unlike a chest radiograph" if model.chest_check else "not measured"
+    if calibration.basis == "site_unlabelled":
+        promise = "The scores of normal images were estimated from unlabelled ones, so this holds approximately."
+    else:
+        promise = (
+            "If a normal image is exchangeable with these, the probability that its p-value is at most a is at most a. This "
+            "promise ends where scanner, projection, age or population differ."
+        )
     return "\n".join(
         [
             "## Calibration",
             "",
             f"An image is flagged when its score exceeds {calibration.threshold:.4f}: {calibration.rate_text}.",
             "",
-            f"The p-value of an image is (1 + held-out normals that score at least as high) / {n + 1}; the smallest is "
-            f"{1 / (n + 1):.3g}. If a normal image is exchangeable with the held-out ones, the probability that its p-value "
-            "is at most a is at most a. This promise ends where scanner, projection, age or population differ from the "
-            "training.",
+            f"The p-value of an image is (1 + number of {n} {calibration.images_text} that score at least as high) / {n + 1}; "
+            f"the smallest is {1 / (n + 1):.3g}. {promise}",
             "",
             f"Check of the input: {check}.",
         ]

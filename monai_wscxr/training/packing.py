@@ -249,8 +249,7 @@ def _metadata(
 def _source(model: TrainedModel) -> str:
     record = model.training
     abnormal = sum((record.get("abnormal_images") or {}).values())
-    held_out = len(model.calibration.normal_scores)
-    normal = record.get("normal_images", "unknown")
+    normal, held_out = (record.get(name, "unknown") for name in ("normal_images", "held_out_images"))
     return f"{normal} normal and {abnormal} abnormal radiographs, {held_out} normal ones held out"
 
 

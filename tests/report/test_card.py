@@ -1,5 +1,6 @@
 """The model card: complete, true to artefact and metrics, and without names of files."""
 
+import dataclasses
 import json
 import re
 
@@ -37,8 +38,15 @@ def model(make_model, tmp_path):
     return load_model(tmp_path)
 
 
-def figures(sha256):
-    honest = {"auroc": 0.9123, "accuracy": 0.8, "f1": 0.75, "sensitivity": 0.7, "specificity": 0.9, "threshold": 1.8}
+def figures(sha256, threshold=1.8):
+    honest = {
+        "auroc": 0.9123,
+        "accuracy": 0.8,
+        "f1": 0.75,
+        "sensitivity": 0.7,
+        "specificity": 0.9,
+        "threshold": threshold,
+    }
     paper = {**honest, "auroc": 0.95}
     return {"model_sha256": sha256, "n_normal": 50, "n_abnormal": 40, "honest": honest, "paper": paper}
 
@@ -72,7 +80,18 @@ def test_it_names_no_file_and_no_folder(model):
 def test_its_promises_are_those_of_the_calibration(model):
     card = model_card(model)
     assert f"exceeds {model.calibration.threshold:.4f}: {model.calibration.rate_text}" in card
-    assert "/ 20; the smallest is 0.05." in card
+    assert "(1 + number of 19 held-out normals that score at least as high) / 20; the smallest is 0.05." in card
+    assert "If a normal image is exchangeable" in card
+
+
+def test_an_adapted_model_says_what_it_rests_on(model):
+    calibration = dataclasses.replace(model.calibration, basis="site_unlabelled")
+    site = {"images": 60, "rejected": 3}
+    card = model_card(dataclasses.replace(model, calibration=calibration, site=site))
+    assert "Adapted to another site with 60 of its images (3 rejected)." in card
+    assert "of 19 unlabelled images of the site that score at least as high" in card
+    assert "estimated from unlabelled ones" in card
+    assert "If a normal image is exchangeable" not in card
 
 
 def test_figures_are_those_of_this_model_only(model):
@@ -80,7 +99,9 @@ def test_figures_are_those_of_this_model_only(model):
     assert read_metrics(model) is None
     path.write_text(json.dumps(figures("0" * 64)))
     assert read_metrics(model) is None
-    path.write_text(json.dumps(figures(model.sha256)))
+    path.write_text(json.dumps(figures(model.sha256, threshold=1.7)))
+    assert read_metrics(model) is None  # adapted since
+    path.write_text(json.dumps(figures(model.sha256, model.calibration.threshold)))
     card = model_card(model, read_metrics(model))
     assert "| AUROC | 0.912 | 0.950 |" in card
     assert "On 50 normal and 40 abnormal test images" in card
