@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -25,7 +27,7 @@ from monai_wscxr.commands import (
     simulate,
     workflows,
 )
-from monai_wscxr.commands.exit_status import INTERRUPTED, UNUSABLE
+from monai_wscxr.commands.exit_status import INTERRUPTED, OUTPUT_CLOSED, UNUSABLE
 from monai_wscxr.commands.parsers import Parser
 from monai_wscxr.errors import InputError
 
@@ -62,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.parser.refuse(unknown[0])
         options.arguments = given
         status = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        sys.exit(OUTPUT_CLOSED)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(UNUSABLE)
@@ -70,6 +77,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(INTERRUPTED)
     if status:
         sys.exit(status)
+
+
+def _output_is_closed() -> bool:
+    """Return whether the reader of the standard output has ended, as that of `... | head`; what is left goes nowhere then."""
+    try:
+        output = sys.stdout.fileno()
+        watch = select.poll()
+    except (OSError, AttributeError):  # no file, or no such system call here
+        return False
+    watch.register(output, 0)  # an error of a pipe is reported without being asked for
+    if not watch.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def one_spelling(arguments: Sequence[str]) -> list[str]:
