@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from monai_wscxr.data.datalist import Item
 from monai_wscxr.data.split import count_classes
 from monai_wscxr.errors import InputError
@@ -20,11 +18,11 @@ from monai_wscxr.label.distance_model import train_distance_model
 from monai_wscxr.label.models import ModelFolders
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.system.atomic import write_text_atomic
+from monai_wscxr.training.configs import check_settable
 from monai_wscxr.training.once import train_once, training_workflow
 from monai_wscxr.training.start import quiet_training
 
 Progress = Callable[[str, float], None]
-RUN_OPTIONS = ("dataset_dir", "k", "seed")  # settings of one training, which the next one does not inherit
 
 
 class Trainer:
@@ -45,10 +43,7 @@ class Trainer:
 
     def __init__(self, configs: Path, models: ModelFolders, options: Mapping[str, Any], seed: int = 0) -> None:
         self.configs, self.models, self.options, self.seed = configs, models, dict(options), seed
-        known = ConfigParser.load_config_file(str(configs / "train.yaml"))
-        unknown = [name for name in options if name not in known or name in RUN_OPTIONS]
-        if unknown:
-            raise InputError(f"{', '.join(unknown)}: no option of train.yaml that a workbench can set")
+        check_settable(options, [configs / "train.yaml"])
         with quiet_training():
             parser = training_workflow(models.root, models.root, {**self.options, "seed": seed}, configs).parser
         self.extractor: PatchExtractor = parser.get_parsed_content("extractor")

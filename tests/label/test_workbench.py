@@ -363,8 +363,8 @@ def test_an_option_that_train_yaml_lacks_or_that_changes_features_is_refused(mak
     bench = make()
     bench.close()
     for options, words in (
-        ({"image_sise": 64}, "no option"),
-        ({"k": 3}, "no option"),
+        ({"image_sise": 64}, "did you mean image_size"),
+        ({"k": 3}, "k cannot be set for all trainings"),
         ({"neighbourhood": 1}, "other options"),
     ):
         with pytest.raises(InputError, match=words):
