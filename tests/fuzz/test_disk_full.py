@@ -11,7 +11,12 @@ def test_commands_on_full_disks_say_what_is_missing_and_end_at_the_same_results(
     # a process of its own: it forks, which must not happen where other tests have computed before
     words = ["-m", "tests.fuzz.disk_full", "--commands", "compact", "--sizes", "2", "--moments", "1", "--seed", "1"]
     done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, timeout=600, check=False, cwd=Path(__file__).parents[2]
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        cwd=Path(__file__).parents[2],
     )
     if done.returncode == 2:
         pytest.skip(done.stdout.strip())
