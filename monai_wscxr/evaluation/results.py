@@ -72,21 +72,22 @@ def evaluation_metrics(
 
 def lesion_metrics(
     model: TrainedModel, items: Sequence[Item], predictions: Sequence[Prediction]
-) -> dict[str, float] | None:
-    """Compare anomaly maps with lesion masks; None without any mask.
+) -> dict[str, Any] | None:
+    """Compare anomaly maps with lesion masks, see `localisation_metrics`; None without any mask.
 
     Abnormal images without a mask are left out: their lesions must not count as normal pixels.
     """
     if not any(item.get("mask") for item in items):
         return None
     size = model.preprocessing.image_size
-    masks, maps = [], []
+    masks, maps, findings = [], [], []
     for item, prediction in zip(items, predictions, strict=True):
         if item["label"] == 1 and not item.get("mask"):
             continue
         masks.append(_load_mask(item, size) if item.get("mask") else np.zeros((size, size), bool))
         maps.append(to_map(model, prediction))
-    return localisation_metrics(masks, maps)
+        findings.append(str(item["class"]))
+    return localisation_metrics(masks, maps, findings)
 
 
 def log_metrics(metrics: Mapping[str, Any]) -> None:
@@ -102,9 +103,14 @@ def log_metrics(metrics: Mapping[str, Any]) -> None:
     )
     if pixel is not None:
         logger.info(
-            "pixel AUROC %.4f, AUPRO %.4f, pointing game %.4f",
-            *(pixel[k] for k in ("auroc", "aupro", "pointing_game")),
+            "pixel AUROC %.4f, AUPRO %.4f, pointing game %.4f; a constant map: %.4f, %.4f, %.4f",
+            *(part[k] for part in (pixel, pixel["constant_map"]) for k in ("auroc", "aupro", "pointing_game")),
         )
+        if pixel["gap"] is not None:
+            logger.info(
+                "percentile among normals at the same place: in lesions %.4f, at the mirrored place %.4f, gap %.4f",
+                *(pixel[k] for k in ("percentile", "mirrored_percentile", "gap")),
+            )
 
 
 def write_evaluation_report(
