@@ -122,6 +122,7 @@ EXPORTED = {
         "EpochStateHandler",
         "ImageFeatures",
         "MiningHandler",
+        "NormalsOnlyHandler",
         "RegionHandler",
         "RunFolder",
         "ScoresAndLabels",

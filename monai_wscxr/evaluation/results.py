@@ -22,7 +22,7 @@ from monai_wscxr.evaluation.metrics import honest_metrics, paper_metrics
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.calibration import p_value_error
 from monai_wscxr.model.predictor import Prediction, to_map
-from monai_wscxr.report.case import Case
+from monai_wscxr.report.case import NORMALS_ONLY, Case
 from monai_wscxr.report.html import choose_cases, write_report
 from monai_wscxr.report.maps import encode_map
 from monai_wscxr.report.overlay import overlay
@@ -150,6 +150,8 @@ def write_evaluation_report(
         cases[index] = _with_pictures(cases[index], model, items[index], predictions[index])
     rejected, calibration = metrics["n_rejected"], model.calibration
     notes = [f"Threshold: {calibration.rate_text}."]
+    if model.normals_only:
+        notes.append(NORMALS_ONLY)
     if rejected:
         notes.append(f"{rejected} test images could not be used.")
     return write_report(

@@ -59,6 +59,11 @@ class TrainedModel:
     local_map: LocalMap | None = None
 
     @property
+    def normals_only(self) -> bool:
+        """Whether the model was trained on normal images alone, so that its scores are distances to them."""
+        return self.training.get("abnormal_images") == {}
+
+    @property
     def colour_scale(self) -> ColourScale:
         """Colour scale of all anomaly maps of this model."""
         return self.calibration.colour_scale

@@ -82,7 +82,7 @@ class TrainingBanks:
     Attributes:
         normal: normal bank, whitened where features are; in memory or on disk.
         held_out: held-out normal images, whitened likewise.
-        abnormal: few-shot abnormal images, whitened likewise.
+        abnormal: few-shot abnormal images, whitened likewise; no image in a training on normal images alone.
         mined: result of mining, on features as published; its rows are not whitened.
         mined_rows: [k, C] rows of the mined bank, whitened likewise.
         split: items of the run.
@@ -153,7 +153,9 @@ def prepare_banks(
     mining_began = time.perf_counter()
     if on_mining is not None:
         on_mining()
-    mined = mine(normal.to(device), few.to(device), options.retention, options.scope)
+    mined = Mined(few, torch.empty(0))
+    if not split.normals_only:
+        mined = mine(normal.to(device), few.to(device), options.retention, options.scope)
     mined_at = time.perf_counter()
     if whitening is not None:
         covariance = None if nuisance is None else options.nuisance * nuisance.covariance
@@ -201,8 +203,14 @@ def _extract(
     return (
         extract(split.normal, "normal images"),
         extract(split.held_out, "held-out normal images"),
-        extract(split.abnormal, "abnormal images"),
+        _no_images(extractor) if split.normals_only else extract(split.abnormal, "abnormal images"),
     )
+
+
+def _no_images(extractor: PatchExtractor) -> FeatureBank:
+    """Return a bank of no image."""
+    patches = extractor.grid[0] * extractor.grid[1]
+    return FeatureBank.from_images(torch.empty(0, patches, extractor.features.channels), (), extractor.grid)
 
 
 def _extract_shares(extractor: PatchExtractor, split: TrainingSplit) -> None:

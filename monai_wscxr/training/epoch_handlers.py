@@ -1,4 +1,7 @@
-"""Handlers around the epochs: threads, weights of distance and regions, states to continue from, one line of log."""
+"""Handlers around the epochs: threads, weights of distance and regions, states to continue from, one line of log.
+
+A training on normal images alone has no epoch: `NormalsOnlyHandler` ends it before the first.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from monai_wscxr.system.atomic import require_space, torch_bytes
 from monai_wscxr.system.processes import first_process, wait_for_all
 from monai_wscxr.training.distance import check_distance_share, distance_spread, distance_weight, region_weight
 from monai_wscxr.training.mining_handler import banks_of
+from monai_wscxr.training.normals_only import score_distance_alone
 from monai_wscxr.training.region_head import check_region_options, fit_regions
 from monai_wscxr.training.run_folder import RunFolder
 
@@ -123,6 +127,30 @@ class DistanceHandler:
         self.discriminator.distance_weight.fill_(weight)
 
 
+class NormalsOnlyHandler:
+    """Without abnormal images, score the distance to the normals alone and end the training before its first epoch.
+
+    The handlers of its completion then write the model. Attach it after `MiningHandler`.
+
+    Args:
+        discriminator: its weights are set, see `score_distance_alone`.
+    """
+
+    def __init__(self, discriminator: Discriminator) -> None:
+        self.discriminator = discriminator
+
+    def attach(self, engine: Engine) -> None:
+        """Run when training starts."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Do nothing where there is an abnormal image."""
+        if banks_of(engine).split.normals_only:
+            score_distance_alone(self.discriminator)
+            logger.info("no abnormal image: the score of a patch is its distance to the normals, and nothing is trained")
+            engine.terminate()
+
+
 class RegionHandler:
     """Fit the opinion of the regions when training starts, and weigh it after every epoch (`RegionHead`, `region_weight`).
 
@@ -158,9 +186,10 @@ class RegionHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def fit(self, engine: Engine) -> None:
-        """Fit the opinion to the banks, if it has a share; the first of several processes does, for all."""
-        if self.share > 0:
-            fit_regions(self.discriminator, banks_of(engine), self.shrinkage, self.nuisance)
+        """Fit the opinion to the banks, if it has a share and an abnormal image; the first of several processes does."""
+        banks = banks_of(engine)
+        if self.share > 0 and banks.abnormal.files:
+            fit_regions(self.discriminator, banks, self.shrinkage, self.nuisance)
 
     def __call__(self, engine: Engine) -> None:
         """Set the weight of the opinion."""

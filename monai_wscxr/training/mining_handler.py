@@ -12,6 +12,7 @@ from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.mixing import MixingInferer, PatchBatches
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.training.banks import BankOptions, TrainingBanks, prepare_banks
+from monai_wscxr.training.normals_only import check_normals_only
 from monai_wscxr.training.validation import ImageFeatures
 
 logger = logging.getLogger("monai_wscxr")
@@ -57,8 +58,14 @@ class MiningHandler:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Prepare the banks and hand them over."""
+        """Prepare the banks and hand them over.
+
+        Raises:
+            InputError: as `prepare_banks`; and before any work, when a training on normal images alone has no whitening.
+        """
         logger.info("%s", self.split.summary())
+        if self.split.normals_only:
+            check_normals_only(self.whitening)
         for finding in self.split.findings:
             logger.warning("allowed overlap between training and test: %s", finding)
         banks = prepare_banks(
@@ -71,8 +78,9 @@ class MiningHandler:
         )
         engine.state.banks = banks  # type: ignore[attr-defined]
         self.dataset.fill(banks.normal.rows)
-        self.inferer.fill(banks.mined_rows)
-        self.validation.fill(banks.held_out, banks.abnormal)
+        if not self.split.normals_only:
+            self.inferer.fill(banks.mined_rows)
+            self.validation.fill(banks.held_out, banks.abnormal)
         engine.state.epoch_length = self.dataset.batches_per_epoch
         done = self.extractor.done
         logger.info(
@@ -81,6 +89,8 @@ class MiningHandler:
         )
         for file, code, message in banks.rejected:
             logger.warning("rejected (%s): %s: %s", code, file, message)
+        if self.split.normals_only:
+            return
         logger.info(
             "mining: %d of %d abnormal patches against %d normal ones, %.2f s",
             *(len(banks.mined.bank), len(banks.abnormal), len(banks.normal), banks.seconds["mining"]),
