@@ -37,7 +37,9 @@ class TrainingSplit:
     def summary(self) -> str:
         """Describe the split and what the data set leaves out in one line."""
         classes = ", ".join(f"{n} {name}" for name, n in sorted(count_classes(self.abnormal).items()))
-        text = f"{len(self.normal)} normal images train, {len(self.held_out)} are held out, abnormal: {classes or 'none'}"
+        text = (
+            f"{len(self.normal)} normal images train, {len(self.held_out)} are held out, abnormal: {classes or 'none'}"
+        )
         return f"{text}; {self.left_out}" if self.left_out else text
 
     @property

@@ -147,7 +147,9 @@ class NormalsOnlyHandler:
         """Do nothing where there is an abnormal image."""
         if banks_of(engine).split.normals_only:
             score_distance_alone(self.discriminator)
-            logger.info("no abnormal image: the score of a patch is its distance to the normals, and nothing is trained")
+            logger.info(
+                "no abnormal image: the score of a patch is its distance to the normals, and nothing is trained"
+            )
             engine.terminate()
 
 

@@ -83,7 +83,7 @@ def test_no_abnormal_image_is_chosen_for_k_of_0():
 def test_few_shot_without_abnormal_images():
     with pytest.warns(UserWarning, match="no abnormal image to choose from: training on normal images alone"):
         assert choose_few_shot([item("a.png")], 1, seed=0) == []
-    with pytest.raises(DatalistError, match="no abnormal image to choose from. Put some into"):
+    with pytest.raises(DatalistError, match=r"no abnormal image to choose from\. Put some into"):
         choose_few_shot([item("a.png")], 1, seed=0, strict=True)
 
 
