@@ -123,6 +123,7 @@ EXPORTED = {
         "ImageFeatures",
         "MiningHandler",
         "NormalsOnlyHandler",
+        "OpacityHandler",
         "RegionHandler",
         "RunFolder",
         "ScoresAndLabels",

@@ -24,7 +24,7 @@ from monai_wscxr.model.weights_file import check_fit, check_heads, read_weights
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.system.atomic import torch_bytes, write_together
 
-ARTEFACT_FORMAT = 4
+ARTEFACT_FORMAT = 5
 ARTEFACT, WEIGHTS = "artefact.json", "model.pt"
 
 

@@ -7,6 +7,7 @@ from monai_wscxr.training.epoch_handlers import DistanceHandler as DistanceHandl
 from monai_wscxr.training.epoch_handlers import EpochLogHandler as EpochLogHandler
 from monai_wscxr.training.epoch_handlers import EpochStateHandler as EpochStateHandler
 from monai_wscxr.training.epoch_handlers import NormalsOnlyHandler as NormalsOnlyHandler
+from monai_wscxr.training.epoch_handlers import OpacityHandler as OpacityHandler
 from monai_wscxr.training.epoch_handlers import RegionHandler as RegionHandler
 from monai_wscxr.training.epoch_handlers import ThreadsHandler as ThreadsHandler
 from monai_wscxr.training.mining_handler import MiningHandler as MiningHandler

@@ -12,11 +12,20 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from monai_wscxr.data.split import count_classes
 from monai_wscxr.model.mixing import PatchBatches
 from monai_wscxr.model.networks import Discriminator, check_score_share
 from monai_wscxr.system.atomic import require_space, torch_bytes
 from monai_wscxr.system.processes import first_process, wait_for_all
-from monai_wscxr.training.distance import check_distance_share, distance_spread, distance_weight, region_weight
+from monai_wscxr.training.distance import (
+    check_distance_share,
+    check_opacity_share,
+    distance_spread,
+    distance_weight,
+    opacity_share,
+    region_weight,
+    weigh_opacity,
+)
 from monai_wscxr.training.mining_handler import banks_of
 from monai_wscxr.training.normals_only import score_distance_alone
 from monai_wscxr.training.region_head import check_region_options, fit_regions
@@ -133,11 +142,14 @@ class NormalsOnlyHandler:
     The handlers of its completion then write the model. Attach it after `MiningHandler`.
 
     Args:
-        discriminator: its weights are set, see `score_distance_alone`.
+        discriminator: its weights are set, see `score_distance_alone` and `weigh_opacity`.
+        share: share of the opacities beside the distance, >= 0; 0 switches them off.
+        score_share: see `anomaly_score`.
     """
 
-    def __init__(self, discriminator: Discriminator) -> None:
-        self.discriminator = discriminator
+    def __init__(self, discriminator: Discriminator, share: float = 0.0, score_share: float = 0.0) -> None:
+        self.discriminator, self.share = discriminator, check_opacity_share(share)
+        self.score_share = check_score_share(score_share)
 
     def attach(self, engine: Engine) -> None:
         """Run when training starts."""
@@ -145,8 +157,10 @@ class NormalsOnlyHandler:
 
     def __call__(self, engine: Engine) -> None:
         """Do nothing where there is an abnormal image."""
-        if banks_of(engine).split.normals_only:
+        banks = banks_of(engine)
+        if banks.split.normals_only:
             score_distance_alone(self.discriminator)
+            weigh_opacity(self.discriminator, banks.normal, banks.opacity, self.share, self.score_share)
             logger.info(
                 "no abnormal image: the score of a patch is its distance to the normals, and nothing is trained"
             )
@@ -197,6 +211,36 @@ class RegionHandler:
         """Set the weight of the opinion."""
         weight = region_weight(self.discriminator, banks_of(engine).normal, self.share, self.score_share)
         self.discriminator.regions.weight.fill_(weight)
+
+
+class OpacityHandler:
+    """After every epoch, add the direction of synthetic opacities with its weight (`weigh_opacity`).
+
+    Attach it after `MiningHandler`, `DistanceHandler` and `RegionHandler`, before the handlers that keep a state or validate.
+
+    Args:
+        discriminator: its `opacity` is set.
+        share: share of the opacities, >= 0; 0 switches them off, as in the paper. See `opacity_share`.
+        score_share: see `anomaly_score`.
+
+    Raises:
+        InputError: on a value outside its range.
+    """
+
+    def __init__(self, discriminator: Discriminator, share: float = 0.0, score_share: float = 0.0) -> None:
+        self.discriminator, self.share = discriminator, check_opacity_share(share)
+        self.score_share = check_score_share(score_share)
+
+    def attach(self, engine: Engine) -> None:
+        """Run after every epoch."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set the direction."""
+        banks = banks_of(engine)
+        classes = count_classes(banks.split.abnormal)
+        share = opacity_share(self.share, len(banks.abnormal.files), len(classes))
+        weigh_opacity(self.discriminator, banks.normal, banks.opacity, share, self.score_share)
 
 
 class ThreadsHandler:

@@ -30,7 +30,7 @@ def check_normals_only(whitening: NormalWhitening | None) -> None:
 def score_distance_alone(discriminator: Discriminator) -> None:
     """Make a patch's score its squared Mahalanobis distance to the normals, divided by the number of channels.
 
-    The last layer becomes zero, the distance gets the weight 1, and the regions have no opinion.
+    The last layer becomes zero, the distance gets the weight 1, and regions and opacities have none.
     """
     last = discriminator.layers[-1]
     assert isinstance(last, nn.Linear)
@@ -40,3 +40,4 @@ def score_distance_alone(discriminator: Discriminator) -> None:
             last.bias.zero_()
     discriminator.distance_weight.fill_(1.0)
     discriminator.regions.weight.zero_()
+    discriminator.opacity.zero_()

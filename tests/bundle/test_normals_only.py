@@ -24,7 +24,7 @@ def alone(phantoms, tmp_path_factory):
     return folder
 
 
-def test_scores_are_distances_to_the_normals_after_whitening(alone, phantoms):
+def test_scores_are_distances_to_the_normals_after_whitening_and_a_share_of_opacities(alone, phantoms):
     model = load_model(alone)
     assert model.normals_only
     assert model.training["abnormal_images"] == {}
@@ -35,10 +35,11 @@ def test_scores_are_distances_to_the_normals_after_whitening(alone, phantoms):
     extractor = PatchExtractor(model.network.features, model.preprocessing, cache=False, progress=False)
     rows = model.network.whitening(extractor.bank(split.held_out).rows)
     patches = extractor.grid[0] * extractor.grid[1]
-    distances = rows.square().mean(1).reshape(-1, patches)
-    count = max(1, round(model.score_share * patches))
-    expected = sorted(distances.topk(count, dim=1).values.mean(1).tolist())
-    assert model.calibration.normal_scores == pytest.approx(expected, rel=1e-4)
+    distances = rows.square().mean(1).reshape(-1, patches).mean(1)
+    hints = (rows @ model.network.discriminator.opacity).reshape(-1, patches).mean(1)
+    assert hints.std() > 0
+    assert model.score_share == 1
+    assert model.calibration.normal_scores == pytest.approx(sorted((distances + hints).tolist()), rel=1e-4)
 
 
 def test_held_out_normals_set_the_threshold(alone):
@@ -95,7 +96,7 @@ def test_a_data_set_without_abnormal_images_gives_the_same_model(alone, phantoms
 @pytest.mark.parametrize("options", [{"depth": 2, "width": 8, "zero_start": False}, {"region_share": 0, "copies": 0}])
 def test_a_discriminator_of_any_kind_adds_nothing(phantoms, tmp_path, options):
     folder = tmp_path / "run"
-    run("train", phantoms, folder, k=0, local_map=False, **options)
+    run("train", phantoms, folder, k=0, local_map=False, opacity_share=0, **options)
     discriminator = load_model(folder).network.discriminator
     rows = torch.randn(5, discriminator.regions.centre.shape[1])
     torch.testing.assert_close(discriminator(rows), rows.square().mean(1))

@@ -45,7 +45,9 @@ class Cell:
     @property
     def name(self) -> str:
         """Name of the cell and of its result file."""
-        return "_".join(p for p in (self.method, self.variant, "" if self.k is None else f"k{self.k}", f"s{self.seed}") if p)
+        return "_".join(
+            p for p in (self.method, self.variant, "" if self.k is None else f"k{self.k}", f"s{self.seed}") if p
+        )
 
 
 class Experiment:
