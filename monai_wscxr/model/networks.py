@@ -37,6 +37,8 @@ class Discriminator(nn.Module):
             sets the weight; training does not use it.
         opacity: [C], direction added to the learned one in evaluation mode: what synthetic opacities do to whitened features,
             times its weight. `OpacityHandler` sets it.
+        opacity_map: [C], the same direction times its weight in maps: in evaluation mode a patch gets how much more of it than
+            the picture's mean it has. The mean of a picture's patch scores, its anomaly score, stays the same.
         regions: opinion on the whole picture. What a patch contributes to it is added to the patch's score in evaluation mode.
             It has no weight until `RegionHandler` fits it, and does not act on rows, which belong to no picture.
 
@@ -70,6 +72,8 @@ class Discriminator(nn.Module):
         self.register_buffer("distance_weight", torch.zeros(()))
         self.opacity: Tensor
         self.register_buffer("opacity", torch.zeros(inputs))
+        self.opacity_map: Tensor
+        self.register_buffer("opacity_map", torch.zeros(inputs))
         self.regions = RegionHead(inputs)
 
     def forward(
@@ -95,7 +99,8 @@ class Discriminator(nn.Module):
         if self.training:
             return maps
         contributions: Tensor = self.regions(features)
-        return maps + contributions[:, None]
+        local = (rows @ self.opacity_map)[:, None]
+        return maps + contributions[:, None] + local - local.mean((2, 3), keepdim=True)
 
     def mixed_scores(self, normal: Tensor, abnormal: Tensor, source: Tensor, alpha: Tensor) -> Tensor:
         """Return training scores [2N]: of normal rows, then of alpha * abnormal[source] + (1 - alpha) * normal (Eq. 6).

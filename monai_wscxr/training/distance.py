@@ -131,6 +131,39 @@ def weigh_opacity(
     discriminator.opacity.copy_(share * others / alone * own)
 
 
+def weigh_opacity_map(
+    discriminator: Discriminator, normal: FeatureBank | BankOnDisk, direction: Tensor | None, weight: float
+) -> None:
+    """Set how much opacities count in maps; the other terms of the discriminator are set.
+
+    At the average place of the picture they vary over the training normals, of which at most 2,048 are measured, `weight` times
+    as much as the patch scores.
+
+    Args:
+        discriminator: its `opacity_map` is set; its value so far is ignored.
+        normal: whitened normal bank of whole images.
+        direction: [C], see `opacity_direction`; None sets zeros.
+        weight: >= 0; 0 sets zeros.
+    """
+    discriminator.opacity_map.zero_()
+    if weight == 0 or direction is None:
+        return
+    own = direction.to(discriminator.opacity_map)
+    mode = discriminator.training
+    discriminator.eval()
+    scores, local = [], []
+    with torch.inference_mode():
+        for maps in spaced_maps(normal, _MOST_IMAGES, _IMAGES):
+            here = maps.to(own.device)
+            hints = torch.einsum("bchw,c->bhw", here, own)
+            scores.append(discriminator(here)[:, 0])
+            local.append(hints - hints.mean((1, 2), keepdim=True))
+    discriminator.train(mode)
+    others, alone = (float(torch.cat(parts).double().std(0, correction=0).mean()) for parts in (scores, local))
+    if alone > 0:
+        discriminator.opacity_map.copy_(weight * others / alone * own)
+
+
 def opacity_share(share: float, abnormal_images: int, classes: int) -> float:
     """Return the share of the opacities in a training with abnormal images: `share` divided by their number per class.
 
@@ -144,15 +177,15 @@ def opacity_share(share: float, abnormal_images: int, classes: int) -> float:
     return share * classes / abnormal_images
 
 
-def check_opacity_share(share: float) -> float:
-    """Return the share of the opacities if it is a number of at least 0.
+def check_opacity_options(share: float, map_weight: float) -> None:
+    """Check the options of the opacities.
 
     Raises:
-        InputError: otherwise.
+        InputError: when one is negative or not finite.
     """
-    if not (math.isfinite(share) and share >= 0):
-        raise InputError(f"opacity_share must be 0 (off) or more, got {share}")
-    return share
+    for name, value in (("opacity_share", share), ("opacity_map", map_weight)):
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"{name} must be 0 (off) or more, got {value}")
 
 
 @contextlib.contextmanager

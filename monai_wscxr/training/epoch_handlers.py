@@ -19,12 +19,13 @@ from monai_wscxr.system.atomic import require_space, torch_bytes
 from monai_wscxr.system.processes import first_process, wait_for_all
 from monai_wscxr.training.distance import (
     check_distance_share,
-    check_opacity_share,
+    check_opacity_options,
     distance_spread,
     distance_weight,
     opacity_share,
     region_weight,
     weigh_opacity,
+    weigh_opacity_map,
 )
 from monai_wscxr.training.mining_handler import banks_of
 from monai_wscxr.training.normals_only import score_distance_alone
@@ -144,12 +145,17 @@ class NormalsOnlyHandler:
     Args:
         discriminator: its weights are set, see `score_distance_alone` and `weigh_opacity`.
         share: share of the opacities beside the distance, >= 0; 0 switches them off.
+        map_weight: see `OpacityHandler`.
         score_share: see `anomaly_score`.
     """
 
-    def __init__(self, discriminator: Discriminator, share: float = 0.0, score_share: float = 0.0) -> None:
-        self.discriminator, self.share = discriminator, check_opacity_share(share)
+    def __init__(
+        self, discriminator: Discriminator, share: float = 0.0, map_weight: float = 0.0, score_share: float = 0.0
+    ) -> None:
+        check_opacity_options(share, map_weight)
+        self.discriminator, self.share = discriminator, share
         self.score_share = check_score_share(score_share)
+        self.map_weight = map_weight if self.score_share == 1 else 0.0
 
     def attach(self, engine: Engine) -> None:
         """Run when training starts."""
@@ -161,6 +167,7 @@ class NormalsOnlyHandler:
         if banks.split.normals_only:
             score_distance_alone(self.discriminator)
             weigh_opacity(self.discriminator, banks.normal, banks.opacity, self.share, self.score_share)
+            weigh_opacity_map(self.discriminator, banks.normal, banks.opacity, self.map_weight)
             logger.info(
                 "no abnormal image: the score of a patch is its distance to the normals, and nothing is trained"
             )
@@ -220,27 +227,35 @@ class OpacityHandler:
 
     Args:
         discriminator: its `opacity` is set.
-        share: share of the opacities, >= 0; 0 switches them off, as in the paper. See `opacity_share`.
+        share: share of the opacities in scores, >= 0; 0 switches them off, as in the paper. See `opacity_share`.
+        map_weight: weight of the opacities in maps, >= 0, see `weigh_opacity_map`. It leaves scores alone only if these are the
+            mean over all patches, so with another `score_share` it is not applied.
         score_share: see `anomaly_score`.
 
     Raises:
         InputError: on a value outside its range.
     """
 
-    def __init__(self, discriminator: Discriminator, share: float = 0.0, score_share: float = 0.0) -> None:
-        self.discriminator, self.share = discriminator, check_opacity_share(share)
+    def __init__(
+        self, discriminator: Discriminator, share: float = 0.0, map_weight: float = 0.0, score_share: float = 0.0
+    ) -> None:
+        check_opacity_options(share, map_weight)
+        self.discriminator, self.share = discriminator, share
         self.score_share = check_score_share(score_share)
+        self.map_weight = map_weight if self.score_share == 1 else 0.0
 
     def attach(self, engine: Engine) -> None:
         """Run after every epoch."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Set the direction."""
+        """Set both directions."""
         banks = banks_of(engine)
         classes = count_classes(banks.split.abnormal)
         share = opacity_share(self.share, len(banks.abnormal.files), len(classes))
+        self.discriminator.opacity_map.zero_()
         weigh_opacity(self.discriminator, banks.normal, banks.opacity, share, self.score_share)
+        weigh_opacity_map(self.discriminator, banks.normal, banks.opacity, self.map_weight)
 
 
 class ThreadsHandler:

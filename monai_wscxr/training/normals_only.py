@@ -41,3 +41,4 @@ def score_distance_alone(discriminator: Discriminator) -> None:
     discriminator.distance_weight.fill_(1.0)
     discriminator.regions.weight.zero_()
     discriminator.opacity.zero_()
+    discriminator.opacity_map.zero_()

@@ -96,7 +96,7 @@ def test_a_data_set_without_abnormal_images_gives_the_same_model(alone, phantoms
 @pytest.mark.parametrize("options", [{"depth": 2, "width": 8, "zero_start": False}, {"region_share": 0, "copies": 0}])
 def test_a_discriminator_of_any_kind_adds_nothing(phantoms, tmp_path, options):
     folder = tmp_path / "run"
-    run("train", phantoms, folder, k=0, local_map=False, opacity_share=0, **options)
+    run("train", phantoms, folder, k=0, local_map=False, opacity_share=0, opacity_map=0, **options)
     discriminator = load_model(folder).network.discriminator
     rows = torch.randn(5, discriminator.regions.centre.shape[1])
     torch.testing.assert_close(discriminator(rows), rows.square().mean(1))

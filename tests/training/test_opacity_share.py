@@ -11,8 +11,8 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchExtractor
 from monai_wscxr.model import Discriminator, NormalWhitening
 from monai_wscxr.model.networks import anomaly_score
-from monai_wscxr.training import BankOptions, OpacityHandler, prepare_banks
-from monai_wscxr.training.distance import opacity_share, weigh_opacity
+from monai_wscxr.training import BankOptions, NormalsOnlyHandler, OpacityHandler, prepare_banks
+from monai_wscxr.training.distance import opacity_share, weigh_opacity, weigh_opacity_map
 
 
 @pytest.fixture
@@ -48,11 +48,40 @@ def test_opacities_get_their_share_of_all_other_terms(normal, discriminator, sco
     assert float(hints.std(correction=0)) == pytest.approx(0.3 * float(others.std(correction=0)), rel=1e-4)
 
 
+def test_in_maps_they_vary_as_wanted_and_leave_the_mean_alone(normal, discriminator):
+    direction = torch.tensor([1.0, -2.0, 0.0, 0.5, 3.0])
+    discriminator.eval()
+    with torch.inference_mode():
+        before = discriminator(normal.images)
+    discriminator.opacity_map.fill_(7.0)  # of an earlier epoch; must not count
+    weigh_opacity_map(discriminator, normal, direction, 4.0)
+    torch.testing.assert_close(discriminator.opacity_map / discriminator.opacity_map[0], direction)
+    with torch.inference_mode():
+        after = discriminator(normal.images)
+    torch.testing.assert_close(after.mean((2, 3)), before.mean((2, 3)))
+    local = (after - before)[:, 0]
+    ratio = local.std(0, correction=0).mean() / before[:, 0].std(0, correction=0).mean()
+    assert float(ratio) == pytest.approx(4.0, rel=1e-4)
+    discriminator.train()
+    assert torch.equal(
+        discriminator(normal.images[:2]), discriminator.layers(normal.rows[:40])[:, 0].reshape(2, 1, 4, 5)
+    )
+
+
+def test_maps_of_scores_that_are_no_mean_stay_as_they_are(discriminator):
+    assert OpacityHandler(discriminator, 0.3, 4.0, 1.0).map_weight == 4.0
+    assert OpacityHandler(discriminator, 0.3, 4.0, 0.25).map_weight == 0.0
+    assert NormalsOnlyHandler(discriminator, 0.3, 4.0, 0.25).map_weight == 0.0
+
+
 def test_without_share_direction_or_spread_there_is_none(normal, discriminator):
     for direction, share in ((torch.ones(5), 0.0), (None, 0.3), (torch.zeros(5), 0.3)):
         discriminator.opacity.fill_(1.0)
         weigh_opacity(discriminator, normal, direction, share, 1.0)
         assert not discriminator.opacity.any()
+        discriminator.opacity_map.fill_(1.0)
+        weigh_opacity_map(discriminator, normal, direction, share)
+        assert not discriminator.opacity_map.any()
 
 
 def test_the_share_falls_with_the_abnormal_images_per_class():
@@ -65,6 +94,8 @@ def test_the_share_falls_with_the_abnormal_images_per_class():
 def test_a_share_out_of_range_is_refused(discriminator, share):
     with pytest.raises(InputError, match="opacity_share must be 0"):
         OpacityHandler(discriminator, share)
+    with pytest.raises(InputError, match="opacity_map must be 0"):
+        OpacityHandler(discriminator, 0.3, share)
 
 
 def test_banks_hold_a_direction_only_with_opacities_and_whitening(phantoms, make_features, tmp_path):
