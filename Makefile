@@ -10,6 +10,9 @@ READY := $(VENV)/.ready
 LABEL_VENV ?= .venv-label
 LABEL_READY := $(LABEL_VENV)/.ready
 
+# processes that share the test suite; each needs about 3 GB and a core
+TEST_PROCESSES ?= 2
+
 # INSTALLED=1: use $(PYTHON) as it is, with all that it needs on PYTHONPATH; nothing is downloaded (docs/performance.md)
 INSTALLED ?=
 ifneq ($(INSTALLED),)
@@ -57,8 +60,8 @@ label: label-setup  ## server to label, rank and retrain: make label STUDIES=DIR
 	@test -n "$(STUDIES)" || { echo "make label STUDIES=DIR: the folder with the radiographs is missing"; exit 2; }
 	$(LABEL_VENV)/bin/python -m monai_wscxr label "$(STUDIES)" $(if $(NORMALS),--normals "$(NORMALS)") $(LABEL_OPTIONS)
 
-test: setup label-setup  ## the test suite
-	$(RUN) -m pytest
+test: setup label-setup  ## the test suite, in TEST_PROCESSES processes side by side (default 2)
+	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: setup lint-js  ## check with ruff, mypy, clang-format, eslint and tsc
 	$(RUN) -m ruff check .

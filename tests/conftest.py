@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 # Before torch is imported: threads that wait for one another must sleep, or shared cores make the suite ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -12,6 +13,36 @@ import pytest
 import torch
 
 SIZE = 64
+
+# Files whose tests wait for other programs for more than ten seconds, the longest first. They begin first, so that processes
+# that share the suite end together; `-m "not slow"` leaves them out.
+SLOW = (
+    "system/test_processes.py",
+    "prediction/test_run.py",
+    "bundle/test_training.py",
+    "label/server/test_server.py",
+    "label/archive/test_orthanc.py",
+    "bundle/test_robustness.py",
+    "fuzz/test_killing_labels.py",
+    "bundle/test_survival.py",
+    "planning/test_plan.py",
+    "fuzz/test_killing_commands.py",
+    "fuzz/test_requests.py",
+    "fuzz/test_structured.py",
+    "fuzz/test_killing.py",
+    "fuzz/test_fuzz.py",
+    "bundle/test_results.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the slow files and put them first, in their order."""
+    folder = Path(__file__).parent
+    order = {folder / name: place for place, name in enumerate(SLOW)}
+    for item in items:
+        if item.path in order:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 def pytest_configure(config):

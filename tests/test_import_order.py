@@ -14,7 +14,7 @@ FLOORS = (
     {"label"},
     {"experiments"},
     {"planning"},
-    {"prediction", "evaluation"},
+    {"prediction", "evaluation", "adaptation"},
     {"training"},
     {"report"},
     {"model"},

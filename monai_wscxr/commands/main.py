@@ -11,12 +11,14 @@ from typing import Any, NoReturn
 
 import monai_wscxr
 from monai_wscxr.commands import (
+    adapt,
     bank,
     bundle,
     check_precision,
     cross_validate,
     datalist,
     doctor,
+    drift,
     label,
     phantom,
     plan,
@@ -29,6 +31,8 @@ from monai_wscxr.errors import InputError
 
 _COMMANDS = (
     predict,
+    adapt,
+    drift,
     label,
     datalist,
     protocol,

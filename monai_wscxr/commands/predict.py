@@ -82,5 +82,8 @@ def run(options: argparse.Namespace) -> int:
         print("interrupted; give the same command again to resume", file=sys.stderr)
         return INTERRUPTED
     report = "; open report/index.html there to view them" if options.report else ""
-    print("\n".join([*summary.sentences(), f"results in {options.output}{report}"]))
+    *sentences, last = [*summary.sentences(options.model), f"results in {options.output}{report}"]
+    if summary.drift.named:  # the warning stays the last line, where it is seen
+        sentences, last = [*sentences[:-1], last], sentences[-1]
+    print("\n".join([*sentences, last]))
     return SOME_REJECTED if summary.rejected else 0

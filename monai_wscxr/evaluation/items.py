@@ -40,16 +40,15 @@ def evaluation_items(model: TrainedModel, source: str | Path, allow_overlap: boo
             "evaluation needs both, under test/normal and test/abnormal[/CLASS]"
         )
     check_masks(items)
-    digests = model.training.get("digests")
-    if not isinstance(digests, list):
+    if not isinstance(model.training.get("digests"), list):
         raise InputError(
             f"{model.folder} does not record the images of its training, so it cannot be evaluated; train again"
         )
-    known = set(map(str, digests))
+    known = model.known_digests
     trained_on = [item["image"] for item in items if file_digest(item["image"]) in known]
     if trained_on and not allow_overlap:
         raise InputError(
-            f"{len(trained_on)} of {len(items)} test images took part in training this model (first: {trained_on[0]}); "
+            f"{len(trained_on)} of {len(items)} test images took part in training or adapting this model (first: {trained_on[0]}); "
             "the metrics would be too good. Remove these images, or accept the overlap with --allow_overlap true"
         )
     if not allow_overlap:

@@ -18,13 +18,14 @@ from monai_wscxr.features.patches import PatchFeatures
 from monai_wscxr.model.artefact_schema import OtherFormatError, parse_artefact, read_artefact
 from monai_wscxr.model.calibration import Calibration, ColourScale
 from monai_wscxr.model.chest_check import ChestCheck
+from monai_wscxr.model.drift import DriftReference
 from monai_wscxr.model.local_map import LocalMap
 from monai_wscxr.model.networks import Discriminator, WSCXRNet, check_score_share
 from monai_wscxr.model.weights_file import check_fit, check_heads, read_weights
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.system.atomic import torch_bytes, write_together
 
-ARTEFACT_FORMAT = 5
+ARTEFACT_FORMAT = 6
 ARTEFACT, WEIGHTS = "artefact.json", "model.pt"
 
 
@@ -44,6 +45,8 @@ class TrainedModel:
         training: record of the training: numbers of images, digests of their files, seconds.
         chest_check: tells whether an image is a chest radiograph; None where the training had too few normals to measure it.
         local_map: makes anomaly maps relative to normals at the same place; None where maps show patch scores, as published.
+        drift: the normals that radiographs are compared with to notice drift; None where the training had too few.
+        site: record of the adaptation to another site (`monai_wscxr.adaptation`); None for a model as trained.
     """
 
     network: WSCXRNet
@@ -57,6 +60,14 @@ class TrainedModel:
     training: dict[str, Any]
     chest_check: ChestCheck | None = None
     local_map: LocalMap | None = None
+    drift: DriftReference | None = None
+    site: dict[str, Any] | None = None
+
+    @property
+    def known_digests(self) -> frozenset[str]:
+        """Digests of the files that the model was trained on or adapted with; empty where the training recorded none."""
+        adapted = [] if self.site is None else self.site["digests"]
+        return frozenset(map(str, [*self.training.get("digests", []), *adapted]))
 
     @property
     def normals_only(self) -> bool:
@@ -80,6 +91,8 @@ def save_model(
     score_share: float = 0.0,
     chest_check: ChestCheck | None = None,
     local_map: LocalMap | None = None,
+    drift: DriftReference | None = None,
+    site: Mapping[str, Any] | None = None,
 ) -> str:
     """Write `model.pt` and `artefact.json`; both files are complete on disk before either gets its name.
 
@@ -88,7 +101,7 @@ def save_model(
         network, preprocessing, calibration, map_sigma, score_share: parts of the model, see `TrainedModel`.
         settings: options of the run, JSON-like.
         training: record of the training (counts, seconds), JSON-like.
-        chest_check, local_map: see `TrainedModel`.
+        chest_check, local_map, drift, site: see `TrainedModel`.
 
     Returns:
         Hash of the weights.
@@ -125,6 +138,8 @@ def save_model(
         "calibration": calibration.to_dict(),
         "chest_check": None if chest_check is None else chest_check.to_dict(),
         "local_map": None if local_map is None else local_map.to_dict(),
+        "drift": None if drift is None else drift.to_dict(),
+        "site": None if site is None else dict(site),
         "settings": dict(settings),
         "training": dict(training),
     }
@@ -172,6 +187,10 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
             raise InputError(f"{folder / ARTEFACT} is damaged: its chest check has another number of channels")
         places = description["local_map"]
         local_map = None if places is None else LocalMap.from_dict(places)
+        reference = description["drift"]
+        drift = None if reference is None else DriftReference.from_dict(reference)
+        if drift is not None and len(drift.centre) != network.features.channels:
+            raise InputError(f"{folder / ARTEFACT} is damaged: its reference for drift has another number of channels")
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
         network.features.backbone.check_size(preprocessing.image_size)
         if network.features.backbone.image_channels != len(preprocessing.mean):
@@ -207,6 +226,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         training=training,
         chest_check=chest_check,
         local_map=local_map,
+        drift=drift,
+        site=None if description["site"] is None else dict(description["site"]),
     )
 
 

@@ -34,6 +34,7 @@ _CALIBRATION = record(
         "colour_low": number(),
         "colour_high": number(),
         "map_line": number(),
+        "basis": one_of("held_out", "site_normals", "site_unlabelled"),
     }
 )
 
@@ -46,6 +47,32 @@ _CHEST_CHECK = record(
         "directions": _NUMBERS,
         "distance_limit": number(0),
         "likeness_limits": list_of(optional(number(0)), 0, 64),
+    }
+)
+
+_DRIFT = record(
+    {
+        "channels": _CHANNELS,
+        "components": integer(1, 1 << 10),
+        "centre": _NUMBERS,
+        "directions": _NUMBERS,
+        "middle": _NUMBERS,
+        "spread": _NUMBERS,
+        "normals": _NUMBERS,
+        "distances": _NUMBERS,
+    }
+)
+
+_SITE = record(
+    {
+        "basis": one_of("site_normals", "site_unlabelled"),
+        "images": integer(1, _MOST_SCORES),
+        "rejected": integer(0, 1 << 40),
+        "aligned": boolean,
+        "model_sha256": _DIGEST,
+        "threshold": number(),
+        "flagged_before": number(0, 1),
+        "digests": list_of(text(64, "[0-9a-f]{32,64}", "a digest of a file"), 0, _MOST_SCORES),
     }
 )
 
@@ -81,6 +108,8 @@ _ARTEFACT = record(
         "calibration": _CALIBRATION,
         "chest_check": optional(_CHEST_CHECK),
         "local_map": optional(_LOCAL_MAP),
+        "drift": optional(_DRIFT),
+        "site": optional(_SITE),
         "settings": any_object,
         "training": any_object,
     }

@@ -1,4 +1,6 @@
-"""Operating point, calibrated p-values and colour scale from held-out normal images (split conformal prediction).
+"""Operating point, calibrated p-values and colour scale from normal images (split conformal prediction).
+
+Every sentence about rates of false alarms is made here (`Calibration.rate_text`, `images_text`).
 
 If the held-out normals and a new normal image are exchangeable, the probability that the new image has p <= rate is at most
 `rate` (Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005).
@@ -8,10 +10,11 @@ from __future__ import annotations
 
 import bisect
 import math
+import statistics
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,15 +53,25 @@ class ColourScale:
         return np.clip((np.asarray(values, dtype=np.float64) - self.low) / (self.high - self.low), 0.0, 1.0)
 
 
+Basis = Literal["held_out", "site_normals", "site_unlabelled"]
+"""What a calibration rests on: normals held out of the training, normal images of another site, or its unlabelled images."""
+
+FEWEST_UNLABELLED = 50
+"""Unlabelled images from which the scores of normal images can be estimated."""
+_LOWER_LEVELS = np.linspace(0.05, 0.40, 12)  # of unlabelled scores; normal images rule there
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """Anomaly scores of held-out normal images, with the operating point and p-values derived from them.
+    """Anomaly scores of normal images, with the operating point and p-values derived from them.
 
     Attributes:
-        normal_scores: anomaly scores of the held-out normals in ascending order, at least one.
+        normal_scores: anomaly scores in ascending order, at least one; of the held-out normals, see `basis`.
         false_positive_rate: target share of normal images flagged, in (0, 1).
         colour_low, colour_high: ends of the colour scale of anomaly maps, see `calibrate`.
         map_line: value that is outlined on maps: of held-out normals, at most the target share has it anywhere.
+        basis: what the scores are of: "held_out", normals held out of the training; "site_normals", normal images of another
+            site; "site_unlabelled", scores that normal images of a site would have, estimated from as many unlabelled images.
     """
 
     normal_scores: tuple[float, ...]
@@ -66,6 +79,7 @@ class Calibration:
     colour_low: float
     colour_high: float
     map_line: float
+    basis: Basis = "held_out"
 
     @property
     def threshold(self) -> float:
@@ -81,14 +95,27 @@ class Calibration:
 
     @property
     def rate_text(self) -> str:
-        """The supported rate in words; names the target, too, where the held-out normals are too few for it."""
+        """What the operating point promises, in words; names the target, too, where the images are too few for it."""
         n, target = len(self.normal_scores), self.false_positive_rate
-        words = (
-            f"at most {percent(self.supported_rate)} of normal images flagged, from {n} held-out normal{'s' * (n > 1)}"
-        )
+        if self.basis == "site_unlabelled":
+            return (
+                f"about {percent(self.supported_rate)} of normal images flagged if at most half of the images are abnormal, "
+                f"estimated from {n} unlabelled images of the site"
+            )
+        words = f"at most {percent(self.supported_rate)} of normal images flagged, from {n} {self.images_text}"
         if self.supported_rate > target:
             words += f"; the target of {percent(target)} takes {normals_needed(target)}"
         return words
+
+    @property
+    def images_text(self) -> str:
+        """What the calibration rests on, as a noun that follows a number."""
+        several = "s" if len(self.normal_scores) > 1 else ""
+        return {
+            "held_out": f"held-out normal{several}",
+            "site_normals": f"normal{several} of the site",
+            "site_unlabelled": f"unlabelled image{several} of the site",
+        }[self.basis]
 
     @property
     def colour_scale(self) -> ColourScale:
@@ -119,6 +146,7 @@ class Calibration:
             "colour_low": self.colour_low,
             "colour_high": self.colour_high,
             "map_line": self.map_line,
+            "basis": self.basis,
         }
 
     @classmethod
@@ -138,6 +166,7 @@ class Calibration:
             values["colour_low"],
             values["colour_high"],
             values["map_line"],
+            values["basis"],
         )
         if values["threshold"] != calibration.threshold:
             raise InputError(
@@ -196,6 +225,75 @@ def calibrate(
     if high <= low:
         high = low + max(1.0, abs(low))
     return Calibration(tuple(scores), false_positive_rate, low, high, rarely_exceeded)
+
+
+def recalibrate(calibration: Calibration, normal_scores: Sequence[float], normal_peaks: Sequence[float]) -> Calibration:
+    """Set operating point, p-values and colour scale by normal images of another site.
+
+    The colour scale keeps its proportions: its end lies as many times the distance from median peak to line above the median.
+
+    Args:
+        calibration: that of the training.
+        normal_scores: anomaly scores of normal images of the site.
+        normal_peaks: highest value of the anomaly map of each.
+
+    Raises:
+        InputError: as `calibrate`.
+    """
+    new = calibrate(normal_scores, (), calibration.false_positive_rate, normal_peaks)
+    width = max(calibration.map_line - calibration.colour_low, 1e-12)
+    high = new.colour_low + (calibration.colour_high - calibration.colour_low) / width * (new.map_line - new.colour_low)
+    return replace(new, colour_high=max(new.colour_high, high), basis="site_normals")
+
+
+def estimate_null(calibration: Calibration, scores: Sequence[float]) -> Calibration:
+    """Estimate the scores of a site's normal images from unlabelled images, and set operating point and p-values by them.
+
+    In the lower part of the scores normal images rule as long as at most half of the images are abnormal. Location and scale
+    are fitted there, between the quantiles 5 % and 40 %, to a shape that lies halfway between that of the held-out normals of
+    the training and the normal distribution. Abnormal images score higher than normal ones, so they can only raise these
+    quantiles: with more of them the operating point rises, fewer normals are flagged and more abnormals are missed.
+
+    Args:
+        calibration: that of the training; its colour scale is kept.
+        scores: anomaly scores of unlabelled images of the site.
+
+    Raises:
+        InputError: with fewer than 50 scores, when one is not finite, or when they do not differ.
+    """
+    found = np.sort(np.asarray(scores, dtype=np.float64))
+    if len(found) < FEWEST_UNLABELLED:
+        raise InputError(
+            f"{len(found)} unlabelled images are too few to estimate what normal images score: give {FEWEST_UNLABELLED} or "
+            "more, or 20 or more normal images with --normals"
+        )
+    if not np.isfinite(found).all():
+        raise InputError("an anomaly score is NaN or infinite; the model does not suit these images")
+    shape = _null_shape(np.asarray(calibration.normal_scores))
+    quantiles, expected = np.quantile(found, _LOWER_LEVELS), shape(_LOWER_LEVELS)
+    scale, location = np.polyfit(expected, quantiles, 1)
+    if not scale > 0:
+        raise InputError("these images all have the same anomaly score; give radiographs of more patients")
+    levels = np.arange(1, len(found) + 1) / (len(found) + 1)
+    null = location + scale * shape(levels)
+    return replace(calibration, normal_scores=tuple(null.tolist()), basis="site_unlabelled")
+
+
+def _null_shape(normal_scores: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Return the quantile function halfway between that of some scores, in units of their lower half, and the normal one."""
+    middle = np.quantile(normal_scores, 0.5)
+    width = middle - np.quantile(normal_scores, _normal_cdf(-1.0))
+    if not width > 0:
+        return _normal_quantiles
+    return lambda levels: 0.5 * (np.quantile(normal_scores, levels) - middle) / width + 0.5 * _normal_quantiles(levels)
+
+
+def _normal_cdf(value: float) -> float:
+    return statistics.NormalDist().cdf(value)
+
+
+def _normal_quantiles(levels: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.array([statistics.NormalDist().inv_cdf(level) for level in levels.tolist()])
 
 
 def normals_needed(rate: float) -> int:

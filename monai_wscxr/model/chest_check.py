@@ -15,8 +15,6 @@ The limits leave room for other hospitals and for disease; docs/predict.md says 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
 import math
 import random
@@ -34,6 +32,7 @@ from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.copies import Alteration, copied_images, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.model.encoding import decode_tensor, encode_tensor
 from monai_wscxr.model.networks import WSCXRNet
 
 logger = logging.getLogger("monai_wscxr")
@@ -105,9 +104,9 @@ class ChestCheck:
         """Return the check as JSON values; tensors are little-endian float32 in base64."""
         return {
             "channels": len(self.mean),
-            "mean": _encode(self.mean),
-            "variance": _encode(self.variance),
-            "directions": _encode(self.directions),
+            "mean": encode_tensor(self.mean),
+            "variance": encode_tensor(self.variance),
+            "directions": encode_tensor(self.directions),
             "distance_limit": self.distance_limit,
             "likeness_limits": [None if math.isinf(limit) else limit for limit in self.likeness_limits.tolist()],
         }
@@ -122,11 +121,11 @@ class ChestCheck:
         try:
             channels = values["channels"]
             limits = torch.tensor([math.inf if limit is None else float(limit) for limit in values["likeness_limits"]])
-            mean, variance, directions = (_decode(values[name]) for name in ("mean", "variance", "directions"))
+            mean, variance, directions = (decode_tensor(values[name]) for name in ("mean", "variance", "directions"))
             check = cls(
                 mean, variance, directions.reshape(len(limits), channels), float(values["distance_limit"]), limits
             )
-        except (KeyError, TypeError, ValueError, RuntimeError, binascii.Error) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"the chest check is damaged ({type(error).__name__})") from error
         finite = all(bool(torch.isfinite(part).all()) for part in (mean, variance, directions))
         sizes = len(mean) == len(variance) == channels
@@ -240,12 +239,3 @@ def _refusal(excess: float) -> RadiographError:
         f"the picture does not look like an upright frontal chest radiograph ({excess:.1f} times the limit). Check that it is "
         f"one, neither turned nor inverted nor cut to fewer bits, or allow {REASON}.",
     )
-
-
-def _encode(tensor: Tensor) -> str:
-    return base64.b64encode(tensor.contiguous().numpy().astype("<f4").tobytes()).decode("ascii")
-
-
-def _decode(text: str) -> Tensor:
-    data = bytearray(base64.b64decode(text, validate=True))
-    return torch.frombuffer(data, dtype=torch.float32).clone()

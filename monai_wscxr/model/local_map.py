@@ -64,6 +64,28 @@ class LocalMap:
             return None
         return cls(values.mean(0).float(), spread.float())
 
+    @classmethod
+    def estimate(cls, patch_scores: Tensor) -> LocalMap | None:
+        """Estimate what `measure` would give for normals, from patch scores [n, 1, h, w] of images of which half may be abnormal.
+
+        Mean and spread at a place are fitted to the quantiles between 5 % and 40 %, as those of a normal distribution: high
+        values may be findings.
+        """
+        if len(patch_scores) < _FEWEST_NORMALS:
+            return None
+        values = patch_scores[:, 0].double().cpu()
+        levels = torch.linspace(0.05, 0.40, 12, dtype=torch.float64)
+        expected = math.sqrt(2) * torch.erfinv(2 * levels - 1)
+        quantiles = values.quantile(levels, dim=0)  # [12, h, w]
+        offset = expected - expected.mean()
+        slope = (offset[:, None, None] * quantiles).sum(0) / offset.square().sum()
+        mean = quantiles.mean(0) - slope * expected.mean()
+        variance = slope.square()
+        spread = (0.5 * variance + 0.5 * variance.mean()).sqrt()
+        if not bool(torch.isfinite(spread).all()) or not float(spread.min()) > 0:
+            return None
+        return cls(mean.float(), spread.float())
+
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON-like lists."""
         return {"mean": self.mean.tolist(), "spread": self.spread.tolist()}

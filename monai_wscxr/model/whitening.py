@@ -111,3 +111,31 @@ class NormalWhitening(nn.Module):
         root = (values.clamp(min=0) + shrinkage * typical).rsqrt()
         self.mean.copy_(centre)
         self.matrix.copy_((vectors * root) @ vectors.T)
+
+    @torch.jit.unused
+    def align(self, rows: Tensor) -> None:
+        """Align the whitening with another site, from patch features of its normal images.
+
+        The mean becomes that of the site. A discriminator that is linear, w, has the direction W w in features, which by
+        Fisher's discriminant stands for the difference W^(-1) w between abnormal and normal. At the site the same difference
+        counts, and the covariance is that of both sites added: W becomes 2 (S + Sigma_site)^(-1) S W with S = W^(-2), so that
+        directions in which the site's normals vary count less. With Sigma_site = S nothing changes.
+
+        Args:
+            rows: [N, C], not whitened, N >= 1.
+
+        Raises:
+            InputError: when the whitening is not active, or all rows are equal.
+        """
+        if not self.active:
+            raise InputError("features of this model are not whitened, so they cannot be aligned with a site")
+        values, matrix = rows.to(self.mean.device).double(), self.matrix.double()
+        centre = values.mean(0)
+        centred = values - centre
+        covariance = centred.T @ centred / len(values)
+        if not float(covariance.diagonal().mean()) > 0:
+            raise InputError("all patches of the normal images are equal; are the images blank?")
+        inverse = torch.linalg.inv(matrix)  # symmetric as `fit` left it
+        own = inverse @ inverse
+        self.mean.copy_(centre)
+        self.matrix.copy_(2 * torch.linalg.solve(own + covariance, own @ matrix))

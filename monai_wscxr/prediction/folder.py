@@ -57,7 +57,8 @@ def claim(folder: Path, overwrite: bool) -> None:
 def identity(options: Options, model: TrainedModel, inputs: Sequence[Input], device: str) -> dict[str, Any]:
     """Return everything that the results depend on; with any other value, a run needs another folder."""
     check = None if model.chest_check is None else model.chest_check.to_dict()
-    scoring = [model.calibration.to_dict(), model.preprocessing.to_dict(), model.map_sigma, check]
+    drift = None if model.drift is None else model.drift.to_dict()
+    scoring = [model.calibration.to_dict(), model.preprocessing.to_dict(), model.map_sigma, check, drift]
     return {
         "version": monai_wscxr.__version__,
         "model": model.sha256,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import torch
 
 from monai_wscxr.data.radiograph.gates import check_allowed
 from monai_wscxr.errors import InputError
+from monai_wscxr.model.drift import Drift
 from monai_wscxr.report.maps import MAP_SUFFIXES
 
 MAP_FORMATS = (*MAP_SUFFIXES, "none")
@@ -105,6 +107,7 @@ class Summary:
         without_dicom: number of predicted images without the requested DICOM results, by reason code.
         repeated: number of images with DICOM results that repeat an earlier image of the run.
         shared: number of images with DICOM results whose SOP Instance UID another picture of the run has, too.
+        drift: comparison of the scored images with the normals that calibrated the model.
     """
 
     images: int = 0
@@ -119,9 +122,10 @@ class Summary:
     without_dicom: dict[str, int] = field(default_factory=dict)
     repeated: int = 0
     shared: int = 0
+    drift: Drift = field(default_factory=lambda: Drift(0, math.nan))
 
-    def sentences(self) -> list[str]:
-        """Return the summary as sentences for the console."""
+    def sentences(self, model: str = "OUT") -> list[str]:
+        """Return the summary as sentences for the console; `model` is the model's folder, for a command that they name."""
         new = self.images - self.done_before
         work = self.decoding + self.network + self.writing or 1.0
         lines = [f"{self.images} images: {self.flagged} flagged, {self.rejected} rejected"]
@@ -134,6 +138,8 @@ class Summary:
                 f"{new} images in {self.seconds:.1f} s, {new / self.seconds:.1f} images/s; of the work, decoding took "
                 f"{self.decoding / work:.0%}, the network {self.network / work:.0%}, writing {self.writing / work:.0%}"
             )
+        if sentence := self.drift.sentence(model):
+            lines.append(sentence)
         return lines
 
     def dicom_sentences(self) -> list[str]:

@@ -6,9 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 import monai_wscxr
 from monai_wscxr.data.radiograph.read import RadiographError
 from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.drift import Drift, measure_drift
 from monai_wscxr.model.predictor import Prediction
 from monai_wscxr.prediction.folder import stamp
 from monai_wscxr.prediction.inputs import Input
@@ -48,7 +52,16 @@ def make_record(number: int, item: Input, prediction: Prediction, result: Loaded
         polarity=result.polarity,
         intensity=result.intensity,
     )
+    if result.acquired:
+        record["acquired"] = dict(result.acquired)
     return record
+
+
+def add_drift(record: Record, coordinates: Tensor, model: TrainedModel) -> None:
+    """Add to the record of a scored image its coordinates [d] for drift, rounded, and its p-value among the model's normals."""
+    assert model.drift is not None
+    record["site_coordinates"] = [round(value, 3) for value in coordinates.tolist()]
+    record["site_p_value"] = round(model.drift.p_values(coordinates[None])[0], 6)
 
 
 def add_files(record: Record, written: Written) -> None:
@@ -82,14 +95,21 @@ def write_results(
             summary.reasons[p.reason] = summary.reasons.get(p.reason, 0) + 1
         elif p.reason:
             summary.without_dicom[p.reason] = summary.without_dicom.get(p.reason, 0) + 1
+    summary.drift = _drift(model, records)
     notes = _same_instances(records)
     summary.repeated = sum(note.startswith(_REPEATS) for note in notes.values())
     summary.shared = len(notes) - summary.repeated
     records = [{**r, "note": notes[n]} if n in notes else r for n, r in enumerate(records)]
-    write_predictions(folder / "predictions.csv", predictions, model.sha256)
-    write_text_atomic(folder / "predictions.json", _json(model, records))
+    write_predictions(folder / "predictions.csv", predictions, model.sha256, drift=summary.drift.named)
+    write_text_atomic(folder / "predictions.json", _json(model, records, summary))
     if report:
         _report(folder, model, records, device, summary)
+
+
+def _drift(model: TrainedModel, records: Sequence[Record]) -> Drift:
+    """Compare the images of all records that have coordinates with the model's normals."""
+    found = [record["site_coordinates"] for record in records if record.get("site_coordinates")]
+    return measure_drift(model.drift, torch.tensor(found))
 
 
 def _same_instances(records: Sequence[Record]) -> dict[int, str]:
@@ -113,7 +133,7 @@ def _same_instances(records: Sequence[Record]) -> dict[int, str]:
     return notes
 
 
-def _json(model: TrainedModel, records: Sequence[Record]) -> str:
+def _json(model: TrainedModel, records: Sequence[Record], summary: Summary) -> str:
     """Return the content of `predictions.json`."""
     calibration = model.calibration
     description = {
@@ -129,6 +149,7 @@ def _json(model: TrainedModel, records: Sequence[Record]) -> str:
             "image_size": model.preprocessing.image_size,
             "reader_chain": model.preprocessing.reader_chain,
         },
+        "drift": summary.drift.to_dict(),
         "predictions": [{k: v for k, v in record.items() if k not in _PRIVATE} for record in records],
     }
     return json.dumps(description, indent=1) + "\n"
@@ -148,11 +169,13 @@ def _report(folder: Path, model: TrainedModel, records: Sequence[Record], device
     settings.pop("dataset_dir", None)
     normals = len(calibration.normal_scores)
     notes = [
-        f"Threshold: {calibration.rate_text}. With {normals} held-out normals, the smallest possible p-value is "
+        f"Threshold: {calibration.rate_text}. With {normals} {calibration.images_text}, the smallest possible p-value is "
         f"{1 / (normals + 1):.2g}."
     ]
     if model.normals_only:
         notes.append(NORMALS_ONLY)
+    if sentence := summary.drift.sentence(str(model.folder)):
+        notes.insert(0, f"{sentence}.")
     if summary.rejected:
         notes.append(f"{summary.rejected} inputs were rejected and have no score: {listed(summary.reasons)}.")
     notes += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in summary.dicom_sentences()]

@@ -33,7 +33,7 @@ from monai_wscxr.prediction.inputs import Input, find_inputs
 from monai_wscxr.prediction.journal import Journal, Record
 from monai_wscxr.prediction.options import Options, Summary
 from monai_wscxr.prediction.reading import Found, Reader
-from monai_wscxr.prediction.results import add_files, make_record, write_results
+from monai_wscxr.prediction.results import add_drift, add_files, make_record, write_results
 from monai_wscxr.prediction.tasks import Loaded, OutputOptions, Written
 from monai_wscxr.prediction.workers import WorkerLostError, WorkerPool, start_server
 from monai_wscxr.system.atomic import is_disk_full
@@ -162,7 +162,7 @@ class Run:
         """Pass one batch through the network and submit the results for writing."""
         usable = {n: result for n, result in found.items() if isinstance(result, Loaded)}
         done: Writing = []
-        scores, refusals = self._forward(numbers, usable) if usable else (torch.empty(0), [])
+        scores, refusals, places = self._forward(numbers, usable) if usable else (torch.empty(0), [], None)
         for n, result in found.items():
             item = self.inputs[n]
             if not isinstance(result, Loaded):
@@ -176,13 +176,18 @@ class Run:
                 continue
             small = replace(result, image=np.empty((0, 0, 0), np.float32))  # the writer needs no network input
             writing = pool.submit(tasks.write, n, item.path, prediction, small, urgent=True)
-            done.append((make_record(n, item, prediction, result), writing))
+            record = make_record(n, item, prediction, result)
+            if places is not None:
+                add_drift(record, places[n - numbers.start], self.model)
+            done.append((record, writing))
         return done
 
-    def _forward(self, numbers: range, usable: dict[int, Loaded]) -> tuple[torch.Tensor, list[RadiographError | None]]:
-        """Return the patch scores [B, 1, h, w] of a batch, and the reason to refuse each image that is unlike a chest.
+    def _forward(
+        self, numbers: range, usable: dict[int, Loaded]
+    ) -> tuple[torch.Tensor, list[RadiographError | None], torch.Tensor | None]:
+        """Return of a batch the patch scores [B, 1, h, w], the reason to refuse each image, and coordinates [B, d] for drift.
 
-        Images that are not usable are zeros; what is returned for them means nothing.
+        Images are refused that are unlike a chest. There are no coordinates when the model has no reference for drift. Images that are not usable are zeros; what is returned for them means nothing.
         """
         began = time.perf_counter()
         size = self.model.preprocessing.image_size
@@ -192,10 +197,12 @@ class Run:
             batch[n - numbers.start] = loaded.image
         with torch.inference_mode():
             scores, means = self.network(torch.from_numpy(batch).to(self.device))
-        refusals = check_images(self.model, means.float().cpu(), self.options.allow)
+        means = means.float().cpu()
+        refusals = check_images(self.model, means, self.options.allow)
+        places = None if self.model.drift is None else self.model.drift.coordinates(means)
         scores = scores.float().cpu()
         self.summary.network += time.perf_counter() - began
-        return scores, refusals
+        return scores, refusals, places
 
     def _finish(self, journal: Journal, done: Writing, bar: tqdm) -> None:
         """Wait for the files of one batch, then append it to the journal."""

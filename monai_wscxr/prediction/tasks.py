@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,7 +60,7 @@ class Loaded:
         radiograph: the preprocessed image, float32 [S, S] in [0, 1].
         padding: bool [S, S], True where the file has padding; None without padding.
         rows, columns: size of the image in the file.
-        format, polarity, intensity: how the file was read, see `Radiograph`.
+        format, polarity, intensity, acquired: how the file was read, see `Radiograph`.
         seconds: time spent reading.
     """
 
@@ -72,6 +73,7 @@ class Loaded:
     polarity: str
     intensity: str
     seconds: float
+    acquired: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def read(path: str) -> Loaded:
         polarity=source.polarity,
         intensity=source.intensity,
         seconds=time.perf_counter() - began,
+        acquired=source.acquired,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from monai_wscxr.model.predictor import Prediction
 from monai_wscxr.system.atomic import write_text_atomic
 
-COLUMNS = ("file", "status", "reason", "anomaly_score", "p_value", "abnormal", "model_sha256")
+COLUMNS = ("file", "status", "reason", "anomaly_score", "p_value", "abnormal", "model_sha256", "drift")
 LABEL = "label"
 """Last column of tables whose labels are given."""
 ESCAPED = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -19,7 +19,11 @@ full width), and the apostrophe itself, so that removing one always gives the na
 
 
 def write_predictions(
-    path: Path, predictions: Sequence[Prediction], model_sha256: str, labels: Sequence[int] | None = None
+    path: Path,
+    predictions: Sequence[Prediction],
+    model_sha256: str,
+    labels: Sequence[int] | None = None,
+    drift: bool | None = None,
 ) -> None:
     """Write the table, atomically.
 
@@ -29,15 +33,18 @@ def write_predictions(
         path: the CSV file.
         predictions: one per image, in order.
         model_sha256: hash of the model's weights; "" for a method that stores none.
+        drift: whether the images of the table, together, are unlike the normals that calibrated the model, so that p-values and
+            decisions cannot be relied on; the column says true or false, or nothing where that is unknown.
         labels: 0 (normal) or 1 (abnormal) of each image, written as a further column; None leaves the column out.
     """
+    named = "" if drift is None else str(drift).lower()
     rows: list[Sequence[object]] = [COLUMNS if labels is None else [*COLUMNS, LABEL]]
     for number, p in enumerate(predictions):
         figures = ["", "", ""]
         if p.status == "ok":
             figures = [f"{p.anomaly_score:.6f}", f"{p.p_value:.6g}", str(p.abnormal).lower()]
         label = [] if labels is None else [labels[number]]
-        rows.append([escape_cell(p.file), p.status, p.reason, *figures, model_sha256, *label])
+        rows.append([escape_cell(p.file), p.status, p.reason, *figures, model_sha256, named, *label])
     write_text_atomic(path, "".join(map(_line, rows)))
 
 

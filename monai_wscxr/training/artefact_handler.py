@@ -154,5 +154,6 @@ def write_model(
         score_share,
         banks.chest_check,
         places,
+        banks.drift,
     )
     return calibration, sha256

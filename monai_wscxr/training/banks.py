@@ -25,6 +25,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.features.copies import ALTERED, OPACITIES, Alteration, copied_images, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.chest_check import ChestCheck, image_features, measure_chest_check
+from monai_wscxr.model.drift import DriftReference
 from monai_wscxr.model.mining import Mined, check_scope, mine
 from monai_wscxr.model.nuisance import Nuisance, nuisance_of
 from monai_wscxr.model.opacity import opacity_changes, opacity_direction
@@ -98,6 +99,7 @@ class TrainingBanks:
         seconds: time spent, by stage: "extraction", "mining".
         chest_check: check that an image shows a chest, in the first process; None with too few normals.
         opacity: [C] what synthetic opacities do to whitened features; None without such copies or without whitening.
+        drift: reference to notice drift by, in the first process; None with too few normals.
         moved_regions: [m, 6 C] changes of region means by alterations, whitened likewise; None without copies.
     """
 
@@ -113,6 +115,7 @@ class TrainingBanks:
     identity: str
     seconds: dict[str, float] = field(default_factory=dict)
     chest_check: ChestCheck | None = None
+    drift: DriftReference | None = None
     moved_regions: Tensor | None = None
     opacity: Tensor | None = None
 
@@ -152,9 +155,11 @@ def prepare_banks(
     normal, held_out, abnormal = _extract(extractor, split, options.bank_memory)
     nuisance = _nuisance(extractor, normal, whitening, options)
     changes = _opacity_changes(extractor, normal, whitening, options)
-    check = None
+    check = drift = None
     if first_process():
-        check = measure_chest_check(extractor, normal.files, image_features(normal), image_features(held_out))
+        means, means_apart = image_features(normal), image_features(held_out)
+        check = measure_chest_check(extractor, normal.files, means, means_apart)
+        drift = DriftReference.fit(means, means_apart, _by_class(abnormal, split.abnormal))
     apart, few = held_out.load(), abnormal.load()
     if _fits(extractor, len(split.normal), options.bank_memory):
         normal = normal.load()
@@ -194,8 +199,17 @@ def prepare_banks(
         seconds={"extraction": mining_began - began, "mining": mined_at - mining_began},
         chest_check=check,
         opacity=None if changes is None or whitening is None else opacity_direction(changes, whitening),
+        drift=drift,
         moved_regions=None if nuisance is None else _whitened_changes(nuisance.regions.to(device), whitening),
     )
+
+
+def _by_class(bank: FeatureBank | BankOnDisk, items: list[Item]) -> list[Tensor]:
+    """Return the image features [k, C] of the images of each class of a bank."""
+    classes = {str(item["image"]): str(item["class"]) for item in items}
+    features = image_features(bank)
+    names = [classes[file] for file in bank.files]
+    return [features[[n for n, other in enumerate(names) if other == name]] for name in dict.fromkeys(names)]
 
 
 def _extract(

@@ -6,7 +6,8 @@ import logging
 import os
 import threading
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,8 @@ class Radiograph:
         intensity: how stored values were mapped to [0, 1]: "full_range_1", "full_range_8", "full_range_16", "voi_window",
             "voi_lut" or "percentile".
         padding: bool [H, W], True where a DICOM file holds padding instead of a measurement; None without padding.
+        acquired: how and when a DICOM image was taken, as far as its header tells: "week" (ISO, such as "2026-W48"), "device"
+            (manufacturer and model) and "view" ("PA", "AP", ...). No patient data.
     """
 
     image: np.ndarray
@@ -105,6 +108,7 @@ class Radiograph:
     polarity: str
     intensity: str
     padding: np.ndarray | None = None
+    acquired: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_size(pixels: int, shape: str, max_pixels: int) -> None:

@@ -15,6 +15,8 @@ Messages quote only numbers and defined terms of the standard from the header: a
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import io
 import os
 from collections.abc import Collection
@@ -52,6 +54,9 @@ _OTHER_MODALITIES = frozenset(
     ("CT", "MR", "PT", "NM", "US", "MG", "IO", "PX", "XC", "SC", "ES", "GM", "SM", "OP", "OPT")
 )
 _PHOTOMETRIC = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR", "MONOCHROME1", "MONOCHROME2"}
+
+_VIEWS = frozenset(("AP", "PA", "LL", "RL", "RLD", "LLD", "RLO", "LLO"))  # defined terms of View Position
+_LONGEST_DEVICE = 128  # characters
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
@@ -116,7 +121,26 @@ def read_dicom(path: str | os.PathLike[str], max_pixels: int, allow: Collection[
         raise no_contrast()
     if padding is not None:
         image[padding] = 0
-    return Radiograph(image, "dicom", "inverted" if inverted else "as_stored", intensity, padding)
+    polarity = "inverted" if inverted else "as_stored"
+    return Radiograph(image, "dicom", polarity, intensity, padding, acquisition(ds))
+
+
+def acquisition(header: Any) -> dict[str, str]:
+    """Return when and how an image was taken, see `Radiograph.acquired`; what a header does not tell properly is left out."""
+    found = {}
+    for name in ("AcquisitionDate", "ContentDate", "SeriesDate", "StudyDate"):
+        with contextlib.suppress(ValueError, TypeError):
+            year, week, _ = datetime.datetime.strptime(str(header.get(name)), "%Y%m%d").isocalendar()
+            found["week"] = f"{year:04d}-W{week:02d}"
+            break
+    words = [str(header.get(name) or "") for name in ("Manufacturer", "ManufacturerModelName")]
+    device = " ".join(" ".join(words).split())
+    if device and len(device) <= _LONGEST_DEVICE and device.isprintable():
+        found["device"] = device
+    view = str(header.get("ViewPosition") or "").strip().upper()
+    if view in _VIEWS:
+        found["view"] = view
+    return found
 
 
 def _check_header(header: Any, max_pixels: int) -> None:
