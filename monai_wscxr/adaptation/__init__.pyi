@@ -1,3 +1,3 @@
-from monai_wscxr.adaptation.adapt import Adaptation as Adaptation
-from monai_wscxr.adaptation.adapt import adapt as adapt
-from monai_wscxr.adaptation.adapt import extractor_for as extractor_for
+from monai_wscxr.adaptation.site import Adaptation as Adaptation
+from monai_wscxr.adaptation.site import adapt as adapt
+from monai_wscxr.adaptation.site import extractor_for as extractor_for

@@ -29,13 +29,23 @@ from torch import Tensor
 from monai_wscxr.bank.rows import FileRows
 from monai_wscxr.bank.shard import Shard, shard_rows, write_shard
 from monai_wscxr.errors import InputError
-from monai_wscxr.system.atomic import DamagedError, write_text_atomic
+from monai_wscxr.system.atomic import (
+    DamagedError,
+    DiskFullError,
+    bytes_text,
+    full_disk,
+    is_disk_full,
+    on_disk,
+    write_text_atomic,
+)
 from monai_wscxr.system.cache_folder import cache_root as cache_root
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = "2"
 _HEADROOM = 64 << 20  # bytes left free on the disk
+_HEADER_BYTES = 200  # of an image in the header of a shard
+_ELSEWHERE = "what was written before is kept; make room, or set MONAI_WSCXR_CACHE, and give the same command again"
 _ABANDONED_AFTER = 86400  # seconds after which a partial file belongs to a killed run
 
 
@@ -68,6 +78,8 @@ class FeatureCache:
             write_text_atomic(self.folder / "settings.json", json.dumps(dict(settings), indent=1, sort_keys=True))
             _remove_abandoned(self.folder)
         except OSError as error:
+            if is_disk_full(error):
+                raise full_disk(self.folder, 4096, f"the feature cache {self.folder}", _ELSEWHERE) from error
             raise InputError(
                 f"the feature cache {self.folder} cannot be written ({error}); "
                 "point MONAI_WSCXR_CACHE at a folder that can"
@@ -194,11 +206,18 @@ class FeatureCache:
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         try:
             self._add(write_shard(path, digests, features))
+        except DiskFullError as error:
+            raise self._full(len(digests), features.nbytes // len(digests)) from error
         except OSError as error:
             raise InputError(
-                f"a shard of {features.nbytes / 1e6:.0f} MB could not be written to {self.folder} ({error}); what was "
+                f"a shard of {bytes_text(features.nbytes)} could not be written to {self.folder} ({error}); what was "
                 "written before is kept. Make room, or point MONAI_WSCXR_CACHE at another disk, and run again"
             ) from error
+
+    def _full(self, images: int, bytes_per_image: int) -> DiskFullError:
+        """Return the error that names the room that is missing for the features of so many images."""
+        needed = on_disk(images * (bytes_per_image + _HEADER_BYTES))
+        return full_disk(self.folder, needed, f"the features of {images:,} images", _ELSEWHERE)
 
     def write_all(self, features: Iterable[tuple[str, Tensor]], images: int, shard_images: int) -> None:
         """Add images in shards as they arrive; a full shard is written in a thread while the next one fills.
@@ -216,6 +235,16 @@ class FeatureCache:
         writing: deque[Future[None]] = deque()
         digests: list[str] = []
         buffer = torch.empty(0)
+        left = images
+
+        def finish() -> None:
+            nonlocal left
+            try:
+                writing.popleft().result()
+            except DiskFullError as error:
+                raise self._full(left, buffer[0].nbytes) from error
+            left -= shard_images
+
         with ThreadPoolExecutor(1) as writer:
             for digest, image in features:
                 if not digests:
@@ -226,11 +255,11 @@ class FeatureCache:
                     writing.append(writer.submit(self.write, digests, buffer))
                     digests = []
                     if len(writing) > 1:
-                        writing.popleft().result()
+                        finish()
             if digests:
                 writing.append(writer.submit(self.write, digests, buffer[: len(digests)]))
-            for future in writing:
-                future.result()
+            while writing:
+                finish()
 
     def check_space(self, images: int, bytes_per_image: int) -> None:
         """Check before long work that the disk can hold its features.

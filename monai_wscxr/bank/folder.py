@@ -26,7 +26,15 @@ from torch import Tensor
 from monai_wscxr.bank.feature_bank import BankOnDisk
 from monai_wscxr.bank.shard import Shard, shard_rows, write_shard
 from monai_wscxr.errors import InputError
-from monai_wscxr.system.atomic import DamagedError, replacing, write_text_atomic
+from monai_wscxr.system.atomic import (
+    DamagedError,
+    DiskFullError,
+    full_disk,
+    is_disk_full,
+    on_disk,
+    replacing,
+    write_text_atomic,
+)
 from monai_wscxr.system.regular_files import read_regular
 from monai_wscxr.system.strict_json import any_object, ascending, integer, list_of, one_of, parse_json, record, text
 
@@ -198,8 +206,13 @@ class BankFolder:
 
                 fcntl.flock(lock, fcntl.LOCK_EX)
             self._load()
-            yield
-            self._save()
+            try:
+                yield
+                self._save()
+            except BaseException:
+                with contextlib.suppress(InputError):
+                    self._load()  # what is not on the disk does not count
+                raise
 
     def shard(self, entry: Entry) -> Shard:
         """Open the shard of an entry.
@@ -261,8 +274,18 @@ class BankFolder:
             features: [n, h*w, C] of any floating-point type; stored in that of the bank.
         """
         name = self._new_shard(digests, features)
-        with self._changing():
+        with self._listed(name), self._changing():
             self._enter(name)
+
+    @contextlib.contextmanager
+    def _listed(self, name: str) -> Iterator[None]:
+        """Enter a new shard during the block; remove its file if that fails, as nothing would ever use it."""
+        try:
+            yield
+        except BaseException:
+            if all(entry.file != name for entry in self.entries):
+                (self.path / name).unlink(missing_ok=True)
+            raise
 
     def _new_shard(self, digests: Sequence[str], features: Tensor) -> str:
         name = f"{uuid.uuid4().hex}.safetensors"
@@ -310,10 +333,17 @@ class BankFolder:
                 other.shard(entry)
                 name = f"{uuid.uuid4().hex}.safetensors"
                 _link(other.path / entry.file, self.path / name)
-                with self._changing():
+                with self._listed(name), self._changing():
                     self._enter(name, entry.dead)
             elif len(entry.dead) < entry.images:
                 self.add(*other._living(entry))
+
+    def merging_takes(self, other: BankFolder) -> int:
+        """Return the number of bytes that merging another bank takes on the disk: those of shards that cannot be shared."""
+        if self.dtype == other.dtype and self.path.stat().st_dev == other.path.stat().st_dev:
+            return 0
+        share = DTYPES[self.dtype].itemsize / DTYPES[other.dtype].itemsize
+        return sum(on_disk(share * entry.bytes) for entry in other.entries)
 
     def _living(self, entry: Entry) -> tuple[list[str], Tensor]:
         """Read and check the images of a shard that are not dead; return their digests and features [n, h*w, C]."""
@@ -332,25 +362,51 @@ class BankFolder:
     def compact(self, share: float = 0.0) -> int:
         """Rewrite the shards of whose images more than `share` are dead, and remove files that the index does not list.
 
+        Shards without any living image go first and every replaced file goes at once, so the disk needs room for one shard.
+
         Returns:
             Number of bytes freed.
+
+        Raises:
+            DiskFullError: when there is no room for the next shard; what has been compacted by then stays so.
         """
-        before, replaced = _folder_bytes(self.path), set()
-        for entry in [entry for entry in self.entries if len(entry.dead) > share * entry.images]:
-            name = self._new_shard(*self._living(entry)) if len(entry.dead) < entry.images else None
-            with self._changing():
-                self.entries = [e for e in self.entries if e.file != entry.file]
-                replaced.add(entry.file)
-                if name is not None:
-                    self._enter(name)
+        before = _folder_bytes(self.path)
+        due = [entry for entry in self.entries if len(entry.dead) > share * entry.images]
+        due.sort(key=lambda entry: len(entry.dead) < entry.images)
+        for number, entry in enumerate(due):
+            try:
+                self._compact(entry)
+            except DiskFullError as error:
+                left = due[number:]
+                raise full_disk(self.path, self._peak(left), f"{len(left)} shards without their dead images") from error
         listed = {entry.file for entry in self.entries}
         for path in [*self.path.glob("*.safetensors"), *self.path.glob(".*.partial")]:
             # another process may be about to enter a young file that is not listed yet
             status = path.lstat()
             old = path.name not in listed and time.time() - status.st_mtime > 3600
-            if (path.name in replaced or old) and not stat.S_ISDIR(status.st_mode):
+            if old and not stat.S_ISDIR(status.st_mode):
                 path.unlink()
         return before - _folder_bytes(self.path)
+
+    def _compact(self, entry: Entry) -> None:
+        """Replace one shard by one with its living images, if there are any, and remove its file."""
+        name = self._new_shard(*self._living(entry)) if len(entry.dead) < entry.images else None
+        with contextlib.nullcontext() if name is None else self._listed(name), self._changing():
+            self.entries = [e for e in self.entries if e.file != entry.file]
+            if name is not None:
+                self._enter(name)
+        (self.path / entry.file).unlink(missing_ok=True)
+
+    def _peak(self, due: Sequence[Entry]) -> int:
+        """Return the number of free bytes that compacting these shards in this order takes at some moment."""
+        held = peak = 0
+        for entry in due:
+            held += on_disk(entry.bytes * (entry.images - len(entry.dead)) / entry.images)
+            peak = max(peak, held)
+            path = self.path / entry.file
+            if path.exists() and path.stat().st_nlink == 1:  # a file shared with another bank takes its room further on
+                held -= on_disk(entry.bytes)
+        return peak + on_disk((self.path / _INDEX).stat().st_size)
 
     def verify(self, progress: Callable[[int], object] | None = None) -> list[tuple[str, str, int]]:
         """Read every image and compare it with its checksum.
@@ -404,11 +460,14 @@ def _open_lock(path: Path) -> IO[str]:
 
     Raises:
         InputError: when it cannot be opened.
+        DiskFullError: when it cannot be created.
     """
     try:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
+        if is_disk_full(error):
+            raise full_disk(path.parent, 1, str(path)) from error
         raise InputError(f"{path} cannot be opened ({error.strerror}), so the bank cannot be changed") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         )
     files = _files(options)
 
-    from monai_wscxr.adaptation.adapt import adapt, extractor_for
+    from monai_wscxr.adaptation.site import adapt, extractor_for
     from monai_wscxr.data.radiograph.gates import check_allowed
     from monai_wscxr.model.artefact import load_model
 

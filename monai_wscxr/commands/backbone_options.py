@@ -51,7 +51,7 @@ def extractor_of(options: argparse.Namespace, precision: str = "float32") -> Pat
     """Create the extractor that the backbone options describe; it caches nothing.
 
     Args:
-        options: parsed options of `add_backbone_options`; `max_bad_share` is used if there is one.
+        options: parsed options of `add_backbone_options`; `max_bad_share` and `workers` are used if there are any.
         precision: see `PatchExtractor`.
     """
     from monai_wscxr.data.transforms import Preprocessing
@@ -63,7 +63,12 @@ def extractor_of(options: argparse.Namespace, precision: str = "float32") -> Pat
     backbone = create_backbone(options.backbone, layers, options.weights)
     features = PatchFeatures(backbone, options.neighbourhood, None, options.align_to)
     preprocessing = Preprocessing(options.image_size, backbone.mean, backbone.std, intensity="standardised")
-    share = getattr(options, "max_bad_share", 0.05)
     return PatchExtractor(
-        features, preprocessing, options.device, cache=False, max_bad_share=share, precision=precision
+        features,
+        preprocessing,
+        options.device,
+        cache=False,
+        max_bad_share=getattr(options, "max_bad_share", 0.05),
+        precision=precision,
+        read_workers=getattr(options, "workers", 0),
     )

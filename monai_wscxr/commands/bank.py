@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -16,9 +17,14 @@ from monai_wscxr.commands.parsers import Commands
 from monai_wscxr.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from monai_wscxr.bank.folder import BankFolder
     from monai_wscxr.features.extraction import PatchExtractor
 
 _DTYPES = ("float32", "float16", "bfloat16")
+_IMAGE_BYTES = 200  # of an image in the header of a shard, and in the index
+_ADDED_STAYS = "the images added so far stay in the bank; make room and give the same command again"
 
 
 def add_parser(commands: Commands) -> None:
@@ -45,6 +51,13 @@ def add_parser(commands: Commands) -> None:
         default=0.05,
         metavar="SHARE",
         help="largest share of images that may be unusable, from 0 to 1 (default: %(default)s)",
+    )
+    action.add_argument(
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, 2),
+        metavar="N",
+        help="processes that read, so that a file that crashes a decoder costs itself alone; 0 for none (default: %(default)s)",
     )
     add_backbone_options(action)
 
@@ -94,8 +107,10 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _add(options: argparse.Namespace) -> int:
-    from monai_wscxr.bank.folder import BankFolder
+    from monai_wscxr.bank.folder import DTYPES, BankFolder
     from monai_wscxr.data.listing import list_images
+    from monai_wscxr.features.extraction import none_usable
+    from monai_wscxr.system.atomic import DiskFullError, full_disk, on_disk
 
     extractor = extractor_of(options)
     if (Path(options.bank) / "bank.json").exists():
@@ -116,10 +131,18 @@ def _add(options: argparse.Namespace) -> int:
     files = [file for file in listing.images if _digest(extractor, file) not in known]
     shard = extractor.shard_images
     for first in range(0, len(files), shard):
-        part = extractor.bank([{"image": str(file)} for file in files[first : first + shard]])
-        h, w = part.grid
-        digests = [extractor.digests[file] for file in part.files]
-        bank.add(digests, part.rows.reshape(len(digests), h * w, -1))
+        part = [str(file) for file in files[first : first + shard]]
+        used, features, _ = extractor.usable(part, "images", of=len(listing.images))
+        try:
+            if used:
+                bank.add([extractor.digests[file] for file in used], features)
+        except DiskFullError as error:
+            left = len(files) - first
+            image = extractor.image_bytes * DTYPES[bank.dtype].itemsize // 4
+            needed = left * (image + _IMAGE_BYTES) + on_disk(image)
+            raise full_disk(bank.path, needed, f"the features of {left:,} images", _ADDED_STAYS) from error
+    if files and not bank.entries:
+        raise none_usable(len(files), "images", extractor.done.rejected)
     for file, code, message in extractor.done.rejected:
         print(f"rejected ({code}): {file}: {message}", file=sys.stderr)
     print(f"{extractor.done.extracted} images added, {len(known)} were in the bank already")
@@ -148,27 +171,56 @@ def _remove(options: argparse.Namespace) -> int:
 
 def _merge(options: argparse.Namespace) -> int:
     from monai_wscxr.bank.folder import BankFolder
-    from monai_wscxr.system.atomic import sync
+    from monai_wscxr.system.atomic import full_disk, is_disk_full, on_disk, sync
     from monai_wscxr.system.progress import progress_bar
 
     sources = [BankFolder(path) for path in options.banks]
     first, output = sources[0], Path(options.output).absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{options.output} exists already and is not empty; choose another folder")
+        if not _is_merged(output, sources, options.dtype or first.dtype):
+            raise InputError(f"{options.output} exists already and is not empty; choose another folder")
+        # this command was killed when it was done
+        _print_merged(BankFolder(output), options.output)
+        return 0
     # renamed when it is complete: a killed merge leaves no bank, and the same command starts anew
     unfinished = output.with_name(f".{output.name}.merging")
     if unfinished.exists():
         shutil.rmtree(unfinished)
-    bank = BankFolder.create(unfinished, first.settings, first.grid, first.channels, options.dtype or first.dtype)
-    with progress_bar(len(sources), "merging", unit="bank") as bar:
-        for source in sources:
-            bank.merge(source)
-            bar.update()
-    images, rows = len(bank.digests()), len(bank)
-    os.replace(unfinished, output)
+    needed = 0
+    try:
+        bank = BankFolder.create(unfinished, first.settings, first.grid, first.channels, options.dtype or first.dtype)
+        needed = sum(bank.merging_takes(source) for source in sources)
+        if needed > shutil.disk_usage(unfinished).free:  # before hours of copying
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with progress_bar(len(sources), "merging", unit="bank") as bar:
+            for source in sources:
+                bank.merge(source)
+                bar.update()
+        os.replace(unfinished, output)
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)  # would only take up room
+        if isinstance(error, OSError) and is_disk_full(error):
+            needed += 3 * sum(on_disk((source.path / "bank.json").stat().st_size) for source in sources)
+            raise full_disk(output.parent, needed, str(options.output)) from error
+        raise
     sync(output.parent)
-    print(f"{images:,} images, {rows:,} rows in {options.output}")
+    _print_merged(BankFolder(output), options.output)
     return 0
+
+
+def _is_merged(output: Path, sources: Sequence[BankFolder], dtype: str) -> bool:
+    """Tell whether a folder holds what merging these banks would give."""
+    from monai_wscxr.bank.folder import BankFolder
+
+    if not (output / "bank.json").exists() or output.resolve() in [source.path.resolve() for source in sources]:
+        return False
+    bank, first = BankFolder(output), sources[0]
+    same = (bank.settings, bank.grid, bank.channels, bank.dtype) == (first.settings, first.grid, first.channels, dtype)
+    return same and bank.digests() == list(dict.fromkeys(digest for source in sources for digest in source.digests()))
+
+
+def _print_merged(bank: BankFolder, name: str) -> None:
+    print(f"{len(bank.digests()):,} images, {len(bank):,} rows in {name}")
 
 
 def _compact(options: argparse.Namespace) -> int:

@@ -13,9 +13,9 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "drift",
         help="tell whether predicted radiographs still resemble what calibrated the model, by week, device and view",
-        description="Compare the images of prediction runs with the normals that calibrated the model. Weeks, devices and views "
-        "come from DICOM headers; without weeks the runs are compared in the order given. Exit status: 0 no drift over all "
-        "images, 1 drift, 2 the command cannot run as given.",
+        description="Compare the images of prediction runs with the normals that calibrated the model. Weeks, devices and "
+        "views come from DICOM headers; without weeks the runs are compared in the order given. Exit status: 0 no drift, "
+        "1 drift over all images, 2 the command cannot run as given.",
     )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="output folders of predict, or the predictions.csv in them"

@@ -3,8 +3,9 @@
 Pixels are compared as `read_radiograph` returns them, rounded to 8 bits (16 for pictures of low contrast). So a JPEG and the
 PNG made of it are equal, and so are an 8-bit and a 16-bit copy of one picture; a resized or recompressed copy is not.
 
-Every image has to be decoded for this once. The digests are then kept in `<cache>/pixels/CHAIN.txt`, a line for each file with
-the digest of its bytes and that of its pixels; the file holds no path and nothing of a header.
+Every image has to be decoded for this once, in a worker process if a decoder may crash on it (`isolation`). The digests
+are then kept in `<cache>/pixels/CHAIN.txt`, a line for each file with the digest of its bytes and that of its pixels; the
+file holds no path and nothing of a header.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from monai_wscxr.data.isolation import Isolation, may_crash, note
 from monai_wscxr.data.radiograph.base import GATES, RadiographError
 from monai_wscxr.data.radiograph.read import READER_CHAIN, file_digest, read_radiograph
 from monai_wscxr.system.cache_folder import cache_root
@@ -66,11 +68,17 @@ def pixel_digests(
         if store is not None and not _known.keys() >= wanted.keys():
             _known.update(_read(store))
         missing = [(wanted[digest], digest) for digest in sorted(wanted.keys() - _known.keys())]
+    for digest in wanted.keys() & _known.keys():
+        note(digest)  # has been decoded by this run or an earlier one
     new: dict[str, str] = {}
-    with progress_bar(len(missing), "comparing pixels", progress and len(missing) >= _SHOWN_FROM) as bar:
-        threads = min(_THREADS, os.cpu_count() or 1)
-        files = (file for file, _ in missing)
-        for (_, digest), pixels in zip(missing, ahead(_pixel_digest, files, threads, 2 * threads), strict=True):
+    threads = min(_THREADS, os.cpu_count() or 1)
+    shown = progress and len(missing) >= _SHOWN_FROM
+    with progress_bar(len(missing), "comparing pixels", shown) as bar, Isolation(_pixel_digest, threads) as isolation:
+
+        def look(one: tuple[str, str]) -> str | None:
+            return _isolated_digest(*one, isolation)
+
+        for (_, digest), pixels in zip(missing, ahead(look, missing, threads, 2 * threads), strict=True):
             bar.update()
             with _lock:
                 _known[digest] = pixels or digest
@@ -83,6 +91,19 @@ def pixel_digests(
         _append(store, new)
     with _lock:
         return {file: _known[digest] for file, digest in digests.items()}
+
+
+def _isolated_digest(file: str, digest: str, isolation: Isolation) -> str | None:
+    """Return the digest of a file's pixels as `_pixel_digest` does, computed in a worker if a decoder may crash on it."""
+    if not may_crash(file):
+        return _pixel_digest(file)
+    try:
+        found: str | None = isolation(file)
+    except RadiographError as error:  # extraction names the file and this reason
+        note(digest, error)
+        return None
+    note(digest)
+    return found
 
 
 def _pixel_digest(file: str) -> str | None:

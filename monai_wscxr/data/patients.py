@@ -6,7 +6,8 @@ The first of these that names a patient counts:
 2. the file name or path in a collection that numbers its patients there (`patient_of`);
 3. PatientID in the header of a DICOM file, unless it is a placeholder such as "anonymous".
 
-An image without any of them is a patient of its own. Names that differ only in blanks, capitals, leading zeros or a decimal
+An image without any of them is a patient of its own. A warning names images that a header calls one patient and a datalist
+or file name several; the header does not count then. Names that differ only in blanks, capitals, leading zeros or a decimal
 ".0" are one patient, with a warning: `001`, `1` and `1.0` or `P1` and `p1` mostly come from a table that lost its types.
 
 Nothing of a header leaves this module in clear: a patient known by the header only is called by a digest of the number.
@@ -144,7 +145,8 @@ def identify(mentions: Sequence[Mention], source: str) -> list[str]:
         mentions: images of all parts of a data set together.
         source: the data set, for the log.
 
-    Warns in the log about spellings that were joined, and about placeholders in the place of patients.
+    Warns in the log about spellings that were joined, about placeholders in the place of patients, and about headers that
+    contradict the datalist.
     """
     named: list[str | None] = []
     placeholders = 0
@@ -154,14 +156,15 @@ def identify(mentions: Sequence[Mention], source: str) -> list[str]:
             placeholders += 1
             stated = ""
         named.append(stated or patient_of(mention.image))
-    headers = header_patients([m.image for m, name in zip(mentions, named, strict=True) if name is None])
+    headers = header_patients([mention.image for mention in mentions])
+    _report_contradictions(source, mentions, named, headers)
     spellings: dict[str, dict[str, str]] = {}  # by digest: spelling and its first image
     for mention, name in zip(mentions, named, strict=True):
         if name is not None:
-            spellings.setdefault(_digest(name), {}).setdefault(name, mention.image)
+            spellings.setdefault(patient_digest(name), {}).setdefault(name, mention.image)
     patients, unnamed = [], 0
     for mention, name in zip(mentions, named, strict=True):
-        digest = _digest(name) if name is not None else headers.get(mention.image)
+        digest = patient_digest(name) if name is not None else headers.get(mention.image)
         if digest is None:
             unnamed += 1
             patients.append(mention.own)
@@ -205,7 +208,7 @@ def _header_patient(file: str) -> str | None:
                 number = _patient_id(head)
             else:
                 number = ""
-        patient = None if is_placeholder(number) else _digest(number)
+        patient = None if is_placeholder(number) else patient_digest(number)
     except Exception:  # a damaged header fails in many ways; reading the image will name the reason
         return None
     with _lock:
@@ -228,9 +231,30 @@ def _patient_id(head: bytes) -> str:
     return str(ds.get("PatientID") or "")
 
 
-def _digest(text: str) -> str:
+def patient_digest(text: str) -> str:
+    """Return the pseudonym of a patient who is known by a header only, the same for all spellings."""
     digest = hashlib.blake2b(patient_key(text).encode(), digest_size=8, person=b"patient")
     return f"patient-{digest.hexdigest()}"
+
+
+def _report_contradictions(
+    source: str, mentions: Sequence[Mention], named: Sequence[str | None], headers: dict[str, str]
+) -> None:
+    """Warn about patients by DICOM header that are several patients by datalist or file name."""
+    stated: dict[str, dict[str, str]] = {}  # by the header's digest: digest of the patient, and its first image
+    for mention, name in zip(mentions, named, strict=True):
+        header = headers.get(mention.image)
+        if name is not None and header is not None:
+            stated.setdefault(header, {}).setdefault(patient_digest(name), mention.image)
+    several = [found for found in stated.values() if len(found) > 1]
+    if not several or (len(stated) == 1 and len(several[0]) > 2):  # one number for everybody is a placeholder
+        return
+    first, second = list(several[0].values())[:2]
+    logger.warning(
+        "%s: %d patient(s) by DICOM header have several names in the datalist or in file names (first: %s and %s). The names "
+        "count, so images of one person may lie on two sides of a split; correct the names if the headers are right",
+        *(source, len(several), first, second),
+    )
 
 
 def _report(source: str, spellings: dict[str, dict[str, str]], placeholders: int, total: int, unnamed: int) -> None:

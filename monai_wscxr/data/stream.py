@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
 
 from monai_wscxr.data.datalist import Item
-from monai_wscxr.data.radiograph.base import RadiographError, find_radiograph_error
+from monai_wscxr.data.isolation import PRELOAD, SECONDS, lost_error, single_threaded, time_limit
+from monai_wscxr.data.radiograph.base import MEMORY_LIMIT, RadiographError, find_radiograph_error
 from monai_wscxr.system.progress import ahead
+from monai_wscxr.system.workers import WorkerLostError, WorkerPool
 
 Rejected = tuple[str, str, str]
 """File, reason code and message of a file that cannot be used; the message does not name the file."""
@@ -23,7 +29,8 @@ class RadiographStream(IterableDataset[Item]):
         transform: loads an item, for instance `radiograph_transforms(...)`.
         threads: number of decoding threads, at least 1.
         depth: number of items decoded ahead.
-        workers: number of processes that decode instead of the threads; 0 for none.
+        workers: number of processes that decode instead of the threads, with limits on memory and time; 0 for none. A file on
+            which a decoder crashes, or for which it needs too long, is then one of the rejected.
 
     Attributes:
         rejected: the items that the latest pass skipped.
@@ -46,11 +53,7 @@ class RadiographStream(IterableDataset[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         self.rejected.clear()
-        results: Iterable[Item | RadiographError]
-        if self.workers:
-            results = _in_processes(_LoadedItems(self), self.workers, self.depth)
-        else:
-            results = ahead(self.load, self.items, self.threads, self.depth)
+        results = _in_workers(self) if self.workers else ahead(self.load, self.items, self.threads, self.depth)
         for item, loaded in zip(self.items, results, strict=True):
             if isinstance(loaded, RadiographError):
                 self.rejected.append((str(item["image"]), loaded.code, loaded.message))
@@ -59,38 +62,62 @@ class RadiographStream(IterableDataset[Item]):
 
     def load(self, item: Item) -> Item | RadiographError:
         """Load one item, or return the error of a file that cannot be used."""
+        return _load(self.transform, item)
+
+
+def _load(transform: Callable[[Item], Item], item: Item) -> Item | RadiographError:
+    try:
+        return transform({**item, "file": str(item["image"])})
+    except Exception as error:
+        found = find_radiograph_error(error)
+        if found is None:
+            raise
+        return found
+
+
+_transform: Callable[[Item], Item] | None = None  # of a worker
+
+
+def _prepare(transform: Callable[[Item], Item]) -> None:
+    """Initialise a worker."""
+    global _transform
+    single_threaded()
+    _transform = transform
+
+
+def _load_there(item: Item) -> Item | RadiographError:
+    """Load an item in a worker; tensors travel as arrays, since torch would send each of them as an open file."""
+    assert _transform is not None
+    loaded = _load(_transform, item)
+    if isinstance(loaded, RadiographError):
+        return loaded
+    return {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in loaded.items()}
+
+
+def _in_workers(stream: RadiographStream) -> Iterator[Item | RadiographError]:
+    """Yield the loaded items of a stream, or their errors, in order."""
+    waiting: deque[tuple[Item, Future[Item | RadiographError]]] = deque()
+
+    def result() -> Item | RadiographError:
+        item, future = waiting.popleft()
         try:
-            return self.transform({**item, "file": str(item["image"])})
-        except Exception as error:
-            found = find_radiograph_error(error)
-            if found is None:
-                raise
-            return found
+            loaded = future.result()
+        except WorkerLostError as lost:
+            return lost_error(lost, time_limit(str(item["image"])))
+        if isinstance(loaded, RadiographError):
+            return loaded
+        tensors = {key: torch.from_numpy(loaded[key]) for key, value in loaded.items() if _is_array(value)}
+        return {**loaded, **tensors}
+
+    workers = stream.workers
+    with WorkerPool(workers, _prepare, (stream.transform,), SECONDS, MEMORY_LIMIT, PRELOAD) as pool:
+        for item in stream.items:
+            waiting.append((item, pool.submit(_load_there, item, seconds=time_limit(str(item["image"])))))
+            if len(waiting) >= max(stream.depth, workers):
+                yield result()
+        while waiting:
+            yield result()
 
 
-class _LoadedItems(Dataset[Any]):
-    """Loaded items of a stream by number, for worker processes."""
-
-    def __init__(self, stream: RadiographStream) -> None:
-        self.stream = stream
-
-    def __len__(self) -> int:
-        return len(self.stream.items)
-
-    def __getitem__(self, index: int) -> Item | RadiographError:
-        return self.stream.load(self.stream.items[index])
-
-
-def _in_processes(items: _LoadedItems, workers: int, depth: int) -> DataLoader[Any]:
-    return DataLoader(
-        items,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=max(1, -(-depth // workers)),
-        multiprocessing_context="forkserver",  # a fork would copy locks that threads of this process hold
-        collate_fn=_unchanged,
-    )
-
-
-def _unchanged(item: Any) -> Any:
-    return item
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,49 @@ from monai_wscxr.model.networks import anomaly_score
 from monai_wscxr.model.predictor import Prediction, check_images, in_order, to_prediction
 from monai_wscxr.report.predictions import write_predictions
 from monai_wscxr.system.atomic import write_text_atomic
+from monai_wscxr.system.progress import progress_bar
 
 logger = logging.getLogger("monai_wscxr")
+
+
+class ProgressHandler:
+    """Show how many images of a run are done; a few plain lines where stderr is no terminal.
+
+    Args:
+        what: text in front of the bar.
+        stream: input of the evaluator.
+        shown: False shows nothing.
+    """
+
+    def __init__(self, what: str, stream: RadiographStream, shown: bool = True) -> None:
+        self.what, self.stream, self.shown = what, stream, shown
+
+    def attach(self, engine: Engine) -> None:
+        """Start the bar with the run, move it after each batch, and end it with the run or its error."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.step)
+        engine.add_event_handler(Events.COMPLETED, self.end)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
+
+    def start(self, engine: Engine) -> None:
+        """Show the bar."""
+        self._read, self._bar = 0, progress_bar(len(self.stream), self.what, self.shown)
+
+    def step(self, engine: Engine) -> None:
+        """Count the images of a batch, and those that were rejected before it."""
+        state: Any = engine.state
+        self._read += len(state.batch["items"])
+        self._bar.update(self._read + len(self.stream.rejected) - self._bar.n)
+
+    def end(self, engine: Engine) -> None:
+        """Count the images that were rejected last, and close the bar."""
+        self._bar.update(self._read + len(self.stream.rejected) - self._bar.n)
+        self._bar.close()
+
+    def fail(self, engine: Engine, error: BaseException) -> None:
+        """Close the bar and let the error pass."""
+        self._bar.close()
+        raise error
 
 
 class ResultHandler:
@@ -50,10 +91,13 @@ class ResultHandler:
         self.items, self.predictions, self._began = [], [], time.perf_counter()
 
     def collect(self, engine: Engine) -> None:
-        """Collect the predictions of one batch; the last channel of the output belongs to the trained model."""
+        """Collect the predictions of one batch."""
         state: Any = engine.state  # ignite declares its fields as optional scalars
-        scores: Tensor = state.output["pred"]
-        for item, patch_scores in zip(state.batch["items"], scores, strict=True):
+        self.keep(state.batch["items"], state.output["pred"])
+
+    def keep(self, items: Sequence[Item], scores: Tensor) -> None:
+        """Keep the predictions of items by their patch scores; the last channel belongs to the trained model."""
+        for item, patch_scores in zip(items, scores, strict=True):
             self.items.append(item)
             self.predictions.append(to_prediction(self.model, item["file"], patch_scores[-1]))
 
@@ -66,7 +110,8 @@ class ResultHandler:
         """Write `predictions.csv` with one row per file, and log the rejected files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = in_order([str(i["image"]) for i in self.stream.items], self.predictions, self.stream.rejected)
-        write_predictions(self.folder / "predictions.csv", rows, self.model.sha256)
+        labels = [item["label"] for item in self.stream.items if "label" in item]
+        write_predictions(self.folder / "predictions.csv", rows, self.model.sha256, labels or None)
         for file, code, message in self.stream.rejected:
             logger.warning("rejected (%s): %s: %s", code, file, message)
 
@@ -74,35 +119,58 @@ class ResultHandler:
 class EvaluationHandler(ResultHandler):
     """Write `metrics.json` and the report of labelled test images, besides the predictions.
 
-    The evaluator's network is that of `epoch_network`: one output channel per epoch, the trained model last.
+    The evaluator's network is a `CheckedNet` of `epoch_network`: one output channel per epoch, the trained model last.
+
+    Images that are unlike a chest radiograph count, so that the metrics are those of all labelled images; how many they are,
+    which `predict` would refuse, is part of the metrics and a warning.
 
     Args:
         model, stream, folder: see `ResultHandler`.
         max_cases: maximum number of images under each heading of the report's gallery.
+        allow: gates that are not applied.
     """
 
-    def __init__(self, model: TrainedModel, stream: RadiographStream, folder: str | Path, max_cases: int = 8) -> None:
+    def __init__(
+        self,
+        model: TrainedModel,
+        stream: RadiographStream,
+        folder: str | Path,
+        max_cases: int = 8,
+        allow: Collection[str] = (),
+    ) -> None:
         super().__init__(model, stream, folder)
-        self.max_cases = max_cases
+        self.max_cases, self.allow = max_cases, allow
+        self.unlike: list[str] = []
         self.epoch_scores: list[list[float]] = []
         self.metrics: dict[str, Any] = {}
 
     def start(self, engine: Engine) -> None:
         """Discard the results of an earlier run."""
         super().start(engine)
-        self.epoch_scores = []
+        self.epoch_scores, self.unlike = [], []
 
     def collect(self, engine: Engine) -> None:
         """Collect the predictions and the scores of all epochs of one batch."""
-        super().collect(engine)
         state: Any = engine.state
-        self.epoch_scores += anomaly_score(state.output["pred"], self.model.score_share).tolist()
+        scores, means = state.output["pred"]
+        self.keep(state.batch["items"], scores)
+        self.epoch_scores += anomaly_score(scores, self.model.score_share).tolist()
+        refusals = check_images(self.model, means, self.allow)
+        self.unlike += [
+            item["file"] for item, one in zip(state.batch["items"], refusals, strict=True) if one is not None
+        ]
 
     def write(self, engine: Engine) -> None:
         """Write predictions, metrics and report, and log the metrics."""
         super().write(engine)
         rejected = len(self.stream.rejected)
         found = evaluation_metrics(self.model, self.items, self.predictions, self.epoch_scores, rejected)
+        found["n_unlike_a_chest"] = len(self.unlike)
+        if self.unlike:
+            logger.warning(
+                "%d of %d test images are unlike a chest radiograph, so predict refuses them; they count here (first: %s)",
+                *(len(self.unlike), len(self.items), self.unlike[0]),
+            )
         found["seconds"] = {**self.model.training["seconds"], "evaluation": self.seconds}
         self.metrics = found
         write_text_atomic(self.folder / "metrics.json", json.dumps(found, indent=1))

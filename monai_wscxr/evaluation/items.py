@@ -48,8 +48,9 @@ def evaluation_items(model: TrainedModel, source: str | Path, allow_overlap: boo
     trained_on = [item["image"] for item in items if file_digest(item["image"]) in known]
     if trained_on and not allow_overlap:
         raise InputError(
-            f"{len(trained_on)} of {len(items)} test images took part in training or adapting this model (first: {trained_on[0]}); "
-            "the metrics would be too good. Remove these images, or accept the overlap with --allow_overlap true"
+            f"{len(trained_on)} of {len(items)} test images took part in training or adapting this model (first: "
+            f"{trained_on[0]}); the metrics would be too good. Remove these images, or accept the overlap with "
+            "--allow_overlap true"
         )
     if not allow_overlap:
         check_overlap(datalist["training"], items)
@@ -59,9 +60,14 @@ def evaluation_items(model: TrainedModel, source: str | Path, allow_overlap: boo
 def inference_items(source: str | Path) -> list[Item]:
     """Return an item for every image in a folder and its subfolders, or for one file, without labels; log what is left out.
 
+    Args:
+        source: the folder or file; "" gives no items, so that a bundle can be inspected without images.
+
     Raises:
         InputError: when there is no image.
     """
+    if not str(source):
+        return []
     listing = list_images([source])
     if listing.left_out:
         logger.info("%s: %s", source, listing.summary())

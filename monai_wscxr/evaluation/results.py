@@ -154,6 +154,8 @@ def write_evaluation_report(
         notes.append(NORMALS_ONLY)
     if rejected:
         notes.append(f"{rejected} test images could not be used.")
+    if unlike := metrics.get("n_unlike_a_chest", 0):
+        notes.append(f"{unlike} test images are unlike a chest radiograph: predict refuses them, but they count here.")
     return write_report(
         path,
         title="WSCXR evaluation",

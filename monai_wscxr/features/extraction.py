@@ -15,6 +15,9 @@ from torch import Tensor
 from monai_wscxr.bank.cache import FeatureCache
 from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.bank.rows import FileRows
+from monai_wscxr.data.isolation import Isolation, crash_of
+from monai_wscxr.data.radiograph.base import GATES
+from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.data.stream import RadiographStream, Rejected
 from monai_wscxr.data.transforms import Preprocessing, radiograph_transforms
 from monai_wscxr.errors import InputError
@@ -23,7 +26,7 @@ from monai_wscxr.features.digests import FileDigests
 from monai_wscxr.features.inference import Inference
 from monai_wscxr.features.patches import PatchFeatures
 from monai_wscxr.features.running import NetworkRunner
-from monai_wscxr.system.progress import progress_bar
+from monai_wscxr.system.progress import ahead, progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +70,15 @@ class PatchExtractor:
         allow: names of the reader's gates that are switched off, see `data.radiograph.gates`.
         precision: "float32", or "bfloat16" for backbones that tolerate it, see `Inference`.
         compile_network: compile the network with torch.compile.
-        read_workers: number of processes that decode in place of threads; 0 for none. They help with decoders that hold
-            Python's global lock for long, on machines with spare cores.
+        read_workers: number of processes that decode in place of threads, with limits on memory and time; 0 for none. Without
+            them, files on which a decoder may crash are first tried in such a process, see `data.isolation`.
 
     Attributes:
         cache: the feature cache, or None.
         done: counts of the work so far.
         grid: patch rows and columns (h, w) of one image.
         runner: runs the network over loaded images.
+        trusted: whether `transform` may be given any file, because it decodes in other processes.
 
     Raises:
         InputError: when a number is out of its range, the cache cannot be written, or as `Inference`.
@@ -112,6 +116,7 @@ class PatchExtractor:
         self.grid = features.grid(preprocessing.image_size)
         self.max_bad_share, self.progress, self.shard_images = max_bad_share, progress, shard_images
         self.read_threads, self.read_workers = read_threads, read_workers
+        self.trusted = read_workers > 0
         self.done = Extraction()
         self.cache = None if cache is False else FeatureCache(self.settings(), None if cache is True else cache)
         self._files = FileDigests()
@@ -181,7 +186,7 @@ class PatchExtractor:
         """
         used, features, rejected = self.usable(_paths(items), what)
         if not used:
-            raise _none_usable(len(items), what, rejected)
+            raise none_usable(len(items), what, rejected)
         return FeatureBank.from_images(features, used, self.grid)
 
     def bank_on_disk(self, items: Sequence[dict[str, Any]], what: str = "images") -> BankOnDisk:
@@ -194,16 +199,24 @@ class PatchExtractor:
             raise InputError("a bank on disk needs the feature cache: leave --cache on")
         used, rows, rejected = self._collect(_paths(items), what, self._rows_on_disk)
         if rows is None:
-            raise _none_usable(len(items), what, rejected)
+            raise none_usable(len(items), what, rejected)
         return BankOnDisk(rows, tuple(used), self.grid)
 
-    def usable(self, files: Sequence[str], what: str = "images") -> tuple[list[str], Tensor, list[Rejected]]:
+    def usable(
+        self, files: Sequence[str], what: str = "images", of: int | None = None
+    ) -> tuple[list[str], Tensor, list[Rejected]]:
         """Return the usable files, their patch features [n, h*w, C] in the same order, and the rejected files.
+
+        Args:
+            files: paths.
+            what: plural noun for the images, in the progress bar and messages.
+            of: number of images of a whole that comes in parts; `max_bad_share` then refers to it and to all that have been
+                rejected since the extractor was made.
 
         Raises:
             InputError: as `bank`, except that there need not be a usable file.
         """
-        return self._collect(files, what, self._features_in_memory)
+        return self._collect(files, what, self._features_in_memory, of)
 
     def passed(self, files: Sequence[str]) -> tuple[Tensor, list[Rejected]]:
         """Return the features [n, h*w, C] of the usable ones of a few files, and the rejected files, without the cache."""
@@ -233,6 +246,7 @@ class PatchExtractor:
         files: Sequence[str],
         what: str,
         get: Callable[[list[str], dict[str, Tensor]], T],
+        of: int | None = None,
     ) -> tuple[list[str], T, list[Rejected]]:
         """Extract the features that are missing and return the usable files, their features, and the rejected files.
 
@@ -241,19 +255,22 @@ class PatchExtractor:
             what: plural noun for the images, in messages.
             get: returns the features of images, given their digests and, without a cache, the features by digest. It raises
                 KeyError when the cache has lost some of them to damage; these are extracted again.
+            of: see `usable`.
         """
+        total, before = (len(files), ()) if of is None else (of, tuple(self.done.rejected))
         began = time.perf_counter()
         found: dict[str, Tensor] = {}  # by digest; stays empty with a cache
-        readable, rejected = self._files.read(files, self.read_threads)
+        readable, unreadable = self._files.read(files, self.read_threads)
+        rejected = [*before, *unreadable]
         extracted: set[str] = set()
         for _ in range(_ATTEMPTS):
             if self.cache is not None:
                 self.cache.refresh()
             missing = [file for file in self._missing(readable, rejected) if self.digests[file] not in found]
-            self._extract(missing, rejected, len(files), what, found)
+            self._extract(missing, rejected, total, what, found)
             extracted.update(missing)
             _reject_copies(readable, self.digests, rejected)
-            self._check_share(rejected, len(files), what)
+            self._check_share(rejected, total, what)
             refused = {file for file, _, _ in rejected}
             used = [file for file in files if file not in refused]
             try:
@@ -269,9 +286,10 @@ class PatchExtractor:
             )
         self.done.extracted += len(extracted - refused)
         self.done.reused += len([file for file in used if file not in extracted])
-        self.done.rejected += rejected
+        new = rejected[len(before) :]
+        self.done.rejected += new
         self.done.seconds += time.perf_counter() - began
-        return used, result, rejected
+        return used, result, new
 
     def _missing(self, readable: Sequence[str], rejected: Sequence[Rejected]) -> list[str]:
         """Return the files whose features are not in the cache, one of each content, without the rejected ones."""
@@ -299,6 +317,7 @@ class PatchExtractor:
         self, files: Sequence[str], rejected: list[Rejected], total: int, what: str, found: dict[str, Tensor]
     ) -> None:
         """Run files through the network and put their features into the cache, or into `found` without one."""
+        files = self._without_crashes(files, rejected)
         if not files:
             return
         if self.cache is not None:
@@ -314,6 +333,23 @@ class PatchExtractor:
                 found.update(features())
             else:
                 self.cache.write_all(features(), len(files), self.shard_images)
+
+    def _without_crashes(self, files: Sequence[str], rejected: list[Rejected]) -> list[str]:
+        """Return the files that this process can decode, and add those on which a decoder crashes to the rejected."""
+        if self.trusted:
+            return list(files)
+        kept = []
+        with Isolation(_decode, self.read_threads) as isolation:
+            for file, error in zip(
+                files,
+                ahead(lambda file: crash_of(self.digests[file], file, isolation), files, self.read_threads, 8),
+                strict=True,
+            ):
+                if error is None:
+                    kept.append(file)
+                else:
+                    rejected.append((file, error.code, error.message))
+        return kept
 
     def _features(self, files: Sequence[str], rejected: list[Rejected], total: int) -> Iterator[tuple[str, Tensor]]:
         """Decode files and run the network; yield (file, features [h*w, C]) in order and extend `rejected` at the end."""
@@ -341,6 +377,11 @@ class PatchExtractor:
             )
 
 
+def _decode(file: str) -> None:
+    """Decode a file for nothing, in a worker."""
+    read_radiograph(file, allow=GATES)
+
+
 def _paths(items: Sequence[dict[str, Any]]) -> list[str]:
     return [str(item["image"]) for item in items]
 
@@ -352,7 +393,8 @@ def _reject_copies(files: Sequence[str], digests: dict[str, str], rejected: list
     rejected += [(file, *reasons[digests[file]]) for file in files if file not in refused and digests[file] in reasons]
 
 
-def _none_usable(count: int, what: str, rejected: Sequence[Rejected]) -> InputError:
+def none_usable(count: int, what: str, rejected: Sequence[Rejected]) -> InputError:
+    """Return the error for images of which not one can be used."""
     return InputError(f"none of the {count} {what} can be used; first: {_first(rejected)}")
 
 

@@ -15,16 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from monai_wscxr.data.radiograph.base import MEMORY_LIMIT, RadiographError, find_radiograph_error
+from monai_wscxr.data.isolation import SECONDS, lost_error, single_threaded, time_limit
+from monai_wscxr.data.radiograph.base import MEMORY_LIMIT, find_radiograph_error
 from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.data.transforms import Preprocessing, radiograph_transforms
 from monai_wscxr.label.archive.studies import Refused
-from monai_wscxr.prediction.workers import WorkerLostError, WorkerPool
+from monai_wscxr.system.workers import WorkerLostError, WorkerPool
 
 T = TypeVar("T")
 
-SECONDS = 10.0
-"""Time limit for work on an image, in seconds; one second more per MiB of the file."""
 LARGEST_QUEUE = 16
 """Requests that may wait for a worker; more are refused, so that threads are left for requests that need none."""
 PRELOAD = ("monai_wscxr.label.decoding", "monai_wscxr.label.results")
@@ -132,7 +131,7 @@ def _is_ready() -> bool:
 def _prepare(preprocessing: Preprocessing, allow: Collection[str]) -> None:
     """Initialise a worker process."""
     global _load
-    torch.set_num_threads(1)
+    single_threaded()
     _load = radiograph_transforms(preprocessing, allow=allow)
 
 
@@ -144,14 +143,9 @@ def _result(
     urgent: bool,
 ) -> T:
     """Call a function in a worker and wait for its result."""
-    try:
-        limit = SECONDS + os.path.getsize(file) / 2**20
-    except OSError:
-        limit = SECONDS
+    limit = time_limit(file)
     try:
         result: T = pool.submit(function, *arguments, urgent=urgent, seconds=limit).result()
     except WorkerLostError as lost:
-        if lost.too_slow:
-            raise RadiographError("too_slow", f"reading it took longer than {limit:.0f} s. Export it again.") from None
-        raise RadiographError("crashed", "a decoding library crashed on it. Export or copy it again.") from None
+        raise lost_error(lost, limit) from None
     return result

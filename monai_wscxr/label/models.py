@@ -47,23 +47,42 @@ class ModelFolders:
         numbers = [int(path.name) for path in self.models.iterdir() if _NAME.fullmatch(path.name)]
         return self.models / f"{max(numbers, default=0) + 1:06d}"
 
+    @contextlib.contextmanager
+    def unfinished(self, folder: Path) -> Iterator[None]:
+        """Remove a model's folder when the block, which makes or tries the model, fails: it would only take up room."""
+        try:
+            yield
+        except BaseException:
+            if self.current() != folder.resolve():
+                _remove(folder)
+            raise
+
     def publish(self, folder: Path) -> None:
         """Put a finished model in use and remove old ones."""
         temporary = self.root / f".{CURRENT}.{uuid.uuid4().hex[:8]}.partial"
         os.symlink(os.path.relpath(folder, self.root), temporary, target_is_directory=True)
         os.replace(temporary, self.root / CURRENT)
         sync(self.root)
-        self._tidy(folder)
+        self.tidy()
 
-    def _tidy(self, current: Path) -> None:
-        folders = sorted(path for path in self.models.iterdir() if _NAME.fullmatch(path.name))
-        finished = [path for path in folders if (path / ARTEFACT).is_file() and path <= current]
+    def tidy(self) -> None:
+        """Remove old models, and what interrupted trainings have left; no training may be under way."""
+        current = self.current()
+        names = {path.stem for path in self.models.iterdir() if _NAME.fullmatch(path.stem)}
+        folders = sorted(self.models / name for name in names)
+        used = "" if current is None else current.name
+        finished = [path.name for path in folders if (path / ARTEFACT).is_file() and path.name <= used]
         for path in folders:
-            if path != current and path not in finished[-self.keep :]:
-                shutil.rmtree(path, ignore_errors=True)
-                path.with_suffix(".json").unlink(missing_ok=True)
+            if path.name not in (used, *finished[-self.keep :]):
+                _remove(path)
         for left in self.root.glob(f".{CURRENT}.*.partial"):
             left.unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of a model and the data list beside it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.with_suffix(".json").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -26,12 +26,14 @@ class ImageScore:
         p_value: calibrated p-value.
         abnormal: whether the score lies above the operating point.
         peak: x and y of the centre of the patch with the highest value on the map, in [0, 1] from the left and top edge.
+        place: coordinates of the image for drift; empty where the model has no reference.
     """
 
     anomaly_score: float
     p_value: float
     abnormal: bool
     peak: tuple[float, float]
+    place: tuple[float, ...] = ()
 
 
 def score_fields(score: ImageScore | None) -> dict[str, Any]:
@@ -78,14 +80,16 @@ def score_images(model: TrainedModel, features: Tensor, grid: tuple[int, int]) -
     h, w = grid
     shown = patches if model.local_map is None or not len(patches) else model.local_map(patches[:, None])[:, 0]
     peaks = shown.flatten(1).argmax(1).tolist() if len(patches) else []
+    places = [()] * len(patches) if model.drift is None else model.drift.coordinates(features.mean(1)).tolist()
     return [
         ImageScore(
             value,
             model.calibration.p_value(value),
             model.calibration.abnormal(value),
             ((peak % w + 0.5) / w, (peak // w + 0.5) / h),
+            tuple(place),
         )
-        for value, peak in zip(values, peaks, strict=True)
+        for value, peak, place in zip(values, peaks, places, strict=True)
     ]
 
 

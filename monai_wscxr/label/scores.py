@@ -6,10 +6,13 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.label.archive.studies import Studies, UnknownImage, label_fields
 from monai_wscxr.label.ranking import ImageScore, ordered, ranks, score_fields, score_images
 from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.drift import Drift, measure_drift
 from monai_wscxr.model.predictor import check_images
 
 CHUNK = 128  # images whose features are in memory at a time
@@ -51,6 +54,12 @@ class ArchiveScores:
         """Return the number of images scored and of images that cannot be used."""
         with self._lock:
             return len(self._scores), len(self._refused())
+
+    def drift(self) -> Drift:
+        """Compare the scored images with the normals that calibrated the model in use."""
+        with self._lock:
+            model, places = self._model, [score.place for score in self._scores.values() if score.place]
+        return measure_drift(None if model is None else model.drift, torch.tensor(places))
 
     # ---- scoring
 

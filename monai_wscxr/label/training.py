@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from monai_wscxr.data.datalist import Item
 from monai_wscxr.data.split import count_classes
 from monai_wscxr.errors import InputError
@@ -18,11 +16,11 @@ from monai_wscxr.features.extraction import Extraction, PatchExtractor
 from monai_wscxr.label.models import ModelFolders
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.system.atomic import write_text_atomic
+from monai_wscxr.training.configs import check_settable
 from monai_wscxr.training.once import train_once, training_workflow
 from monai_wscxr.training.start import quiet_training
 
 Progress = Callable[[str, float], None]
-RUN_OPTIONS = ("dataset_dir", "k", "seed")  # settings of one training, which the next one does not inherit
 
 
 class Trainer:
@@ -43,10 +41,7 @@ class Trainer:
 
     def __init__(self, configs: Path, models: ModelFolders, options: Mapping[str, Any], seed: int = 0) -> None:
         self.configs, self.models, self.options, self.seed = configs, models, dict(options), seed
-        known = ConfigParser.load_config_file(str(configs / "train.yaml"))
-        unknown = [name for name in options if name not in known or name in RUN_OPTIONS]
-        if unknown:
-            raise InputError(f"{', '.join(unknown)}: no option of train.yaml that a workbench can set")
+        check_settable(options, [configs / "train.yaml"])
         with quiet_training():
             parser = training_workflow(models.root, models.root, {**self.options, "seed": seed}, configs).parser
         self.extractor: PatchExtractor = parser.get_parsed_content("extractor")
@@ -90,7 +85,7 @@ class Trainer:
             Output folder of the finished training, not in use yet, and notes for the user about too few held-out images.
 
         Raises:
-            InputError: when the images do not allow a training, see `train_once`.
+            InputError: when the images do not allow a training, see `train_once`; the folder is then removed.
         """
         few = {"k": max(count_classes(abnormal).values())}
         return self._train([*normal, *abnormal], few, progress)
@@ -108,10 +103,10 @@ class Trainer:
     def _train(self, items: Sequence[Item], options: Mapping[str, Any], progress: Progress) -> tuple[Path, list[str]]:
         """Train by the bundle's `train.yaml`, with further options; returns as `train`."""
         folder = self.models.new()
-        datalist = folder.with_suffix(".json")
-        write_text_atomic(datalist, json.dumps({"training": list(items), "test": []}, indent=1))
         self.extractor.done = Extraction()
-        with quiet_training(), warnings.catch_warnings(record=True) as caught:
+        listed = json.dumps({"training": list(items), "test": []}, indent=1)
+        with self.models.unfinished(folder), quiet_training(), warnings.catch_warnings(record=True) as caught:
+            datalist = write_text_atomic(folder.with_suffix(".json"), listed)
             warnings.simplefilter("always")
             train_once(
                 datalist,

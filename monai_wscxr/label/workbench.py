@@ -37,10 +37,10 @@ from monai_wscxr.label.results import (
     without_network,
 )
 from monai_wscxr.label.scores import ArchiveScores
-from monai_wscxr.label.training import RUN_OPTIONS, Trainer
+from monai_wscxr.label.training import Trainer
 from monai_wscxr.model.artefact import TrainedModel, load_model
-from monai_wscxr.system.atomic import remove_partials, write_text_atomic
-from monai_wscxr.training.options import find_configs
+from monai_wscxr.system.atomic import as_disk_full, remove_partials, write_text_atomic
+from monai_wscxr.training.configs import RUN_OPTIONS, find_configs
 
 logger = logging.getLogger("monai_wscxr")
 
@@ -97,6 +97,7 @@ class Workbench:
         self.models = ModelFolders(self.folder)
         for place in (self.folder, self.models.models):
             remove_partials(place)
+        self.models.tidy()
         self._claim_folder()
         known = [] if normals is None else known_normals(normals)
         first = self.models.current() or (None if model is None else Path(model))
@@ -110,7 +111,7 @@ class Workbench:
         self.decoders = Decoders(extractor.preprocessing, extractor.allow)
         self._closing.callback(self.decoders.close)
         # all decoding of the archive takes place in the workers, also that of scoring and training
-        extractor.transform, extractor.read_workers = Compose([self._load]), 0
+        extractor.transform, extractor.read_workers, extractor.trusted = Compose([self._load]), 0, True
         cache = None if extractor.cache is None else extractor.cache.folder
         hide_folders(self.studies.source, self.folder, normals, model, bundle, cache)
         self.labelled = LabelledImages(self.studies, known, self.trainer.extractor.digest)
@@ -186,8 +187,9 @@ class Workbench:
         if len({item["patient"] for item in normal}) < 2:
             return
         folder = self.trainer.start(normal)
-        model = load_model(folder, self.trainer.extractor.device)
-        self.models.publish(folder)
+        with self.models.unfinished(folder):
+            model = load_model(folder, self.trainer.extractor.device)
+            self.models.publish(folder)
         self.scores.replace(model, {})
 
     def status(self) -> dict[str, Any]:
@@ -206,6 +208,7 @@ class Workbench:
             "classes": sorted({v.image_class for v in labels.values() if v.image_class}),
             "model": None if model is None else model_fields(model),
             "operating_point": None if model is None else model.calibration.supported_rate,
+            "drift": self.scores.drift().to_dict(),
             "read_only": self.read_only,
             "strategies": list(STRATEGIES),
         }
@@ -416,8 +419,12 @@ class Workbench:
             if self.stopping.is_set():  # libraries may have wrapped the exception that ended the training
                 self._job.end("failed", "the server is being stopped")
                 raise Refused("stopped", "the server is being stopped") from None
+            full = as_disk_full(error)
             unforeseen = f"the training failed ({type(error).__name__}); the old model stays in use"
-            self._job.end("failed", without_paths(str(error)) if isinstance(error, InputError) else unforeseen)
+            shown = full or error
+            self._job.end("failed", without_paths(str(shown)) if isinstance(shown, InputError) else unforeseen)
+            if full is not None and full is not error:
+                raise full from error
             raise
         self._job.end("done", "; ".join(notes))
 
@@ -425,10 +432,11 @@ class Workbench:
         """Train, score the archive, put the new model in use; return notes about the training."""
         labels, normal, abnormal = self._training_items()
         folder, notes = self.trainer.train(normal, abnormal, self._report)
-        self._report("scoring", 0.0)
-        model = load_model(folder, self.trainer.extractor.device)
-        scores = self.scores.score_all(model, lambda share: self._report("scoring", share))
-        self.models.publish(folder)
+        with self.models.unfinished(folder):
+            self._report("scoring", 0.0)
+            model = load_model(folder, self.trainer.extractor.device)
+            scores = self.scores.score_all(model, lambda share: self._report("scoring", share))
+            self.models.publish(folder)
         with self._lock:
             old, before = self.scores.replace(model, scores)
             self._changes = {

@@ -59,6 +59,7 @@ Basis = Literal["held_out", "site_normals", "site_unlabelled"]
 FEWEST_UNLABELLED = 50
 """Unlabelled images from which the scores of normal images can be estimated."""
 _LOWER_LEVELS = np.linspace(0.05, 0.40, 12)  # of unlabelled scores; normal images rule there
+_OWN_SHAPE = 0.75  # weight of the shape of the training's scores beside the normal distribution
 
 
 @dataclass(frozen=True)
@@ -250,9 +251,9 @@ def estimate_null(calibration: Calibration, scores: Sequence[float]) -> Calibrat
     """Estimate the scores of a site's normal images from unlabelled images, and set operating point and p-values by them.
 
     In the lower part of the scores normal images rule as long as at most half of the images are abnormal. Location and scale
-    are fitted there, between the quantiles 5 % and 40 %, to a shape that lies halfway between that of the held-out normals of
-    the training and the normal distribution. Abnormal images score higher than normal ones, so they can only raise these
-    quantiles: with more of them the operating point rises, fewer normals are flagged and more abnormals are missed.
+    are fitted there, between the quantiles 5 % and 40 %, to a shape that is three quarters that of the held-out normals of the
+    training and one quarter the normal distribution. Abnormal images score higher than normal ones, so they can only raise
+    these quantiles: with more of them the operating point rises, fewer normals are flagged and more abnormals are missed.
 
     Args:
         calibration: that of the training; its colour scale is kept.
@@ -272,7 +273,7 @@ def estimate_null(calibration: Calibration, scores: Sequence[float]) -> Calibrat
     shape = _null_shape(np.asarray(calibration.normal_scores))
     quantiles, expected = np.quantile(found, _LOWER_LEVELS), shape(_LOWER_LEVELS)
     scale, location = np.polyfit(expected, quantiles, 1)
-    if not scale > 0:
+    if not scale > 1e-9 * max(1.0, float(np.abs(found).max())):
         raise InputError("these images all have the same anomaly score; give radiographs of more patients")
     levels = np.arange(1, len(found) + 1) / (len(found) + 1)
     null = location + scale * shape(levels)
@@ -280,12 +281,15 @@ def estimate_null(calibration: Calibration, scores: Sequence[float]) -> Calibrat
 
 
 def _null_shape(normal_scores: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """Return the quantile function halfway between that of some scores, in units of their lower half, and the normal one."""
+    """Return the quantile function between that of some scores, in units of their lower half, and the normal one."""
     middle = np.quantile(normal_scores, 0.5)
     width = middle - np.quantile(normal_scores, _normal_cdf(-1.0))
     if not width > 0:
         return _normal_quantiles
-    return lambda levels: 0.5 * (np.quantile(normal_scores, levels) - middle) / width + 0.5 * _normal_quantiles(levels)
+    own = _OWN_SHAPE / width
+    return lambda levels: (
+        own * (np.quantile(normal_scores, levels) - middle) + (1 - _OWN_SHAPE) * _normal_quantiles(levels)
+    )
 
 
 def _normal_cdf(value: float) -> float:

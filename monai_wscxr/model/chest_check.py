@@ -33,7 +33,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.features.copies import Alteration, copied_images, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.encoding import decode_tensor, encode_tensor
-from monai_wscxr.model.networks import WSCXRNet
+from monai_wscxr.model.networks import EpochScores, WSCXRNet
 
 logger = logging.getLogger("monai_wscxr")
 
@@ -139,15 +139,15 @@ class CheckedNet(nn.Module):
     """A network that returns the image features besides the patch scores, with one pass of the backbone.
 
     Args:
-        network: image to patch scores.
+        network: image to patch scores; it may have several channels.
     """
 
-    def __init__(self, network: WSCXRNet) -> None:
+    def __init__(self, network: WSCXRNet | EpochScores) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return patch scores [B, 1, h, w] and image features [B, C] of images [B, 3, H, W]."""
+        """Return patch scores [B, E, h, w] and image features [B, C] of images [B, 3, H, W]."""
         features = self.network.features(image)
         return self.network.patch_scores(features), features.mean((2, 3))
 

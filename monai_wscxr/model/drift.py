@@ -29,7 +29,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.model.encoding import decode_tensor, encode_tensor
 
 LIMIT = 0.1
-"""Mean square of the shift, in variances of normal images, above which drift is named (docs/calibration.md says how chosen)."""
+"""Shift, in variances of normal images, above which drift is named (docs/calibration.md says how it was chosen)."""
 FEWEST_IMAGES = 20
 """Images of a list below which nothing is said about drift."""
 _COMPONENTS = 32
@@ -136,12 +136,21 @@ class DriftReference:
         difference = (_trimmed_mean(coordinates) - _trimmed_mean(self.normals)) / self.spread.double()
         return float(difference.square().mean()) - 1 / len(coordinates) - 1 / len(self.normals)
 
+    def limit(self, images: int) -> float:
+        """Return the shift of a number of images, at least one, above which drift is named.
+
+        It is `LIMIT`, or four standard deviations of what chance alone does, where there are so few images, normals or
+        coordinates that this is more.
+        """
+        chance = (1 / images + 1 / len(self.normals)) * math.sqrt(2 / len(self.spread))
+        return max(LIMIT, 4 * chance)
+
     def square_distances(self, coordinates: Tensor) -> Tensor:
         """Return the square distance [N] of images with coordinates [N, d] from the middle, in units of the spread."""
         return ((coordinates - self.middle) / self.spread).square().sum(1)
 
     def p_values(self, coordinates: Tensor) -> list[float]:
-        """Return the p-value of each image with coordinates [N, d]: the share of normals, itself among them, as far or farther."""
+        """Return the p-value of each image with coordinates [N, d]: the share of normals, with itself, as far or farther."""
         ordered = np.sort(self.distances.numpy())
         found = self.square_distances(coordinates).numpy()
         farther = len(ordered) - np.searchsorted(ordered, found, side="left")
@@ -182,15 +191,17 @@ class Drift:
     Attributes:
         images: number of images that were compared.
         shift: see `DriftReference.shift`; NaN when there are too few images or the model has no reference.
+        limit: see `DriftReference.limit`.
     """
 
     images: int
     shift: float
+    limit: float = LIMIT
 
     @property
     def named(self) -> bool | None:
         """Whether the images come from elsewhere than the normals that calibrated the model; None where that is unknown."""
-        return None if math.isnan(self.shift) else self.shift > LIMIT
+        return None if math.isnan(self.shift) else self.shift > self.limit
 
     def sentence(self, model: str = "OUT") -> str:
         """Return what a reader must know, in one sentence without its full stop; "" when there is no drift, or none is known.
@@ -202,8 +213,8 @@ class Drift:
             return ""
         return (
             f"DRIFT: these {self.images} radiographs are unlike the normals that the model was calibrated on (shift "
-            f"{self.shift:.2f}, limit {LIMIT:g}), so p-values and flags cannot be relied on; adapt the model to the site: "
-            f"monai-wscxr adapt --model {model} --normals DIR --output NEW"
+            f"{self.shift:.2f}, limit {self.limit:.2g}), so p-values and flags cannot be relied on; adapt the model to "
+            f"the site: monai-wscxr adapt --model {model} --normals DIR --output NEW"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -211,7 +222,7 @@ class Drift:
         return {
             "images": self.images,
             "shift": None if math.isnan(self.shift) else round(self.shift, 4),
-            "limit": LIMIT,
+            "limit": round(self.limit, 4),
             "named": self.named,
         }
 
@@ -220,7 +231,7 @@ def measure_drift(reference: DriftReference | None, coordinates: Tensor) -> Drif
     """Compare images with coordinates [N, d] with the reference; rejected images must not be among them."""
     if reference is None or len(coordinates) < FEWEST_IMAGES:
         return Drift(len(coordinates), math.nan)
-    return Drift(len(coordinates), reference.shift(coordinates))
+    return Drift(len(coordinates), reference.shift(coordinates), reference.limit(len(coordinates)))
 
 
 def online_p_values(reference: NDArray[Any], stream: NDArray[Any], seed: int = 0) -> NDArray[np.float64]:

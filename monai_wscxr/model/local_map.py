@@ -69,7 +69,7 @@ class LocalMap:
 
     @classmethod
     def estimate(cls, patch_scores: Tensor) -> LocalMap | None:
-        """Estimate what `measure` would give for normals, from patch scores [n, 1, h, w] of images of which half may be abnormal.
+        """Estimate the map of normals from patch scores [n, 1, h, w] of images of which half may be abnormal.
 
         Mean and spread at a place are fitted to the quantiles between 5 % and 40 %, as those of a normal distribution: high
         values may be findings.

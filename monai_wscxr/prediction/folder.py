@@ -17,9 +17,9 @@ from monai_wscxr.prediction.inputs import Input
 from monai_wscxr.prediction.journal import NAME as JOURNAL
 from monai_wscxr.prediction.journal import Record, check_idle
 from monai_wscxr.prediction.options import Options
-from monai_wscxr.system.atomic import bytes_text
+from monai_wscxr.system.atomic import is_disk_full, missing_text, on_disk
 
-_BLOCK = 4096  # bytes that disks allocate at once
+_FOLDER = 4096  # bytes of an entry that is not a file
 _RECORD_BYTES, _ROW_BYTES = 700, 2000  # of an image in the journal, and in tables and report
 _OWN = ("maps", "overlays", "dicom", "report", "predictions.csv", "predictions.json", JOURNAL)
 
@@ -34,6 +34,7 @@ def claim(folder: Path, overwrite: bool) -> None:
     Raises:
         InputError: when the folder contains anything other than a prediction run, a run in it is still active, or it cannot
             be written.
+        OSError: when the disk is full.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder with --output")
@@ -51,6 +52,8 @@ def claim(folder: Path, overwrite: bool) -> None:
             else:
                 path.unlink(missing_ok=True)
     except OSError as error:
+        if is_disk_full(error):
+            raise
         raise InputError(f"the output folder {folder} cannot be written ({error.strerror})") from error
 
 
@@ -103,16 +106,14 @@ def full_disk(folder: Path, options: Options, side: int, records: Mapping[int, R
         records: records of the inputs that are done.
         inputs: all inputs of the run.
     """
-    sizes = [sum(_on_disk(size) for size in record["sizes"].values()) for record in records.values() if record["sizes"]]
+    sizes = [sum(on_disk(size) for size in record["sizes"].values()) for record in records.values() if record["sizes"]]
     left = [item for n, item in enumerate(inputs) if n not in records]
     results = [sum(sizes) / len(sizes)] * len(left) if sizes else [_guess(options, side, item) for item in left]
-    needed = _on_disk(int(sum(results) + len(left) * _RECORD_BYTES + len(inputs) * _ROW_BYTES))
-    free = shutil.disk_usage(folder).free
-    missing = max(needed - free, _BLOCK)  # something did not fit, however much is free
+    needed = on_disk(sum(results) + len(left) * _RECORD_BYTES + len(inputs) * _ROW_BYTES)
     return (
-        f"{folder} cannot be written because the disk is full: the results of {len(left)} more images and the tables take "
-        f"about {bytes_text(needed)}, {bytes_text(free)} are free, so about {bytes_text(missing)} are missing; make room or "
-        "give another folder with --output, then give the same command again"
+        f"{folder} cannot be written because the disk is full: for the results of {len(left)} more images and the tables "
+        f"about {missing_text(folder, needed)}; make room or give another folder with --output, then give the same command "
+        "again"
     )
 
 
@@ -122,12 +123,7 @@ def _guess(options: Options, side: int, item: Input) -> float:
     guess: float = 4 * pixels * (options.maps != "none") + 2 * pixels * options.overlays + pixels * options.report
     if options.dicom:  # map and regions have the pixels of the image, most files two bytes for each
         guess += 0.6 * file + min(1.5 * file, 3 * 2**20) + 12_000
-    return guess + 3 * _BLOCK
-
-
-def _on_disk(size: int) -> int:
-    """Return the number of bytes that a file takes on a disk."""
-    return -(-size // _BLOCK) * _BLOCK
+    return guess + 3 * _FOLDER
 
 
 def stamp(path: str) -> str:

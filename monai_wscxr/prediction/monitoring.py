@@ -21,7 +21,7 @@ from monai_wscxr.report.drift import Group, write_drift_report
 from monai_wscxr.system.atomic import write_text_atomic
 
 ALARM = 2.0
-"""Base-10 logarithm of the martingale at which exchangeability is rejected; chance alone reaches it in at most 1 % of streams."""
+"""Base-10 logarithm of the martingale at which exchangeability is rejected; chance reaches it in at most 1 % of streams."""
 _UNKNOWN = "unknown"
 
 

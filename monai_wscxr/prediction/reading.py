@@ -5,18 +5,17 @@ Which inputs are already done does not change the batches, so a resumed run give
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
+from monai_wscxr.data.isolation import lost_error, time_limit
 from monai_wscxr.data.radiograph.read import RadiographError
 from monai_wscxr.prediction import tasks
 from monai_wscxr.prediction.inputs import Input
 from monai_wscxr.prediction.tasks import Loaded
-from monai_wscxr.prediction.workers import WorkerLostError, WorkerPool
+from monai_wscxr.system.workers import WorkerLostError, WorkerPool
 
-_SECONDS_PER_MEBIBYTE = 1.0
 _AHEAD = 3  # batches that are read ahead of the network
 
 Found = dict[int, Loaded | RadiographError]
@@ -52,15 +51,7 @@ class Reader:
         """Start reading an input; None for an input that is rejected without being read."""
         if item.problem is not None:
             return None
-        return self.pool.submit(tasks.read, item.path, seconds=self._time_limit(item))
-
-    def _time_limit(self, item: Input) -> float:
-        """Return the time limit for reading an input, in seconds."""
-        try:
-            mebibytes = os.path.getsize(item.path) / 2**20
-        except (OSError, ValueError):
-            mebibytes = 0.0
-        return self.seconds + mebibytes * _SECONDS_PER_MEBIBYTE
+        return self.pool.submit(tasks.read, item.path, seconds=time_limit(item.path, self.seconds))
 
     def _collect(self, numbers: range, futures: dict[int, Future[Loaded] | None]) -> tuple[range, Found]:
         """Wait for the images of a batch."""
@@ -76,9 +67,5 @@ class Reader:
         except RadiographError as error:
             return error
         except WorkerLostError as lost:
-            if not lost.too_slow:
-                return RadiographError("crashed", "a decoding library crashed on it. Export or copy it again.")
-            message = (
-                f"reading it took longer than {self._time_limit(item):.0f} s. Export it again, or raise --seconds."
-            )
-            return RadiographError("too_slow", message)
+            limit = time_limit(item.path, self.seconds)
+            return lost_error(lost, limit, "Export it again, or raise --seconds.")

@@ -35,9 +35,9 @@ from monai_wscxr.prediction.options import Options, Summary
 from monai_wscxr.prediction.reading import Found, Reader
 from monai_wscxr.prediction.results import add_drift, add_files, make_record, write_results
 from monai_wscxr.prediction.tasks import Loaded, OutputOptions, Written
-from monai_wscxr.prediction.workers import WorkerLostError, WorkerPool, start_server
 from monai_wscxr.system.atomic import is_disk_full
 from monai_wscxr.system.progress import progress_bar
+from monai_wscxr.system.workers import WorkerLostError, WorkerPool, start_server
 
 logger = logging.getLogger("monai_wscxr")
 
@@ -91,8 +91,8 @@ class Run:
             InputError: when the output folder belongs to something else or cannot be written.
         """
         began = time.perf_counter()
-        folder.claim(self.folder, self.options.overwrite)
         try:
+            folder.claim(self.folder, self.options.overwrite)
             self._run()
         except OSError as error:  # raised by writing; an input that cannot be read is a rejected one
             if is_disk_full(error):
@@ -187,7 +187,8 @@ class Run:
     ) -> tuple[torch.Tensor, list[RadiographError | None], torch.Tensor | None]:
         """Return of a batch the patch scores [B, 1, h, w], the reason to refuse each image, and coordinates [B, d] for drift.
 
-        Images are refused that are unlike a chest. There are no coordinates when the model has no reference for drift. Images that are not usable are zeros; what is returned for them means nothing.
+        Images are refused that are unlike a chest. There are no coordinates when the model has no reference for drift. Images
+        that are not usable are zeros; what is returned for them means nothing.
         """
         began = time.perf_counter()
         size = self.model.preprocessing.image_size

@@ -26,6 +26,8 @@ from monai_wscxr.errors import InputError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SEAL = b"wscxr-b2"  # followed by the BLAKE2b digest, 32 bytes, of everything before the seal
 _HEADROOM = 16 << 20  # bytes left free on the disk
+_BLOCK = 4096  # bytes that disks allocate at once
+_AGAIN = "make room and give the same command again"
 
 
 class DiskFullError(InputError, OSError):
@@ -42,10 +44,62 @@ def is_disk_full(error: OSError) -> bool:
 
 
 def bytes_text(count: float) -> str:
-    """Format a number of bytes in kB or MB, rounded up."""
+    """Format a number of bytes in kB, MB or GB, rounded up."""
     if count < 1e6:
         return f"{math.ceil(max(count, 0) / 1e3)} kB"
-    return f"{math.ceil(count / 1e5) / 10:.1f} MB"
+    if count < 1e9:
+        return f"{math.ceil(count / 1e5) / 10:.1f} MB"
+    return f"{math.ceil(count / 1e8) / 10:.1f} GB"
+
+
+def on_disk(size: float) -> int:
+    """Return the number of bytes that a file of `size` bytes takes on a disk."""
+    return math.ceil(size / _BLOCK) * _BLOCK
+
+
+def missing_text(folder: Path, needed: int, free: int | None = None) -> str:
+    """Say how much room is missing on a disk that turned out to be full: needed, free and missing bytes.
+
+    Args:
+        folder: folder on that disk; need not exist.
+        needed: number of bytes that were to be written.
+        free: number of free bytes; None asks the system.
+    """
+    place = _existing(folder)
+    if _no_more_files(place):
+        return "the disk can hold no more files, however many bytes are free: room for at least 1 file is missing"
+    free = shutil.disk_usage(place).free if free is None else free
+    missing = max(on_disk(needed) - free, _BLOCK)  # something did not fit, however much is free
+    return f"{bytes_text(needed)} are needed, {bytes_text(free)} are free: {bytes_text(missing)} are missing"
+
+
+def full_disk(folder: Path, needed: int, what: str, then: str = _AGAIN) -> DiskFullError:
+    """Return the error for results that did not fit on a disk; its sentence says how much is missing.
+
+    Args:
+        folder: folder on that disk; need not exist.
+        needed: number of bytes that all that is left to write takes.
+        what: noun for the results.
+        then: what to do.
+    """
+    text = missing_text(folder, needed)
+    return DiskFullError(f"{what} could not be written because the disk of {folder} is full ({text}); {then}")
+
+
+def as_disk_full(error: BaseException | None) -> DiskFullError | None:
+    """Return the first error about a full disk on a chain of causes as one that names the missing bytes, or None."""
+    while error is not None:
+        if isinstance(error, DiskFullError):
+            return error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+            if path is not None:
+                return full_disk(path.parent, _BLOCK, str(path))
+            return DiskFullError(
+                f"a file could not be written ({error.strerror}): at least {bytes_text(_BLOCK)} are missing; {_AGAIN}"
+            )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextlib.contextmanager
@@ -146,8 +200,8 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     if needed + _HEADROOM > free:
         missing = needed + _HEADROOM - free
         raise DiskFullError(
-            f"{what} needs {needed / 1e6:.1f} MB in {folder}, only {free / 1e6:.1f} MB are free: {missing / 1e6:.1f} MB are "
-            "missing, as a reserve must stay free. Make room and run the same command again"
+            f"{what} needs {bytes_text(needed)} in {folder}, only {bytes_text(free)} are free: {bytes_text(missing)} are "
+            f"missing, as a reserve must stay free; {_AGAIN}"
         )
 
 
@@ -169,26 +223,33 @@ def sync(path: Path) -> None:
 def _disk_full(path: Path, temporary: Path, size: int | None, error: OSError) -> DiskFullError:
     """Create the error that names the missing bytes, from that of the system."""
     written = temporary.stat().st_size if temporary.exists() else 0
-    free = shutil.disk_usage(path.parent).free + written  # the temporary file is about to vanish
+    # the temporary file is about to vanish, and what cannot be told is at least a block more
+    free, needed = shutil.disk_usage(path.parent).free + written, written + _BLOCK if size is None else size
     if error.errno == errno.EFBIG:
-        reason = f"files may not be larger than {written / 1e6:.1f} MB here (ulimit -f)"
+        missing = max(needed - written, 1)
+        text = f"files may not be larger than {bytes_text(written)} here (ulimit -f): {bytes_text(missing)} are missing"
     elif error.errno == errno.EDQUOT:
-        reason = "the disk quota is used up"
+        missing = max(needed - written, 1)
+        text = f"the disk quota is used up: {bytes_text(missing)} are missing"
     else:
-        reason = f"{_megabytes(free)} are free"
-    if size is None:
-        needed = f"more than {_megabytes(written)}"
-    else:
-        missing = max(size - (written if error.errno == errno.EFBIG else free), 1)
-        needed = f"{_megabytes(size)}; {_megabytes(missing)} are missing"
+        text = missing_text(path.parent, needed, free)
+    least = "at least " if size is None else ""
     full = DiskFullError(
-        f"{path} could not be written ({error.strerror}): {reason}, it needs {needed}. What was there before is intact. "
-        "Make room and run the same command again"
+        f"{path} could not be written ({error.strerror}): {least}{text}; what was there before is intact, {_AGAIN}"
     )
     full.errno = error.errno
     return full
 
 
-def _megabytes(count: int) -> str:
-    """Format a number of bytes in MB; a small number has three decimals and is rounded up."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{math.ceil(count / 1e3) / 1e3:.3f} MB"
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the closest one above it that exists."""
+    folder = folder.absolute()
+    return next((place for place in (folder, *folder.parents) if place.exists()), folder)
+
+
+def _no_more_files(folder: Path) -> bool:
+    """Tell whether a disk has used up its inodes."""
+    if not hasattr(os, "statvfs"):  # Windows
+        return False
+    status = os.statvfs(folder)
+    return status.f_files > 0 and status.f_favail == 0

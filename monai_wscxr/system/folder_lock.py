@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.system.atomic import full_disk, is_disk_full, on_disk
 
 try:
     import fcntl
@@ -38,20 +39,27 @@ class FolderLock:
 
     Raises:
         InputError: when another process holds the lock; the message names the process and its host.
+        DiskFullError: when there is no room for the file of the lock.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
-        self._file: IO[str] = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - stays open, and locked
-        weakref.finalize(self, self._file.close)
+        owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}).encode()
         try:
-            self._lock()
-        except BaseException:
-            self._file.close()
+            # without a buffer, which would be written once more when the file is closed; stays open, and locked
+            self._file: IO[bytes] = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
+            try:
+                self._lock()
+                self._file.truncate(0)
+                self._file.write(owner)
+            except BaseException:
+                self._file.close()
+                raise
+        except OSError as error:
+            if is_disk_full(error):
+                raise full_disk(folder, on_disk(len(owner)), str(self.path)) from error
             raise
-        self._file.truncate(0)
-        self._file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}))
-        self._file.flush()
         _files.add(self)
 
     def _lock(self) -> None:

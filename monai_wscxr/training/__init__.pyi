@@ -1,7 +1,9 @@
 from monai_wscxr.training.artefact_handler import ArtefactHandler as ArtefactHandler
+from monai_wscxr.training.artefact_handler import check_calibration_options as check_calibration_options
 from monai_wscxr.training.banks import BankOptions as BankOptions
 from monai_wscxr.training.banks import TrainingBanks as TrainingBanks
 from monai_wscxr.training.banks import prepare_banks as prepare_banks
+from monai_wscxr.training.distance import check_opacity_options as check_opacity_options
 from monai_wscxr.training.distance import distance_weight as distance_weight
 from monai_wscxr.training.epoch_handlers import DistanceHandler as DistanceHandler
 from monai_wscxr.training.epoch_handlers import EpochLogHandler as EpochLogHandler
@@ -12,10 +14,14 @@ from monai_wscxr.training.epoch_handlers import RegionHandler as RegionHandler
 from monai_wscxr.training.epoch_handlers import ThreadsHandler as ThreadsHandler
 from monai_wscxr.training.mining_handler import MiningHandler as MiningHandler
 from monai_wscxr.training.mining_handler import release_banks as release_banks
+from monai_wscxr.training.normals_only import check_normals_only as check_normals_only
 from monai_wscxr.training.once import train_once as train_once
 from monai_wscxr.training.once import training_workflow as training_workflow
 from monai_wscxr.training.options import run_settings as run_settings
+from monai_wscxr.training.packing import pack_bundle as pack_bundle
+from monai_wscxr.training.region_head import check_score_options as check_score_options
 from monai_wscxr.training.run_folder import RunFolder as RunFolder
+from monai_wscxr.training.start import check_dataset_dir as check_dataset_dir
 from monai_wscxr.training.start import create_optimizer as create_optimizer
 from monai_wscxr.training.start import start_run as start_run
 from monai_wscxr.training.validation import ImageFeatures as ImageFeatures

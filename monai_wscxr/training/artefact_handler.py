@@ -53,10 +53,7 @@ class ArtefactHandler:
         score_share: float = 0.0,
         local_map: bool = False,
     ) -> None:
-        if not 0 < false_positive_rate < 1:
-            raise InputError(f"false_positive_rate must lie in (0, 1), got {false_positive_rate}")
-        if not map_sigma >= 0:
-            raise InputError(f"map_sigma must be 0 (no smoothing) or more, got {map_sigma}")
+        check_calibration_options(false_positive_rate, map_sigma)
         self.folder, self.network = folder, network
         self.false_positive_rate, self.map_sigma = false_positive_rate, map_sigma
         self.score_share, self.local_map = check_score_share(score_share), bool(local_map)
@@ -92,6 +89,18 @@ class ArtefactHandler:
             "threshold %.4f (%s); model %s in %s",
             *(calibration.threshold, calibration.rate_text, sha256[:12], self.folder.path),
         )
+
+
+def check_calibration_options(false_positive_rate: float, map_sigma: float) -> None:
+    """Check the options of calibration and anomaly maps.
+
+    Raises:
+        InputError: when the rate lies outside (0, 1) or `map_sigma` is negative.
+    """
+    if not 0 < false_positive_rate < 1:
+        raise InputError(f"false_positive_rate must lie in (0, 1), got {false_positive_rate}")
+    if not map_sigma >= 0:
+        raise InputError(f"map_sigma must be 0 (no smoothing) or more, got {map_sigma}")
 
 
 def write_model(

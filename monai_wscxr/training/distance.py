@@ -14,6 +14,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.model.networks import Discriminator, image_scores
 
 _IMAGES = 256  # images whose maps are in memory at a time
+_OPACITY_IMAGES = 400  # for the weights of the opacities, which need standard deviations to 4 %
 _MOST_IMAGES = 2048  # for the weight of the regions: it needs a standard deviation, which these give to 2 %
 
 
@@ -103,7 +104,7 @@ def weigh_opacity(
 ) -> None:
     """Set the direction of opacities, weighted, in a discriminator whose other terms are set.
 
-    Over the training normals, of which at most 2,048 are measured, it contributes `share` times the standard deviation of all
+    Over the training normals, of which at most 400 are measured, it contributes `share` times the standard deviation of all
     other terms to the image scores.
 
     Args:
@@ -120,7 +121,7 @@ def weigh_opacity(
     own = direction.to(discriminator.opacity)
 
     def deviation(patch_scores: Callable[[Tensor], Tensor]) -> float:
-        return _deviation(patch_scores, spaced_maps(normal, _MOST_IMAGES, _IMAGES), score_share, device)
+        return _deviation(patch_scores, spaced_maps(normal, _OPACITY_IMAGES, _IMAGES), score_share, device)
 
     alone = deviation(lambda maps: torch.einsum("bchw,c->bhw", maps, own)[:, None])
     if not alone > 0:
@@ -136,7 +137,7 @@ def weigh_opacity_map(
 ) -> None:
     """Set how much opacities count in maps; the other terms of the discriminator are set.
 
-    At the average place of the picture they vary over the training normals, of which at most 2,048 are measured, `weight` times
+    At the average place of the picture they vary over the training normals, of which at most 400 are measured, `weight` times
     as much as the patch scores.
 
     Args:
@@ -153,7 +154,7 @@ def weigh_opacity_map(
     discriminator.eval()
     scores, local = [], []
     with torch.inference_mode():
-        for maps in spaced_maps(normal, _MOST_IMAGES, _IMAGES):
+        for maps in spaced_maps(normal, _OPACITY_IMAGES, _IMAGES):
             here = maps.to(own.device)
             hints = torch.einsum("bchw,c->bhw", here, own)
             scores.append(discriminator(here)[:, 0])

@@ -12,7 +12,6 @@ from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.mixing import MixingInferer, PatchBatches
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.training.banks import BankOptions, TrainingBanks, prepare_banks
-from monai_wscxr.training.normals_only import check_normals_only
 from monai_wscxr.training.validation import ImageFeatures
 
 logger = logging.getLogger("monai_wscxr")
@@ -58,14 +57,8 @@ class MiningHandler:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Prepare the banks and hand them over.
-
-        Raises:
-            InputError: as `prepare_banks`; and before any work, when a training on normal images alone has no whitening.
-        """
+        """Prepare the banks and hand them over."""
         logger.info("%s", self.split.summary())
-        if self.split.normals_only:
-            check_normals_only(self.whitening)
         for finding in self.split.findings:
             logger.warning("allowed overlap between training and test: %s", finding)
         banks = prepare_banks(

@@ -9,18 +9,18 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from monai_wscxr.data.split import TrainingSplit
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.networks import Discriminator
-from monai_wscxr.model.whitening import NormalWhitening
 
 
-def check_normals_only(whitening: NormalWhitening | None) -> None:
-    """Check that a training on normal images alone is possible.
+def check_normals_only(split: TrainingSplit, whiten: bool) -> None:
+    """Check that a training on normal images alone whitens its features.
 
     Raises:
-        InputError: without whitening: the length of features that are not whitened is no distance to the normals.
+        InputError: otherwise: the length of features that are not whitened is no distance to the normals.
     """
-    if whitening is None or not whitening.active:
+    if split.normals_only and not whiten:
         raise InputError(
             "a training on normal images alone measures the distance to them after whitening: leave --whiten on, or give "
             "abnormal images and --k 1 or more"

@@ -12,10 +12,12 @@ from monai.bundle import ConfigWorkflow
 from torch import Tensor
 
 from monai_wscxr.bank.rows import RowSource
+from monai_wscxr.errors import find_input_error
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.networks import Discriminator
+from monai_wscxr.system.atomic import as_disk_full
+from monai_wscxr.training.configs import find_configs
 from monai_wscxr.training.mining_handler import TrainingStages
-from monai_wscxr.training.options import find_configs
 
 
 def training_workflow(
@@ -77,11 +79,17 @@ def train_once(
     if digests is not None:
         values["split#digests"] = dict(digests)
     workflow = training_workflow(dataset_dir, output_dir, values, configs)
-    workflow.initialize()
-    if on_progress is not None:
-        _report_progress(workflow.parser.get_parsed_content("train#trainer"), on_progress)
-    workflow.run()
-    workflow.finalize()
+    try:
+        workflow.initialize()
+        if on_progress is not None:
+            _report_progress(workflow.parser.get_parsed_content("train#trainer"), on_progress)
+        workflow.run()
+        workflow.finalize()
+    except Exception as error:  # MONAI wraps what its expressions raise
+        found = find_input_error(error) or as_disk_full(error)
+        if found is None or found is error:
+            raise
+        raise found from error
     return Path(output_dir)
 
 

@@ -14,7 +14,10 @@ from monai_wscxr.model.artefact import ARTEFACT, WEIGHTS
 from monai_wscxr.system.atomic import (
     DamagedError,
     DiskFullError,
+    full_disk,
+    is_disk_full,
     load_sealed,
+    on_disk,
     remove_partials,
     save_sealed,
     sync,
@@ -78,6 +81,8 @@ class RunFolder:
         except DiskFullError:
             raise
         except OSError as error:
+            if is_disk_full(error):
+                raise full_disk(self.path, on_disk(1), f"the output folder {self.path}") from error
             raise InputError(f"the output folder {self.path} cannot be written ({error})") from error
 
     def _check_kind(self) -> None:

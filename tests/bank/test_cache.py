@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from monai_wscxr.bank import cache as cache_module
 from monai_wscxr.bank.cache import FeatureCache, cache_root, fingerprint
 from monai_wscxr.bank.shard import Shard
 from monai_wscxr.errors import InputError
-from monai_wscxr.system.atomic import save_sealed, write_text_atomic
+from monai_wscxr.system.atomic import DiskFullError, save_sealed, write_text_atomic
 from tests.helpers.hostile import DEEP, NO_FILES, within
 
 SETTINGS = {"size": 64, "layers": ["3"], "preprocessing": {"mean": [0.5], "std": [0.5]}}
@@ -323,7 +324,7 @@ def test_failed_shard_leaves_no_partial_file(tmp_path, monkeypatch, error):
         assert "could not be written" in str(caught.value)
         assert "MONAI_WSCXR_CACHE" in str(caught.value)
     if getattr(error, "errno", None) == 28:
-        assert "MB are missing" in str(caught.value)
+        assert "kB are missing" in str(caught.value)
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -488,3 +489,22 @@ def test_an_old_folder_with_the_name_of_a_partial_file_does_no_harm(tmp_path):
     folder.mkdir()
     os.utime(folder, (0, 0))
     assert torch.equal(FeatureCache(SETTINGS, tmp_path).read("abcde"), EVERYTHING)
+
+
+def test_a_full_disk_names_the_room_for_all_images_that_are_left(tmp_path, monkeypatch):
+    cache, write, written = FeatureCache(SETTINGS, tmp_path), cache_module.write_shard, []
+
+    def until_full(*given):
+        if written:
+            raise DiskFullError("no room for this shard")
+        written.append(given)
+        return write(*given)
+
+    monkeypatch.setattr(cache_module, "write_shard", until_full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    stream = ((str(number), image) for number, image in enumerate(features(10)))
+    with pytest.raises(
+        DiskFullError, match=r"the features of 8 images could not be written .* are missing.*MONAI_WSCXR_CACHE"
+    ):
+        cache.write_all(stream, 10, 2)
+    assert "0" in FeatureCache(SETTINGS, tmp_path)

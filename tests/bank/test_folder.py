@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import torch
 from monai_wscxr.bank import folder as bank_folder
 from monai_wscxr.bank.folder import BankFolder
 from monai_wscxr.errors import InputError
+from monai_wscxr.system.atomic import DiskFullError
 from tests.helpers.hostile import NO_FILES, WRONG, fields, with_wrong, within
 
 SETTINGS = {"backbone": "x", "neighbourhood": 5}
@@ -374,3 +377,92 @@ def test_what_a_killed_creation_leaves_does_not_count(tmp_path):
     (tmp_path / "other" / "thesis.txt").touch()
     with pytest.raises(InputError, match="not empty"):
         BankFolder.create(tmp_path / "other", {}, (1, 1), 4)
+
+
+# ---- full disks
+
+
+def full(*_):
+    raise DiskFullError("no room")
+
+
+def files(bank):
+    return sorted(path.name for path in bank.path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("change", ["add", "merge", "compact"])
+def test_a_shard_that_cannot_be_entered_does_not_stay(tmp_path, monkeypatch, change):
+    bank, other = made(tmp_path / "bank", "abc"), made(tmp_path / "other", "x")
+    bank.remove("a")
+    before = files(bank)
+    action = {"add": lambda: bank.add("d", features("d")), "merge": lambda: bank.merge(other), "compact": bank.compact}
+    with monkeypatch.context() as patch:
+        patch.setattr(bank_folder, "write_text_atomic", full)
+        with pytest.raises(DiskFullError):
+            action[change]()
+    assert files(bank) == before
+    assert bank.digests() == ["b", "c"]  # the object, too, is as the disk
+    action[change]()
+    assert (
+        BankFolder(bank.path).digests()
+        == {"add": ["b", "c", "d"], "merge": ["b", "c", "x"], "compact": ["b", "c"]}[change]
+    )
+
+
+def test_a_shard_stays_that_was_entered_before_the_error(tmp_path, monkeypatch):
+    bank = made(tmp_path / "bank", "a")
+    write = bank_folder.write_text_atomic
+    monkeypatch.setattr(bank_folder, "write_text_atomic", lambda *given: (write(*given), full()))
+    with pytest.raises(DiskFullError):
+        bank.add("b", features("b"))
+    assert torch.equal(everything(BankFolder(bank.path)), rows_of("ab"))
+
+
+def test_compacting_frees_what_it_can_before_the_disk_is_full(tmp_path, monkeypatch):
+    bank = made(tmp_path / "bank", "abcd", "efgh", "ij", "klmn")
+    bank.remove("aeijk")
+    _, second, dead, last = (entry.file for entry in bank.entries)
+    sizes = {entry.file: entry.bytes for entry in bank.entries}
+    write, written = bank_folder.write_shard, []
+
+    def until_full(path, *given):
+        assert dead not in files(bank)  # what needs no room went first
+        if written:
+            full()
+        written.append(path)
+        return write(path, *given)
+
+    monkeypatch.setattr(bank_folder, "write_shard", until_full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(DiskFullError, match="2 shards without their dead images could not be written") as error:
+        bank.compact()
+    assert files(bank) == sorted([written[0].name, second, last])
+    # each shard takes a block, its predecessor frees one, and so does the index
+    assert all(size < 4096 for size in sizes.values())
+    assert "9 kB are needed, 0 kB are free: 9 kB are missing" in str(error.value)
+    monkeypatch.undo()
+    again = BankFolder(bank.path)
+    again.compact()
+    assert again.digests() == list("bcdfghlmn")
+    assert torch.equal(everything(again), rows_of("bcdfghlmn"))
+
+
+def test_shards_that_other_banks_share_free_nothing(tmp_path, monkeypatch):
+    bank = made(tmp_path / "bank", "ab", "cd")
+    os.link(bank.path / bank.entries[0].file, tmp_path / "shared")
+    bank.remove("ac")
+    alone, shared = bank._peak(bank.entries[1:]), bank._peak(bank.entries)
+    assert (alone, shared) == (2 * 4096, 3 * 4096)
+
+
+def test_a_lock_that_cannot_be_created_for_lack_of_room_says_so(tmp_path, monkeypatch):
+    bank = made(tmp_path / "bank", "a")
+    monkeypatch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(DiskFullError, match=r"\.lock could not be written .* are missing"):
+        bank.remove("a")
+
+
+def test_merging_takes_room_for_what_cannot_be_shared(tmp_path):
+    bank, same, half = made(tmp_path / "1", "a"), made(tmp_path / "2", "b"), made(tmp_path / "3", "c", dtype="float16")
+    assert bank.merging_takes(same) == 0
+    assert bank.merging_takes(half) == 4096

@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 import torch
 
-import monai_wscxr.adaptation.adapt as adaptation
+import monai_wscxr.adaptation.site as adaptation
 from monai_wscxr.adaptation import extractor_for
 from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.evaluation.metrics import auroc
@@ -29,10 +29,11 @@ def main():
     parser.add_argument("--model", required=True, help="output folder of a training")
     parser.add_argument("--site", required=True, help="folder or data list of the site, with a test part")
     parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--aligned_draws", type=int, default=200, help="draws with aligned features, which take longer")
     parser.add_argument("--normals", type=int, default=30, help="normal images per draw")
     parser.add_argument("--unlabelled", type=int, default=100, help="unlabelled images per draw")
     parser.add_argument("--images", type=int, default=50, help="images of a list that is tested for drift")
-    parser.add_argument("--part", default="test", choices=("training", "test"))
+    parser.add_argument("--part", default="test", choices=("training", "test", "all"))
     options = parser.parse_args()
     torch.set_num_threads(2)
     site = Site(options)
@@ -47,7 +48,11 @@ class Site:
     def __init__(self, options):
         self.options, self.model = options, load_model(options.model)
         extractor = extractor_for(self.model, progress=False, max_bad_share=0.2)
-        items = load_datalist(options.site)[options.part]
+        parts = ("training", "test") if options.part == "all" else (options.part,)
+        datalist = load_datalist(options.site)
+        items = [
+            item for part in parts for item in datalist[part]
+        ]  # images that the model was trained on are left out below
         known = self.model.known_digests
         used, rows, _ = extractor.usable([str(item["image"]) for item in items])
         labels = {str(item["image"]): item["label"] for item in items}
@@ -64,13 +69,13 @@ class Site:
 
     def rates(self, calibration, scores, without):
         """Shares of the normal and abnormal images that are flagged, apart from those in `without`."""
-        rest = np.setdiff1d(np.arange(len(self.labels)), without)
+        rest = np.setdiff1d(np.flatnonzero(np.isfinite(scores)), without)
         flagged = scores[rest] > calibration.threshold
         return flagged[self.labels[rest] == 0].mean(), flagged[self.labels[rest] == 1].mean()
 
     def auroc(self, scores, without=()):
         """AUROC apart from the images in `without`."""
-        rest = np.setdiff1d(np.arange(len(self.labels)), without)
+        rest = np.setdiff1d(np.flatnonzero(np.isfinite(scores)), without)
         return auroc(self.labels[rest], scores[rest])
 
     def before(self):
@@ -86,18 +91,23 @@ class Site:
         generator = np.random.default_rng(0)
         for aligned in (False, True):
             found, gain = [], []
-            for _ in range(self.options.draws):
+            for _ in range(self.options.aligned_draws if aligned else self.options.draws):
                 chosen = generator.choice(self.normal, self.options.normals, replace=False)
                 rows, scores = self.rows[chosen], self.scores
                 if aligned:
-                    scores = self.of(aligned_with(self.model.network, rows), self.rows)
+                    judged = np.union1d(
+                        generator.permutation(self.normal)[:130], generator.permutation(self.abnormal)[:100]
+                    )
+                    scores = np.full(len(self.labels), np.nan)
+                    scores[judged] = self.of(aligned_with(self.model.network, rows), self.rows[judged])
                     maps = cross_fitted(self.model.network, rows, self.grid)
                     own = anomaly_score(maps, self.model.score_share)[:, 0].tolist()
                 else:
                     own = scores[chosen].tolist()
                 calibration = recalibrate(self.model.calibration, own, own)
                 found.append(self.rates(calibration, scores, chosen))
-                gain.append(self.auroc(scores, chosen) - self.auroc(self.scores, chosen))
+                known = np.where(np.isfinite(scores), self.scores, np.nan)
+                gain.append(self.auroc(scores, chosen) - self.auroc(known, chosen))
             normal, abnormal = np.array(found).T
             # standard error of the AUROC itself, which the gain must not fall below
             error = (1 / len(self.normal) + 1 / len(self.abnormal)) ** 0.5 / 12**0.5
@@ -149,9 +159,9 @@ class Site:
                 after.append(measure_drift(adapted.drift, self.places[chosen]))
             named = np.mean(np.array(before) > 0.1)
             yield (
-                f"{count} images, {prevalence:.0%} abnormal: drift named in {named:.3f} of the lists (shift {np.mean(before):.3f}, "
-                f"largest {np.max(before):.3f}); after adaptation with {self.options.normals} normals in "
-                f"{np.mean([d.named for d in after]):.3f}"
+                f"{count} images, {prevalence:.0%} abnormal: drift named in {named:.3f} of the lists "
+                f"(shift {np.mean(before):.3f}, largest {np.max(before):.3f}); after adaptation with {self.options.normals} "
+                f"normals in {np.mean([d.named for d in after]):.3f}"
             )
         highest = []
         reference = self.model.drift.distances.numpy()
@@ -160,7 +170,10 @@ class Site:
             stream = self.model.drift.square_distances(self.places[chosen]).numpy()
             highest.append(log_martingale(online_p_values(reference, stream, int(generator.integers(1 << 30)))).max())
         share = np.mean(np.array(highest) >= 2)
-        yield f"martingale over {count} normal images: reaches 100 in {share:.3f} of the streams (median of the highest: 10^{np.median(highest):.1f})"
+        yield (
+            f"martingale over {count} normal images: reaches 100 in {share:.3f} of the streams "
+            f"(median of the highest: 10^{np.median(highest):.1f})"
+        )
 
 
 if __name__ == "__main__":

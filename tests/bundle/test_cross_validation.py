@@ -106,7 +106,7 @@ def test_the_command_writes_a_table_and_never_opens_the_test_part(phantoms, tmp_
     monkeypatch.setattr(cross_validation.CrossValidation, "run", None)  # a second call only reads
     main(["cross-validate", *arguments])
     for wrong, reason in (
-        (["--k", "1", "--options", '{"image_sise": 64}'], r"an option 'image_sise', which train\.yaml does not have"),
+        (["--k", "1", "--options", '{"image_sise": 64}'], "unknown option image_sise: did you mean image_size"),
         (["--variants", "magic"], "there is no variant 'magic'"),
     ):
         with pytest.raises(SystemExit) as end:

@@ -1,16 +1,21 @@
 """The commands `bank` and `check-precision`, run as from a shell."""
 
 import json
+import math
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from monai_wscxr.bank.folder import BankFolder
+from monai_wscxr.commands import bank as bank_command
 from monai_wscxr.commands import main as cli
 from monai_wscxr.data.radiograph.read import file_digest
 
 NETWORK = ["--backbone", "timm/test_resnet", "--weights", "none", "--image_size", "64"]
+ADD = [*NETWORK, "--workers", "0"]  # reads in this process, which is quicker for a few files
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +39,11 @@ def run(*arguments):
 def test_a_bank_grows_shrinks_and_merges(tmp_path, normal_items, capsys):
     files = [item["image"] for item in normal_items]
     digests = [file_digest(file) for file in files]
-    run("bank", "add", tmp_path / "a", *files[:5], *NETWORK)
+    run("bank", "add", tmp_path / "a", *files[:5], *ADD)
     assert "5 images added, 0 were in the bank already" in capsys.readouterr().out
     run("bank", "add", tmp_path / "a", *files[3:7], *NETWORK)
     assert "2 images added, 5 were in the bank already" in capsys.readouterr().out
-    run("bank", "add", tmp_path / "b", *files[6:9], *NETWORK)
+    run("bank", "add", tmp_path / "b", *files[6:9], *ADD)
     run("bank", "merge", tmp_path / "all", tmp_path / "a", tmp_path / "b")
     run("bank", "remove", tmp_path / "all", files[0], digests[8])
     run("bank", "compact", tmp_path / "all")
@@ -50,7 +55,7 @@ def test_a_bank_grows_shrinks_and_merges(tmp_path, normal_items, capsys):
     run("bank", "verify", tmp_path / "all")
     assert "shards are undamaged" in capsys.readouterr().out
     # the rows equal those of a bank to which the same images were added at once
-    run("bank", "add", tmp_path / "once", *files[1:8], *NETWORK)
+    run("bank", "add", tmp_path / "once", *files[1:8], *ADD)
     merged, once = BankFolder(tmp_path / "all").bank(), BankFolder(tmp_path / "once").bank()
     order = torch.tensor([merged.files.index(name) for name in once.files])
     patches = len(merged) // 7
@@ -65,7 +70,7 @@ def test_a_folder_gives_its_images_and_the_rest_is_counted(tmp_path, normal_item
         (folder / f"{number}.png").write_bytes(Path(item["image"]).read_bytes())
     (folder / "notes.txt").write_text("no image")
     (folder / "gone.png").symlink_to(tmp_path / "nowhere")
-    run("bank", "add", tmp_path / "a", folder, *NETWORK, "--max_bad_share", "0.5")
+    run("bank", "add", tmp_path / "a", folder, *ADD, "--max_bad_share", "0.5")
     printed = capsys.readouterr()
     assert "3 images added, 0 were in the bank already" in printed.out
     assert "2 files or folders left out: 1 hidden, 1 not_an_image" in printed.err
@@ -73,7 +78,7 @@ def test_a_folder_gives_its_images_and_the_rest_is_counted(tmp_path, normal_item
 
 
 def test_damage_is_an_exit_status_and_is_dropped_when_asked(tmp_path, normal_items, capsys):
-    run("bank", "add", tmp_path / "a", normal_items[0]["image"], *NETWORK)
+    run("bank", "add", tmp_path / "a", normal_items[0]["image"], *ADD)
     shard = next(Path(tmp_path / "a").glob("*.safetensors"))
     content = bytearray(shard.read_bytes())
     content[-3] ^= 1
@@ -81,7 +86,7 @@ def test_damage_is_an_exit_status_and_is_dropped_when_asked(tmp_path, normal_ite
     with pytest.raises(SystemExit, match="1"):
         run("bank", "verify", tmp_path / "a", "--drop")
     assert "the checksum of image 1 of 1 is wrong" in capsys.readouterr().out
-    run("bank", "add", tmp_path / "a", normal_items[0]["image"], *NETWORK)
+    run("bank", "add", tmp_path / "a", normal_items[0]["image"], *ADD)
     run("bank", "verify", tmp_path / "a")
 
 
@@ -90,14 +95,14 @@ def test_damage_is_an_exit_status_and_is_dropped_when_asked(tmp_path, normal_ite
     [
         (["bank", "list", "nowhere"], "holds no bank"),
         (["bank", "remove", "BANK", "0000"], "nothing was removed"),
-        (["bank", "add", "BANK", "nowhere.png", *NETWORK], "no file or folder nowhere.png"),
-        (["bank", "add", "BANK", "IMAGE", *NETWORK, "--neighbourhood", "3"], "was made with other settings"),
+        (["bank", "add", "BANK", "nowhere.png", *ADD], "no file or folder nowhere.png"),
+        (["bank", "add", "BANK", "IMAGE", *ADD, "--neighbourhood", "3"], "was made with other settings"),
         (["bank", "merge", "BANK", "BANK"], "not empty"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(tmp_path, normal_items, capsys, arguments, message):
     image, bank = normal_items[0]["image"], str(tmp_path / "a")
-    run("bank", "add", bank, image, *NETWORK)
+    run("bank", "add", bank, image, *ADD)
     arguments = [{"BANK": bank, "IMAGE": image}.get(argument, argument) for argument in arguments]
     with pytest.raises(SystemExit, match="2"):
         run(*arguments)
@@ -113,3 +118,82 @@ def test_precision_is_measured_and_refused_where_it_is_not_enough(phantoms, caps
     assert 1e-5 < found["feature_error"] < 0.1
     assert 0 <= found["auroc"] <= 1
     assert found["score_change"] > 0
+
+
+def broken(folder, count):
+    """Write files that are no pictures, each with other bytes."""
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"broken{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes([number]))
+    return folder
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Let banks be filled in shards of three images."""
+    extractor_of = bank_command.extractor_of
+
+    def small(options):
+        extractor = extractor_of(options)
+        extractor.shard_images = 3
+        return extractor
+
+    monkeypatch.setattr(bank_command, "extractor_of", small)
+
+
+def test_unusable_images_are_counted_over_the_whole_command(tmp_path, normal_items, capsys, small_shards):
+    """Two broken files in one shard of three are a tenth of the images, not two thirds."""
+    good = [item["image"] for item in normal_items[:18]]
+    folder = broken(tmp_path / "broken", 2)
+    run("bank", "add", tmp_path / "a", folder, *good, *ADD, "--max_bad_share", "0.1")
+    printed = capsys.readouterr()
+    assert "18 images added" in printed.out
+    assert printed.err.count("rejected (unreadable)") == 2
+
+
+def test_unusable_images_of_all_shards_count_together(tmp_path, normal_items, capsys, small_shards):
+    paths = [item["image"] for item in normal_items[:12]]
+    for number, file in enumerate(sorted(broken(tmp_path / "broken", 3).iterdir())):
+        paths.insert(4 * number, str(file))
+    with pytest.raises(SystemExit) as ended:
+        run("bank", "add", tmp_path / "a", *paths, *ADD, "--max_bad_share", "0.15")
+    assert ended.value.code == 2
+    assert "3 of 15 images cannot be used, more than the allowed share of 15%" in capsys.readouterr().err
+
+
+def test_nothing_but_unusable_images_makes_no_bank(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("bank", "add", tmp_path / "a", broken(tmp_path / "b", 2), *ADD, "--max_bad_share", "1")
+    assert ended.value.code == 2
+    assert "none of the 2 images can be used; first: " in capsys.readouterr().err
+
+
+def test_a_merge_without_room_says_so_before_it_copies_and_leaves_nothing(tmp_path, normal_items, capsys, monkeypatch):
+    for name, part in (("a", normal_items[:2]), ("b", normal_items[2:4])):
+        run("bank", "add", tmp_path / name, *[item["image"] for item in part], *ADD)
+    capsys.readouterr()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
+    with pytest.raises(SystemExit) as ended:
+        run("bank", "merge", tmp_path / "all", tmp_path / "a", tmp_path / "b", "--dtype", "float16")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    shards = [next((tmp_path / name).glob("*.safetensors")).stat().st_size for name in "ab"]
+    needed = 2 * -(-(shards[0] / 2) // 4096) * 4096 + 6 * 4096
+    assert f"{math.ceil(needed / 1e3)} kB are needed, 5 kB are free" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    monkeypatch.undo()
+
+
+def test_a_merge_that_is_done_may_be_given_again_and_another_one_may_not(tmp_path, normal_items, capsys):
+    for name, part in (("a", normal_items[:3]), ("b", normal_items[2:5]), ("c", normal_items[5:6])):
+        run("bank", "add", tmp_path / name, *[item["image"] for item in part], *ADD)
+    run("bank", "merge", tmp_path / "all", tmp_path / "a", tmp_path / "b")
+    first = capsys.readouterr().out.splitlines()[-1]
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "all").iterdir()}
+    run("bank", "merge", tmp_path / "all", tmp_path / "a", tmp_path / "b")  # killed before it could say so
+    assert capsys.readouterr().out.splitlines() == [first]
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "all").iterdir()} == before
+    for other in (["b", "a"], ["a", "b", "c"], ["a", "b", "--dtype", "float16"]):
+        with pytest.raises(SystemExit):
+            run("bank", "merge", tmp_path / "all", *[tmp_path / name if len(name) == 1 else name for name in other])
+        assert "exists already and is not empty" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The command line as a whole: every command parses, explains itself, and ends errors with one sentence."""
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import monai_wscxr
 from monai_wscxr.__main__ import INTERRUPTED as INTERRUPTED_EARLY
 from monai_wscxr.__main__ import Interrupt
 from monai_wscxr.commands import phantom
-from monai_wscxr.commands.exit_status import INTERRUPTED, UNUSABLE
+from monai_wscxr.commands.exit_status import INTERRUPTED, OUTPUT_CLOSED, UNUSABLE
 from monai_wscxr.commands.main import create_parser, main
 from monai_wscxr.errors import InputError
 
@@ -79,6 +80,28 @@ def test_version_without_importing_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{monai_wscxr.__version__}\nFalse\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_ended_is_no_error(unbuffered):
+    root = os.path.dirname(os.path.dirname(monai_wscxr.__file__))
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "monai_wscxr", "bundle", "path"], stdout=writer, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": root, "PYTHONUNBUFFERED": unbuffered}, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (OUTPUT_CLOSED, "")
+
+
+def test_a_broken_pipe_elsewhere_stays_an_error(monkeypatch):
+    def fail(options):
+        raise BrokenPipeError("to a worker process")
+
+    monkeypatch.setattr(phantom, "run", fail)
+    with pytest.raises(BrokenPipeError, match="to a worker process"):
+        main(["phantom", "somewhere"])
 
 
 def test_an_interrupted_command_ends_with_its_status(monkeypatch, capsys):
@@ -156,3 +179,42 @@ def test_ctrl_c_during_imports_prints_no_stack_trace(tmp_path, module):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == "interrupted\n"
+
+
+@pytest.mark.parametrize("path", ["/somewhere/results", None])
+def test_a_full_disk_is_one_sentence_wherever_it_is_noticed(monkeypatch, capsys, path):
+    def fail(options):
+        raise OSError(errno.ENOSPC, "No space left on device", *[path] * (path is not None))
+
+    monkeypatch.setattr(phantom, "run", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["phantom", "somewhere"])
+    assert ended.value.code == UNUSABLE
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"error: .*could not be written.* are missing.*; make room and give the same command again\n", said
+    )
+    assert path is None or path in said
+
+
+def test_other_errors_of_the_system_stay_what_they_are(monkeypatch):
+    def fail(options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(phantom, "run", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        main(["phantom", "somewhere"])
+
+
+def test_an_input_error_that_monai_has_wrapped_is_one_sentence(monkeypatch, capsys):
+    def fail(options):
+        try:
+            raise InputError("the cache is a file")
+        except InputError as error:
+            raise RuntimeError("Failed to evaluate ConfigExpression") from error
+
+    monkeypatch.setattr(phantom, "run", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["phantom", "somewhere"])
+    assert ended.value.code == UNUSABLE
+    assert capsys.readouterr().err == "error: the cache is a file\n"

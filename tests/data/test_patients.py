@@ -190,3 +190,21 @@ def test_images_of_one_patient_by_header_are_held_out_together(tmp_path):
     assert len(split.held_out) == 3
     assert len({item["patient"] for item in split.held_out}) == 1
     assert len(load_datalist(tmp_path)["training"]) == 13
+
+
+def test_headers_that_contradict_the_datalist_are_named(tmp_path, caplog):
+    files = [picture(tmp_path / f"{n}.dcm", n, PatientID=one) for n, one in enumerate(("MRN1", "MRN1", "MRN2", "MRN3"))]
+    stated = ["a", "b", "c", "c"]  # a table may join patients, and must not part one
+    mentions = [Mention(str(file), name, file.name) for file, name in zip(files, stated, strict=True)]
+    assert identify(mentions, "table.csv") == stated
+    assert "table.csv: 1 patient(s) by DICOM header have several names" in caplog.text
+    assert f"(first: {files[0]} and {files[1]})" in caplog.text
+    assert "mrn" not in caplog.text.lower()
+
+
+def test_headers_that_agree_or_hold_one_number_for_everybody_are_not_named(tmp_path, caplog):
+    files = [picture(tmp_path / f"{n}.dcm", n, PatientID="TRIAL-7") for n in range(3)]
+    identify([Mention(str(file), file.name, "x") for file in files], "x")
+    files = [picture(tmp_path / f"n{n}.dcm", n, PatientID=f"N{n // 2}") for n in range(4)]
+    identify([Mention(str(file), f"{n // 2}", "x") for n, file in enumerate(files)], "x")
+    assert "several names" not in caplog.text

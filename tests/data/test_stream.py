@@ -1,9 +1,15 @@
 """The stream: items in order, unusable files listed with reasons that name no path, other errors passed on."""
 
+import os
+import signal
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from monai_wscxr.data import stream as stream_module
 from monai_wscxr.data.radiograph.base import RadiographError, find_radiograph_error
 from monai_wscxr.data.stream import RadiographStream
 from monai_wscxr.data.transforms import Preprocessing, radiograph_transforms
@@ -52,3 +58,32 @@ def test_the_radiograph_error_is_found_among_the_causes():
     outer.__cause__ = inner
     assert find_radiograph_error(outer) is find_radiograph_error(inner) is inner
     assert find_radiograph_error(ValueError()) is None
+
+
+def fragile(item):
+    """Load like a decoder that crashes on one file and is slow on another."""
+    name = Path(item["image"]).name
+    if name == "crash.png":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "slow.png":
+        time.sleep(60)
+    return radiograph_transforms(Preprocessing(32))(item)
+
+
+def test_a_file_that_crashes_or_holds_up_a_worker_is_one_of_the_rejected(items, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream_module, "time_limit", lambda file: 2.0 if Path(file).name == "slow.png" else 60.0)
+    for name in ("crash.png", "slow.png"):
+        (tmp_path / name).write_bytes(b"x")
+        items.insert(2, {"image": str(tmp_path / name), "number": name})
+    here = RadiographStream([item for item in items if item["number"] in (0, 1, 4)], fragile)
+    expected = {item["number"]: item for item in here}
+    stream = RadiographStream(items, fragile, workers=2, depth=2)
+    loaded = {item["number"]: item for item in stream}
+    assert list(loaded) == [0, 2, 4]
+    assert all(torch.equal(loaded[number]["image"], expected[number]["image"]) for number in (0, 4))
+    assert [(Path(file).name, code) for file, code, _ in stream.rejected] == [
+        ("1.png", "unreadable"),
+        ("slow.png", "too_slow"),
+        ("crash.png", "crashed"),
+        ("3.png", "not_found"),
+    ]

@@ -130,7 +130,7 @@ class Killing:
             return extractor
 
         command.extractor_of = small
-        self._command("bank", "add", str(bank), *images, *self._network())
+        self._command("bank", "add", str(bank), *images, "--workers", "0", *self._network())
 
     def _command(self, *arguments: str) -> None:
         from monai_wscxr.commands.main import create_parser

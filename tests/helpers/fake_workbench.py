@@ -42,6 +42,7 @@ def phantom_files(folder: Path) -> list[Path]:
 class FakeWorkbench:
     def __init__(self, files: list[Path], model: bool = True, read_only: bool = False, seconds: float = 0.4) -> None:
         self.read_only, self.seconds, self.fails = read_only, seconds, False
+        self.drift = False
         self.files = {f"{file.stem}.{i:03d}": file for i, file in enumerate(files)}
         self.unreadable: dict[str, tuple[str, str]] = {}
         self.pixels: dict[str, np.ndarray] = {}
@@ -78,6 +79,7 @@ class FakeWorkbench:
             "classes": sorted({name for _, name, _ in kinds if name} | {"effusion", "nodule"}),
             "model": self.model,
             "operating_point": 0.05 if self.model else None,
+            "drift": {"images": len(self.scores), "shift": 1.0, "limit": 0.1, "named": self.drift},
             "read_only": self.read_only,
         }
 

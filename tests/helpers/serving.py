@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -35,8 +36,35 @@ def free_port():
         return found.getsockname()[1]
 
 
+def descendants(pid):
+    """List the processes that a process has started, and those that they have started."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # has ended
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, its in parents.items() if its == parent]
+    return found[1:]
+
+
+@contextlib.contextmanager
+def stopped(processes):
+    """Stop processes during the block."""
+    assert processes
+    try:
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        yield
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
+
+
 class Client:
-    def __init__(self, port, password=None):
+    def __init__(self, port, password=None, process=None):
+        self.process = process
         self.base = f"http://127.0.0.1:{port}"
         self.headers = {}
         if password:
@@ -73,6 +101,11 @@ class Client:
 
     def form(self, method, path, fields=None, files=None):
         """Send a multipart form with fields by name and files as name -> (file name, bytes)."""
+        return self(method, path, *self._form(fields, files))
+
+    @staticmethod
+    def _form(fields=None, files=None):
+        """Encode a multipart form; return its body and headers."""
         mark = uuid.uuid4().hex
         parts = [
             f'--{mark}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
@@ -82,7 +115,25 @@ class Client:
             head = f'--{mark}\r\nContent-Disposition: form-data; name="{name}"; filename="{file}"\r\n\r\n'
             parts.append(head.encode() + data + b"\r\n")
         parts.append(f"--{mark}--\r\n".encode())
-        return self(method, path, b"".join(parts), {"Content-Type": f"multipart/form-data; boundary={mark}"})
+        return b"".join(parts), {"Content-Type": f"multipart/form-data; boundary={mark}"}
+
+    @contextlib.contextmanager
+    def sending(self, path, name, data):
+        """Send the first half of an upload; yield a function that sends the rest and returns the status."""
+        body, headers = self._form(files={"file": (name, data)})
+        connection = http.client.HTTPConnection(self.base.partition("//")[2], timeout=120)
+        with contextlib.closing(connection):
+            connection.putrequest("POST", path)
+            for key, value in {**self.headers, **headers, "Content-Length": str(len(body))}.items():
+                connection.putheader(key, value)
+            connection.endheaders()
+            connection.send(body[: len(body) // 2])
+
+            def finish():
+                connection.send(body[len(body) // 2 :])
+                return connection.getresponse().status
+
+            yield finish
 
     def label(self, image_id, value):
         """Save an image-level label as MONAI Label's clients do."""
@@ -151,8 +202,8 @@ def label_server(studies, log, *options, environment=None, password=None):
         "OMP_WAIT_POLICY": "PASSIVE",
         **(environment or {}),
     }
-    with running([str(part) for part in command], port, log, "/info/", environment):
-        yield Client(port, password)
+    with running([str(part) for part in command], port, log, "/info/", environment) as process:
+        yield Client(port, password, process)
 
 
 @contextlib.contextmanager

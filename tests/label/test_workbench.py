@@ -18,6 +18,7 @@ from monai_wscxr.label.workbench import Workbench
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.networks import anomaly_score
 from monai_wscxr.model.predictor import predict_files
+from monai_wscxr.system.atomic import DiskFullError
 from tests.helpers.chest_checks import refuse_unlike
 
 OPTIONS = {
@@ -363,8 +364,8 @@ def test_an_option_that_train_yaml_lacks_or_that_changes_features_is_refused(mak
     bench = make()
     bench.close()
     for options, words in (
-        ({"image_sise": 64}, "no option"),
-        ({"k": 3}, "no option"),
+        ({"image_sise": 64}, "did you mean image_size"),
+        ({"k": 3}, "k cannot be set for all trainings"),
         ({"neighbourhood": 1}, "other options"),
     ):
         with pytest.raises(InputError, match=words):
@@ -411,3 +412,27 @@ def test_closing_tells_when_a_computation_has_not_ended(make, monkeypatch):
     bench = make()
     with bench._busy:
         assert not bench.close()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "/tmp/secret/model"), DiskFullError("5 kB are missing")]
+)
+def test_a_training_on_a_full_disk_says_what_is_missing_and_leaves_nothing(make, monkeypatch, error):
+    bench = make()
+    bench.set_label(named(bench, "abnormal/"), 1)
+    before = sorted(path.name for path in bench.models.models.iterdir())
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(bench.scores, "score_all", fail)  # the trained model is on the disk by then
+    with pytest.raises(DiskFullError):
+        bench.train()
+    state = bench.training()
+    assert state["state"] == "failed"
+    assert " are missing" in state["message"]
+    assert "/tmp" not in state["message"]
+    assert sorted(path.name for path in bench.models.models.iterdir()) == before
+    monkeypatch.undo()
+    bench.train()
+    assert bench.training()["state"] == "done"

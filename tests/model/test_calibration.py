@@ -6,10 +6,11 @@ import random
 import warnings
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.calibration import Calibration, ColourScale, calibrate, p_value_error
+from monai_wscxr.model.calibration import Calibration, ColourScale, calibrate, estimate_null, p_value_error, recalibrate
 
 RATES = ["0.001", "0.01", "0.05", "0.07", "0.1", "0.25", "0.29", "0.5", "0.9", "0.999"]
 COUNTS = [1, 2, 3, 5, 9, 18, 19, 20, 39, 99, 100, 199]
@@ -243,3 +244,73 @@ def test_supported_rate_is_the_share_of_normals_that_are_flagged(n, rate, suppor
     flagged = [quiet([rng.random() for _ in range(n)], (), rate).abnormal(rng.random()) for _ in range(2000)]
     share = sum(flagged) / len(flagged)
     assert share <= supported + 3 * math.sqrt(supported * (1 - supported) / len(flagged))
+
+
+def trained(n=200, seed=0):
+    """Calibration on skewed scores of held-out normals, as real ones are."""
+    scores = np.random.default_rng(seed).gumbel(0.5, 0.3, n)
+    return calibrate(scores.tolist(), [3.0, 4.0], normal_peaks=(scores + 1).tolist())
+
+
+def test_recalibration_takes_scores_and_peaks_of_the_site_and_keeps_the_colours_in_proportion():
+    before = trained()
+    site = np.random.default_rng(1).normal(7, 2, 60)
+    after = recalibrate(before, site.tolist(), (site * 2).tolist())
+    same = calibrate(site.tolist(), normal_peaks=(site * 2).tolist())
+    assert after.normal_scores == same.normal_scores
+    assert (after.threshold, after.map_line, after.colour_low) == (same.threshold, same.map_line, same.colour_low)
+    ratio = (before.colour_high - before.colour_low) / (before.map_line - before.colour_low)
+    assert (after.colour_high - after.colour_low) / (after.map_line - after.colour_low) == pytest.approx(max(ratio, 2))
+    assert after.basis == "site_normals"
+    assert after.rate_text == "at most 5 % of normal images flagged, from 60 normals of the site"
+    assert Calibration.from_dict(json.loads(json.dumps(after.to_dict()))) == after
+
+
+@pytest.mark.parametrize("ill", [0.0, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize(("location", "scale"), [(0.0, 1.0), (5.0, 0.4), (-2.0, 3.0)])
+def test_unlabelled_images_keep_the_rate_of_false_alarms_below_ten_percent(ill, location, scale):
+    rates = []
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        scores = location + scale * generator.gumbel(0.5, 0.3, 100)
+        scores[: round(100 * ill)] += 2 * scale * generator.random(round(100 * ill))
+        threshold = estimate_null(trained(seed=seed), scores.tolist()).threshold
+        rates.append(np.mean(location + scale * generator.gumbel(0.5, 0.3, 4000) > threshold))
+    assert np.mean(rates) <= 0.10
+    assert ill > 0 or np.mean(rates) >= 0.02  # and is not bought by flagging nothing
+
+
+def test_the_estimated_scores_say_what_they_rest_on():
+    before = trained()
+    after = estimate_null(before, np.random.default_rng(3).normal(2, 1, 120).tolist())
+    assert len(after.normal_scores) == 120
+    assert list(after.normal_scores) == sorted(after.normal_scores)
+    assert after.colour_scale == before.colour_scale
+    assert "if at most half of the images are abnormal, estimated from 120 unlabelled images" in after.rate_text
+    assert after.p_value(after.normal_scores[-1] + 1) == 1 / 121
+    assert Calibration.from_dict(json.loads(json.dumps(after.to_dict()))) == after
+
+
+def test_more_abnormal_images_only_raise_the_operating_point():
+    before, scores = trained(), np.random.default_rng(4).normal(0, 1, 100)
+    thresholds = []
+    for ill in (0, 10, 30, 50, 70):
+        some = scores.copy()
+        some[:ill] += 4
+        thresholds.append(estimate_null(before, some.tolist()).threshold)
+    assert thresholds == sorted(thresholds)
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [([0.1] * 49, "49 unlabelled images are too few"), ([1.0] * 60, "same anomaly score"), ([math.nan] * 60, "NaN")],
+)
+def test_a_null_that_cannot_be_estimated_is_refused(scores, words):
+    with pytest.raises(InputError, match=words):
+        estimate_null(trained(), scores)
+
+
+def test_held_out_scores_that_are_all_equal_leave_the_normal_shape():
+    flat = calibrate([1.0] * 40)
+    scores = np.random.default_rng(5).normal(0, 1, 2000)
+    assert estimate_null(flat, scores.tolist()).threshold == pytest.approx(1.645, abs=0.15)

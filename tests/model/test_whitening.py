@@ -120,3 +120,41 @@ def test_first_steps_from_zero_follow_fishers_direction():
     fisher = np.linalg.solve(covariance + 0.3 * np.trace(covariance) / 6 * np.eye(6), y.mean(0) - x.mean(0))
     cosine = learned.numpy() @ fisher / np.linalg.norm(learned) / np.linalg.norm(fisher)
     assert cosine > 0.98
+
+
+def covariance_of(x):
+    y = x.double() - x.double().mean(0)
+    return y.T @ y / len(y)
+
+
+def test_aligned_scores_follow_fishers_discriminant_with_both_covariances_added():
+    source, site = rows(4000, seed=1), 3 * rows(4000, seed=2)[:, [2, 0, 1, 5, 3, 4]] - 7
+    whitening = NormalWhitening(6)
+    whitening.fit(source, 0.5)
+    own = torch.linalg.inv(whitening.matrix.double())
+    own = own @ own  # the shrunken covariance of the training
+    w = torch.randn(6, generator=torch.Generator().manual_seed(3)).double()
+    difference = own @ (whitening.matrix.double() @ w)  # what w stands for
+    whitening.align(site)
+    expected = 2 * torch.linalg.solve(own + covariance_of(site), difference)
+    torch.testing.assert_close(whitening.matrix.double() @ w, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(whitening(site).mean(0), torch.zeros(6), atol=1e-4, rtol=0)
+
+
+def test_aligned_with_its_own_covariance_only_the_mean_moves():
+    x = rows(5000)
+    whitening = NormalWhitening(6)
+    whitening.fit(x, 1e-9)  # no shrinkage: the site's covariance is the same
+    matrix = whitening.matrix.clone()
+    whitening.align(x + 4)
+    torch.testing.assert_close(whitening.matrix, matrix, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(whitening.mean, x.mean(0) + 4, rtol=1e-4, atol=1e-4)
+
+
+def test_alignment_needs_an_active_whitening_and_rows_that_differ():
+    with pytest.raises(InputError, match="not whitened"):
+        NormalWhitening(6, active=False).align(rows())
+    whitening = NormalWhitening(6)
+    whitening.fit(rows(), 1.0)
+    with pytest.raises(InputError, match="images blank"):
+        whitening.align(torch.ones(50, 6))

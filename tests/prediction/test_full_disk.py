@@ -115,6 +115,8 @@ def test_bank_add_on_a_full_disk(normal_items, tmp_path, capsys, monkeypatch, sh
         "timm/test_resnet",
         "--weights",
         "none",
+        "--workers",
+        "0",
         "--image_size",
         "64",
     ]

@@ -24,7 +24,7 @@ def read(path):
 
 
 def test_the_columns():
-    assert COLUMNS == ("file", "status", "reason", "anomaly_score", "p_value", "abnormal", "model_sha256")
+    assert COLUMNS == ("file", "status", "reason", "anomaly_score", "p_value", "abnormal", "model_sha256", "drift")
 
 
 def test_a_row_per_prediction(tmp_path):
@@ -32,11 +32,18 @@ def test_a_row_per_prediction(tmp_path):
     header, *rows = read(tmp_path / "predictions.csv")
     assert tuple(header) == COLUMNS
     assert rows == [
-        ["a, b.png", "ok", "", "2.123457", "0.05", "true", "ab" * 32],
-        ['c"d.png', "rejected", "not_found", "", "", "", "ab" * 32],
-        ["e.png", "ok", "", "0.250000", "0.85", "false", "ab" * 32],
+        ["a, b.png", "ok", "", "2.123457", "0.05", "true", "ab" * 32, ""],
+        ['c"d.png', "rejected", "not_found", "", "", "", "ab" * 32, ""],
+        ["e.png", "ok", "", "0.250000", "0.85", "false", "ab" * 32, ""],
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]
+
+
+@pytest.mark.parametrize(("drift", "word"), [(None, ""), (True, "true"), (False, "false")])
+def test_every_row_says_whether_there_is_drift(tmp_path, drift, word):
+    write_predictions(tmp_path / "predictions.csv", PREDICTIONS, "ab" * 32, drift=drift)
+    _, *rows = read(tmp_path / "predictions.csv")
+    assert [row[-1] for row in rows] == [word] * 3
 
 
 def test_labels_are_a_further_column(tmp_path):

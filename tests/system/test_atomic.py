@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import shutil
 import stat
@@ -17,7 +18,10 @@ from monai_wscxr.system import atomic
 from monai_wscxr.system.atomic import (
     DamagedError,
     DiskFullError,
+    as_disk_full,
+    full_disk,
     load_sealed,
+    missing_text,
     remove_partials,
     replacing,
     require_space,
@@ -69,7 +73,8 @@ def test_full_disk_says_what_is_missing_and_keeps_the_old_file(tmp_path, monkeyp
     assert isinstance(caught.value, InputError)
     assert caught.value.errno == number
     # the bytes of the temporary file become free again and count as free: 5 MB are needed, 1 + 5 MB are available
-    assert "it needs 5.0 MB" in message
+    assert ("5.0 MB are needed, 6.0 MB are free" if number == errno.ENOSPC else "quota is used up") in message
+    assert "kB are missing" in message
     assert "intact" in message
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
@@ -104,7 +109,7 @@ def test_missing_bytes_on_a_small_tmpfs(tmp_path):
     try:
         path = tmp_path / "file"
         write_bytes_atomic(path, b"o" * 400_000)
-        with pytest.raises(DiskFullError, match=r"0\.6 MB are free, it needs 3\.0 MB; 2\.4 MB are missing"):
+        with pytest.raises(DiskFullError, match=r"3\.0 MB are needed, 648 kB are free: 2\.4 MB are missing"):
             write_bytes_atomic(path, bytes(3_000_000))
         assert path.read_bytes() == b"o" * 400_000
         assert names(tmp_path) == ["file"]
@@ -200,3 +205,38 @@ def test_partial_files_of_killed_runs_are_removed_and_nothing_else(tmp_path):
         (tmp_path / name).write_text("x")
     remove_partials(tmp_path)
     assert names(tmp_path) == ["mine.partial", "model.pt"]
+
+
+def test_what_is_missing_is_whole_blocks_and_never_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=8192))
+    assert missing_text(tmp_path, 8193) == "9 kB are needed, 9 kB are free: 5 kB are missing"
+    assert missing_text(tmp_path, 100).endswith("5 kB are missing")
+    # a folder that does not exist yet lies on the disk of the one above it
+    error = full_disk(tmp_path / "new" / "bank", 3_000_000_000, "the bank")
+    assert str(error) == (
+        f"the bank could not be written because the disk of {tmp_path / 'new' / 'bank'} is full (3.0 GB are needed, 9 kB are "
+        "free: 3.0 GB are missing); make room and give the same command again"
+    )
+
+
+def test_a_disk_without_room_for_one_more_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_files=1000, f_favail=0))
+    assert "can hold no more files" in missing_text(tmp_path, 100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_files=0, f_favail=0))  # file systems without inodes
+    assert "are missing" in missing_text(tmp_path, 100)
+
+
+def test_a_full_disk_is_found_among_the_causes(tmp_path):
+    raw = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "folder"))
+    outer = RuntimeError("wrapped")
+    outer.__cause__ = raw
+    assert re.fullmatch(
+        rf"{tmp_path}/folder could not be written .* are missing\); make room .*", str(as_disk_full(outer))
+    )
+    assert "at least 5 kB are missing" in str(as_disk_full(OSError(errno.EDQUOT, "Disk quota exceeded")))
+    named = full_disk(tmp_path, 1, "x")
+    outer.__cause__ = named
+    assert as_disk_full(outer) is named
+    for other in (None, OSError(errno.EFBIG, "it has more than 5 bytes"), OSError(errno.EIO, "x"), ValueError("x")):
+        assert as_disk_full(other) is None

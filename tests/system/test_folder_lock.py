@@ -14,7 +14,9 @@ import time
 import pytest
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.system.atomic import DiskFullError
 from monai_wscxr.system.folder_lock import NAME, lock_folder
+from tests.helpers.small_disks import small_disk
 
 HOLD = """
 import sys, time, pathlib
@@ -92,3 +94,18 @@ def test_a_file_system_without_locks_causes_a_warning(tmp_path, monkeypatch, cap
     monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
     lock_folder(tmp_path)
     assert "has no locks (No locks available)" in caplog.text
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_lock_without_room_says_what_is_missing_and_is_not_held(tmp_path, capfd):
+    with small_disk(tmp_path / "disk", 8192) as disk:
+        (disk.folder / "ballast").write_bytes(bytes(8192))
+        with pytest.raises(DiskFullError, match=r"\.lock could not be written .* are missing"):
+            lock_folder(disk.folder)
+        gc.collect()
+        (disk.folder / "ballast").unlink()
+        assert free(disk.folder)
+        lock = lock_folder(disk.folder)
+        assert not free(disk.folder)
+        lock.release()
+    assert "ignored" not in capfd.readouterr().err

@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
 import torch
 
+from monai_wscxr.errors import InputError
 from monai_wscxr.model import Discriminator
-from monai_wscxr.training import train_once
+from monai_wscxr.system.atomic import DiskFullError
+from monai_wscxr.training import run_folder, train_once
 from monai_wscxr.training.once import trainer_on_banks, training_workflow
 from tests.helpers.bundle_runs import SMALL, run
 
@@ -48,3 +51,14 @@ def test_a_trainer_on_banks_takes_the_steps_of_the_options():
     assert trainer.state.epoch_length == 8  # two passes of four batches
     assert trainer.state.iteration == 16
     assert float(discriminator.layers[-1].weight.abs().sum()) > 0
+
+
+def test_errors_that_the_user_can_mend_are_not_wrapped(phantoms, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", str(tmp_path / "state"))
+
+    monkeypatch.setattr(run_folder, "save_sealed", full)
+    with pytest.raises(DiskFullError, match=r"state could not be written .* are missing"):
+        train_once(phantoms, tmp_path / "full", SMALL)
+    with pytest.raises(InputError, match="retention"):
+        train_once(phantoms, tmp_path / "wrong", {**SMALL, "retention": 7})

@@ -18,7 +18,7 @@ from monai_wscxr.experiments.cross_validation.splits import random_split
 from monai_wscxr.experiments.cross_validation.training import METRICS, SplitFeatures
 from monai_wscxr.features.backbones import NAMED
 from monai_wscxr.system.atomic import write_text_atomic
-from monai_wscxr.training.options import find_configs, option_names
+from monai_wscxr.training.configs import find_configs, option_names, unknown_option
 
 logger = logging.getLogger("monai_wscxr")
 
@@ -148,9 +148,9 @@ class CrossValidation:
 
     def _check(self, what: str, changes: Mapping[str, Any]) -> None:
         """Raise InputError when `train.yaml` lacks one of the options."""
-        unknown = [key for key in changes if key not in self.options]
-        if unknown:
-            raise InputError(f"{what}: there is an option {unknown[0]!r}, which train.yaml does not have")
+        for name in changes:
+            if name not in self.options:
+                raise InputError(f"{what}: {unknown_option(name, self.options)}")
 
     def _backbone_maps(self, options: Mapping[str, Any]) -> BackboneMaps:
         """Return the maps of the backbone; the latest ones are kept."""

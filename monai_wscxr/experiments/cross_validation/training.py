@@ -25,8 +25,8 @@ from monai_wscxr.model.opacity import opacity_direction
 from monai_wscxr.model.regions import region_means
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.ops import min_distance
+from monai_wscxr.training.configs import option_names
 from monai_wscxr.training.distance import distance_weight, opacity_share, region_weight, weigh_opacity
-from monai_wscxr.training.options import option_names
 from monai_wscxr.training.start import create_optimizer
 
 METRICS = ("as they are", "perturbed alike", "perturbed each", "shifted alike")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import platform
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import monai_wscxr
 from monai_wscxr.errors import InputError
@@ -22,7 +20,7 @@ from monai_wscxr.experiments.protocol.cells import Cell, Experiment, run_cell
 from monai_wscxr.experiments.protocol.output import write_tables
 from monai_wscxr.system.atomic import write_text_atomic
 from monai_wscxr.system.progress import progress_bar
-from monai_wscxr.training.options import find_configs
+from monai_wscxr.training.configs import check_settable, find_configs
 from monai_wscxr.training.start import quiet_training
 
 METHODS = ("wscxr", "patchcore", "simplenet", "cutpaste")
@@ -75,7 +73,7 @@ def run_protocol(
     cells = grid(table, methods, k, seeds)
     options = dict(options or {})
     configs = find_configs(bundle)
-    _check_options(configs, methods, options)
+    check_settable(options, [configs / f"{name}.yaml" for name in ("train", *(m for m in methods if m != "wscxr"))])
     folder = Path(output_dir)
     done = folder / "cells"
     done.mkdir(parents=True, exist_ok=True)
@@ -139,25 +137,6 @@ def grid(table: str, methods: Sequence[str], k: Sequence[int], seeds: int) -> li
         for method in dict.fromkeys(methods):
             cells += [Cell(method, n, seed) for n in numbers] if method == "wscxr" else [Cell(method, None, seed)]
     return cells
-
-
-def _check_options(configs: Path, methods: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Check that the configurations have all options and that the protocol does not set them itself.
-
-    Raises:
-        InputError: otherwise.
-    """
-    own = {"dataset_dir", "output_dir", "k", "seed"}
-    known: set[str] = set()
-    for name in ("train", *(m for m in methods if m != "wscxr")):
-        known |= set(yaml.safe_load((configs / f"{name}.yaml").read_text(encoding="utf-8")))
-    for name in options:
-        if name in own:
-            raise InputError(f"{name} is an option of the protocol itself and cannot be set again")
-        if name.partition("#")[0] not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else "see the top of train.yaml for all"
-            raise InputError(f"unknown option {name}: {hint}")
 
 
 def _cell(experiment: Experiment, cell: Cell, path: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from monai_wscxr.label.server.tasks import (
 )
 from monai_wscxr.label.server.uploads import Uploads
 from monai_wscxr.label.workbench import Workbench
+from monai_wscxr.system.atomic import as_disk_full
 
 logger = logging.getLogger("monai_wscxr")
 
@@ -167,6 +168,10 @@ class WSCXRApp(MONAILabelApp):
                 if self.workbench.stopping.is_set():
                     return
                 logger.warning("the archive cannot be scored: %s", error)
-            except Exception:
-                logger.exception("scoring the archive failed")
+            except Exception as error:
+                full = as_disk_full(error)
+                if full is None:
+                    logger.exception("scoring the archive failed")
+                else:
+                    logger.warning("the archive cannot be scored: %s", full)
             self.workbench.stopping.wait(RESCAN_SECONDS)

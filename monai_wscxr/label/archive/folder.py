@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import errno
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from monai_wscxr.data.datalist import Item, load_datalist, patient_of
 from monai_wscxr.data.listing import list_images
+from monai_wscxr.data.patients import Mention, identify
 from monai_wscxr.data.radiograph.formats import sniff_format
 from monai_wscxr.data.radiograph.read import file_digest
 from monai_wscxr.errors import InputError
@@ -23,7 +23,7 @@ from monai_wscxr.label.archive.keys import IdKey, unkeyed_id
 from monai_wscxr.label.archive.patients import dicom_patient
 from monai_wscxr.label.archive.studies import RESULT_SUFFIXES, Label, Refused, UnknownImage
 from monai_wscxr.prediction.inputs import find_inputs
-from monai_wscxr.system.atomic import replacing, sync, write_bytes_atomic
+from monai_wscxr.system.atomic import is_disk_full, missing_text, on_disk, replacing, sync, write_bytes_atomic
 
 logger = logging.getLogger("monai_wscxr")
 
@@ -110,14 +110,16 @@ class LabelFile:
             "label": None if label is None else label.to_dict(),
             "time": datetime.datetime.now().isoformat(timespec="seconds"),
         }
+        line = json.dumps(entry).encode() + b"\n"
         with self._lock:
             try:
-                _append(self.path, json.dumps(entry).encode() + b"\n")
+                _append(self.path, line)
             except OSError as error:
-                full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+                full = is_disk_full(error)
+                room = f": {missing_text(self.path.parent, on_disk(len(line)))}" if full else ""
                 raise Refused(
                     "disk_full" if full else "not_stored",
-                    f"the label could not be stored ({error.strerror}); the earlier labels are intact",
+                    f"the label could not be stored ({error.strerror}{room}); the earlier labels are intact",
                 ) from error
             self._set(image_id, label)
 
@@ -130,10 +132,10 @@ def _append(path: Path, data: bytes) -> None:
     Raises:
         OSError: when the data could not be written.
     """
-    new = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         size = os.fstat(descriptor).st_size
+        new = size == 0  # an earlier attempt may have created it, on a disk that was full
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             data = b"\n" + data
         try:
@@ -288,7 +290,7 @@ class FolderStudies:
         name = file_digest(file) + _UPLOAD_SUFFIXES[sniff_format(file) or "png"]
         folder = Path(self.source) / "uploaded"
         folder.mkdir(exist_ok=True)
-        with replacing(folder / name) as temporary:
+        with replacing(folder / name, file.stat().st_size) as temporary:
             shutil.copyfile(file, temporary)
         self.refresh()
         return self._id(folder / name)
@@ -305,8 +307,7 @@ class FolderStudies:
         for kind, data in results.items():
             path = self._result(image_id, kind)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                temporary.write_bytes(data)
+            write_bytes_atomic(path, data)
         return list(results)
 
     def results(self, image_id: str) -> dict[str, Path]:
@@ -347,6 +348,8 @@ def _encodings(name: str | None) -> list[bytes]:
 def known_normals(source: str | Path) -> list[Item]:
     """List normal images that need no label: the normal training images of a data set, or all images below a folder.
 
+    Patients are known as in a datalist without a patient column, see `data.patients`.
+
     Raises:
         InputError: when there is none.
     """
@@ -354,4 +357,9 @@ def known_normals(source: str | Path) -> list[Item]:
     if path.is_file() or any((path / name).is_dir() for name in ("train", "training", "TRAIN")):
         return [item for item in load_datalist(path)["training"] if item["label"] == 0]
     found, _ = find_inputs([str(path)])
-    return [{"image": i.path, "label": 0, "class": "normal", "patient": i.path} for i in found if i.path]
+    files = [one.path for one in found if one.path]
+    patients = identify([Mention(file, None, file) for file in files], str(path))
+    return [
+        {"image": file, "label": 0, "class": "normal", "patient": patient}
+        for file, patient in zip(files, patients, strict=True)
+    ]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pydicom
 
-from monai_wscxr.data.patients import is_placeholder, patient_key
+from monai_wscxr.data.patients import is_placeholder, patient_digest
 from monai_wscxr.data.radiograph.base import quiet
 from monai_wscxr.data.radiograph.formats import sniff_format
 
 
 def hashed_patient(number: str) -> str | None:
     """Return a pseudonym for a PatientID in any spelling, see `patient_key`; None for an empty one or a placeholder."""
-    number = "" if is_placeholder(number) else patient_key(number)
-    return f"patient-{hashlib.blake2b(number.encode(), digest_size=8).hexdigest()}" if number else None
+    return None if is_placeholder(number) else patient_digest(number)  # as known normal images are named
 
 
 def dicom_patient(path: Path) -> str | None:

@@ -70,7 +70,18 @@ export interface Status {
   /** known class names, sorted */
   classes: string[];
   model: Model | null;
+  drift: Drift;
   read_only: boolean;
+}
+
+/** How far the images are from the normals that calibrated the model. */
+export interface Drift {
+  images: number;
+  /** in variances of normal images; null where it is unknown */
+  shift: number | null;
+  limit: number;
+  /** whether the images are unlike those normals; null where that is unknown */
+  named: boolean | null;
 }
 
 /** The latest training: `GET train` and `POST train`. */

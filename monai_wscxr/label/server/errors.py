@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from typing import TYPE_CHECKING
 
@@ -10,12 +9,12 @@ from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.studies import Refused, UnknownImage
 from monai_wscxr.label.messages import without_paths
+from monai_wscxr.system.atomic import DiskFullError, as_disk_full
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _STATUS = {"read_only": 403, "unsupported": 405, "unknown": 404, "busy": 503, "disk_full": 507, "not_stored": 507}
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def answer_errors(app: FastAPI) -> None:
@@ -33,6 +32,8 @@ def answer_errors(app: FastAPI) -> None:
 
     def refused(request: Request, error: Exception) -> JSONResponse:
         reason = getattr(error, "reason", getattr(error, "code", "bad_input"))
+        if isinstance(error, DiskFullError):
+            reason = "disk_full"
         conflict = isinstance(error, Refused | RadiographError)
         return answer(_STATUS.get(reason, 409 if conflict else 422), reason, str(error))
 
@@ -49,10 +50,10 @@ def answer_errors(app: FastAPI) -> None:
         return answer(422, "invalid", f"{where}: {first['msg']}".encode("ascii", "replace").decode())
 
     def failed(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, OSError)
-        if error.errno not in _FULL:
+        full = as_disk_full(error)
+        if full is None:
             raise error
-        return answer(507, "disk_full", "the disk of the server is full")
+        return answer(507, "disk_full", str(full))
 
     app.add_exception_handler(UnknownImage, unknown)
     app.add_exception_handler(InputError, refused)

@@ -17,7 +17,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.open import is_address
 from monai_wscxr.label.decoding import PRELOAD
 from monai_wscxr.label.server.guard import LOOPBACK, Guard
-from monai_wscxr.prediction.workers import start_server
+from monai_wscxr.system.workers import start_server
 
 APP = Path(__file__).resolve().parents[1] / "app"
 STOPPED_HARD = 130  # `commands.exit_status.INTERRUPTED`

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from monai_wscxr.system.atomic import full_disk, is_disk_full
 
 
 class Uploads:
@@ -30,15 +33,22 @@ class Uploads:
             content: the upload; without one, None is provided.
 
         Raises:
-            OSError: when the file cannot be written.
+            DiskFullError: when there is no room for it.
+            OSError: when the file cannot be written for another reason.
         """
         if content is None:
             yield None
             return
         path = self.folder / uuid.uuid4().hex
         try:
-            with open(path, "xb") as file:
-                shutil.copyfileobj(content, file)
+            try:
+                with open(path, "xb") as file:
+                    shutil.copyfileobj(content, file)
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                path.unlink(missing_ok=True)
+                raise full_disk(self.folder, content.seek(0, os.SEEK_END), "the upload") from error
             yield path
         finally:
             path.unlink(missing_ok=True)

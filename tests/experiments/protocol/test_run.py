@@ -215,7 +215,7 @@ def test_densenet121_from_a_local_weights_file(phantoms, tmp_path):
         ({"table": "table2", "k": [0]}, "k must be 1 or more in table2"),
         ({"seeds": 0}, "seeds 1 or more"),
         ({"options": {"retantion": 1}}, "did you mean retention"),
-        ({"options": {"seed": 1}}, "option of the protocol itself"),
+        ({"options": {"seed": 1}}, "cannot be set for all trainings"),
         ({"bundle": "nowhere"}, "has no train.yaml"),
     ],
 )

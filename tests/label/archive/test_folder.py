@@ -8,12 +8,17 @@ import resource
 import shutil
 import socket
 import stat
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.label.archive import folder as folder_module
 from monai_wscxr.label.archive.folder import FolderStudies, LabelFile, known_normals
 from monai_wscxr.label.archive.studies import Label, Refused, UnknownImage
+from tests.helpers.radiograph_files import WINDOW, dicom
 
 
 def test_labels_outlive_a_process_that_is_killed_in_the_middle_of_a_line(tmp_path):
@@ -264,3 +269,35 @@ def test_only_regular_files_are_images(studies_folder, tmp_path):
     os.mkfifo(path)  # after the search
     with pytest.raises(UnknownImage):
         studies.file(image_id)
+
+
+def test_known_normals_of_one_patient_are_one_patient(tmp_path):
+    folder, levels = tmp_path / "normals", np.arange(48 * 48, dtype=np.uint16).reshape(48, 48)
+    folder.mkdir()
+    for number, patient in enumerate(("MRN-7", "mrn-7 ", "MRN-8")):
+        dicom(folder / f"{number}.dcm", levels + number, PatientID=patient, **WINDOW)
+    for name in ("00000001_000.png", "00000001_001.png", "x.png", "y.png"):
+        Image.fromarray(levels.astype(np.uint8)).save(folder / name)
+    items = {Path(item["image"]).name: item["patient"] for item in known_normals(folder)}
+    assert items["0.dcm"] == items["1.dcm"] != items["2.dcm"]
+    assert items["00000001_000.png"] == items["00000001_001.png"] == "00000001"
+    assert items["x.png"] != items["y.png"]
+    # an image of the archive is of the same patient
+    archive = FolderStudies(folder, tmp_path / "kept")
+    ids = {archive.name(image_id): image_id for image_id in archive.ids()}
+    assert archive.patient(ids["0.dcm"]) == items["0.dcm"]
+
+
+def test_a_file_that_a_full_disk_left_empty_is_still_new(tmp_path, monkeypatch):
+    """The entry of the file reaches the disk with the first label that does."""
+    file, synced = LabelFile(tmp_path / "labels.jsonl"), []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(
+            Refused, match=r"\(No space left on device: .* kB are missing\); the earlier labels are intact"
+        ):
+            file.put("a", "a.png", Label.checked(0))
+    monkeypatch.setattr(folder_module, "sync", synced.append)
+    for _ in range(2):
+        file.put("a", "a.png", Label.checked(0))
+    assert synced == [tmp_path]

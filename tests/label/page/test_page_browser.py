@@ -296,6 +296,7 @@ def test_read_only_and_unreadable_and_nothing_there(browser, phantoms, tmp_path)
         with served(workbench) as (address, _):
             browser.open(address)
             browser.until('return !document.getElementById("read-only").hidden')
+            assert browser.js('return document.getElementById("drift").hidden')
             if model:
                 browser.until('return !document.getElementById("map").hidden')
                 assert browser.js('return document.getElementById("train").disabled')
@@ -304,6 +305,16 @@ def test_read_only_and_unreadable_and_nothing_there(browser, phantoms, tmp_path)
             else:
                 browser.until('return document.getElementById("list-empty").innerText.includes("No images")')
             browser.open("about:blank")
+
+
+def test_drift_is_named_on_the_page(browser, phantoms):
+    workbench = FakeWorkbench(phantom_files(phantoms)[:2])
+    workbench.drift = True
+    with served(workbench) as (address, _):
+        browser.open(address)
+        browser.until('return !document.getElementById("drift").hidden')
+        assert "p-values and flags cannot be relied on" in browser.text("#drift")
+        browser.open("about:blank")
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (1024, 768), (820, 1180), (600, 900)])

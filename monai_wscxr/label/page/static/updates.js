@@ -44,6 +44,7 @@ async function update() {
   state.status = status;
   state.training = training;
   by("read-only").hidden = !status.read_only;
+  by("drift").hidden = status.drift.named !== true;
   showLabels(status);
   showTraining(training, status.read_only);
   const scoring = status.model && unscored(status) > 0;

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from monai_wscxr.data.radiograph.base import RadiographError
-from monai_wscxr.prediction.workers import WorkerLostError, WorkerPool
+from monai_wscxr.system.workers import WorkerLostError, WorkerPool
 
 
 def _nothing():
@@ -97,7 +97,7 @@ def test_without_processes_everything_happens_here():
 def test_processes_end_with_the_one_that_started_them():
     program = (
         "import os, time\n"
-        "from monai_wscxr.prediction.workers import WorkerPool\n"
+        "from monai_wscxr.system.workers import WorkerPool\n"
         "if __name__ == '__main__':\n"
         "    pool = WorkerPool(2, int)\n"
         "    print(*{pool.submit(os.getpid).result() for _ in range(8)}, flush=True)\n"
