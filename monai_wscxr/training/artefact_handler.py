@@ -131,10 +131,14 @@ def write_model(
     def peaks(patch_scores: Tensor) -> list[float]:
         return map_peaks(patch_scores, banks.preprocessing.image_size, map_sigma, places)
 
-    apart, few = (patch_maps(network.discriminator, bank) for bank in (banks.held_out, banks.abnormal))
+    apart = patch_maps(network.discriminator, banks.held_out)
+    few = None if banks.split.normals_only else patch_maps(network.discriminator, banks.abnormal)
     places = LocalMap.measure(apart) if local_map else None
     calibration = calibrate(
-        anomaly_score(apart, score_share)[:, 0].tolist(), peaks(few), false_positive_rate, normal_peaks=peaks(apart)
+        anomaly_score(apart, score_share)[:, 0].tolist(),
+        [] if few is None else peaks(few),
+        false_positive_rate,
+        normal_peaks=peaks(apart),
     )
     split = banks.split
     used = [str(item["image"]) for item in [*split.normal, *split.held_out, *split.abnormal]]

@@ -24,7 +24,8 @@ def refusal(*arguments, **overrides):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ({"k": 0}, "at least one abnormal image per class"),
+        ({"k": -1}, "k is -1; it must be 1 or more, or 0"),
+        ({"k": 0, "whiten": False}, "leave --whiten on"),
         ({"k": 5, "strict": True}, "fewer than k = 5"),
         ({"retention": 0}, r"retention rate r must lie in \(0, 1\]"),
         ({"distance_share": -1}, "distance_share must be 0"),

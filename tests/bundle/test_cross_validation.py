@@ -44,6 +44,8 @@ def test_splits_keep_patients_apart_and_nest():
     assert random_split(listed, [1], 0) != random_split(listed, [1], 1)
     with pytest.raises(InputError, match="leaves no abnormal image"):
         random_split(listed, [12], 0)
+    with pytest.raises(InputError, match="k must be 1 or more, got 0"):
+        random_split(listed, [1, 0], 0)
 
 
 def test_it_trains_what_the_bundle_trains(phantoms, tmp_path):

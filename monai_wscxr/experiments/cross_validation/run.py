@@ -28,6 +28,8 @@ PUBLISHED_TRAINING = {
     "optimizer_name": "Adam",
     "learning_rate": 2e-4,
     "distance_share": 0.0,
+    "region_share": 0.0,
+    "opacity_share": 0.0,
     "copies": 0,
     "mining_scope": "all",
 }
@@ -63,6 +65,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learning rate 0.003": {"learning_rate": 0.003},
     "no distance": {"distance_share": 0.0},
     "distance 1.2": {"distance_share": 1.2},
+    "no regions": {"region_share": 0.0},
+    "no opacities": {"opacity_share": 0.0},
     "maximum": {"score_share": 0.0},
     "mean": {"score_share": 1.0},
 }
@@ -105,6 +109,7 @@ class CrossValidation:
         self._check("options", changes or {})
         self.options.update(changes or {})
         self.most_copies = max(self.options["copies"], *(v.get("copies", 0) for v in VARIANTS.values()))
+        self.most_opacities = max(self.options["opacities"], *(v.get("opacities", 0) for v in VARIANTS.values()))
         self._maps: tuple[tuple[str, ...], BackboneMaps] | None = None
 
     def run(self, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -127,10 +132,11 @@ class CrossValidation:
         features = maps.choose(maps.images, layers, first["neighbourhood"])
         perturbed = {n: maps.choose(m, layers, first["neighbourhood"]) for n, m in maps.perturbed.items()}
         copies = [maps.choose(m, layers, first["neighbourhood"]) for m in maps.copies]
+        opacities = [maps.choose(m, layers, first["neighbourhood"]) for m in maps.opacities]
         labels = np.array([item["label"] for item in self.items])
         results: dict[str, Any] = {n: {str(k): {m: [] for m in (*METRICS, "shift")} for k in self.ks} for n in variants}
         for number, split in enumerate(self.splits):
-            data = SplitFeatures(split, features, perturbed, copies, maps.subset, labels)
+            data = SplitFeatures(split, features, perturbed, copies, maps.subset, labels, opacities)
             for name, changes in variants.items():
                 for k in self.ks:
                     values, shift = data.metrics({**self.options, **changes}, k)
@@ -151,7 +157,10 @@ class CrossValidation:
         key = tuple(str(options[k]) for k in ("image_size", "intensity", "backbone", "weights"))
         if self._maps is None or self._maps[0] != key:
             self._maps = None  # free the memory of the previous maps first
-            self._maps = (key, BackboneMaps(self.items, options, self.perturbed_normals, self.most_copies))
+            self._maps = (
+                key,
+                BackboneMaps(self.items, options, self.perturbed_normals, self.most_copies, self.most_opacities),
+            )
         return self._maps[1]
 
     def table(self, results: Mapping[str, Mapping[str, Any]]) -> str:

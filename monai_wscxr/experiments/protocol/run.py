@@ -55,7 +55,7 @@ def run_protocol(
         dataset_dir: folder or data list with a training and a test part.
         output_dir: a new folder, or that of the same protocol.
         methods: methods of table 1, from `METHODS`.
-        k: abnormal images per class, each >= 1.
+        k: abnormal images per class; 0 for WSCXR on normal images alone, in table 1.
         seeds: number of seeds, >= 1; they are 0, 1, ...
         options: options of `train.yaml` for all cells.
         bundle: folder of the bundle; None means the one beside the package.
@@ -116,15 +116,18 @@ def grid(table: str, methods: Sequence[str], k: Sequence[int], seeds: int) -> li
     """List the cells of a table: all methods of one seed before the next seed, so an unfinished table compares methods.
 
     Raises:
-        InputError: on an unknown table or method, k or seeds below 1, or nothing to run.
+        InputError: on an unknown table or method, k below 0 (in table 2 below 1), seeds below 1, or nothing to run.
     """
     if table not in TABLES:
         raise InputError(f"there is no table {table!r}; the tables are {', '.join(TABLES)}")
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:
         raise InputError(f"unknown methods: {', '.join(unknown) or 'none given'}; they are {', '.join(METHODS)}")
-    if not k or min(k) < 1 or seeds < 1:
-        raise InputError(f"k and seeds must be 1 or more, got k {list(k)} and {seeds} seeds")
+    least = 0 if table == "table1" else 1  # without abnormal images there is nothing to mine or mix
+    if not k or min(k) < least or seeds < 1:
+        raise InputError(
+            f"k must be {least} or more in {table}, and seeds 1 or more; got k {list(k)} and {seeds} seeds"
+        )
     numbers = sorted(set(k))
     cells = []
     for seed in range(seeds):
