@@ -205,7 +205,9 @@ def prepare_banks(
 
 
 def _by_class(bank: FeatureBank | BankOnDisk, items: list[Item]) -> list[Tensor]:
-    """Return the image features [k, C] of the images of each class of a bank."""
+    """Return the image features [k, C] of the images of each class of a bank; nothing without images."""
+    if not bank.files:
+        return []
     classes = {str(item["image"]): str(item["class"]) for item in items}
     features = image_features(bank)
     names = [classes[file] for file in bank.files]
