@@ -59,6 +59,7 @@ Basis = Literal["held_out", "site_normals", "site_unlabelled"]
 FEWEST_UNLABELLED = 50
 """Unlabelled images from which the scores of normal images can be estimated."""
 _LOWER_LEVELS = np.linspace(0.05, 0.40, 12)  # of unlabelled scores; normal images rule there
+_SAFETY = 1.3  # width of the upper half beside the fitted one: shapes differ between sites
 _OWN_SHAPE = 0.75  # weight of the shape of the training's scores beside the normal distribution
 
 
@@ -252,7 +253,8 @@ def estimate_null(calibration: Calibration, scores: Sequence[float]) -> Calibrat
 
     In the lower part of the scores normal images rule as long as at most half of the images are abnormal. Location and scale
     are fitted there, between the quantiles 5 % and 40 %, to a shape that is three quarters that of the held-out normals of the
-    training and one quarter the normal distribution. Abnormal images score higher than normal ones, so they can only raise
+    training and one quarter the normal distribution. Above the median the fitted scores lie 1.3 times as far out, because the
+    upper tail, which nothing here shows, differs between sites. Abnormal images score higher than normal ones, so they can only raise
     these quantiles: with more of them the operating point rises, fewer normals are flagged and more abnormals are missed.
 
     Args:
@@ -276,7 +278,8 @@ def estimate_null(calibration: Calibration, scores: Sequence[float]) -> Calibrat
     if not scale > 1e-9 * max(1.0, float(np.abs(found).max())):
         raise InputError("these images all have the same anomaly score; give radiographs of more patients")
     levels = np.arange(1, len(found) + 1) / (len(found) + 1)
-    null = location + scale * shape(levels)
+    middle, own = shape(np.array([0.5])), shape(levels)
+    null = location + scale * np.where(own > middle, middle + _SAFETY * (own - middle), own)
     return replace(calibration, normal_scores=tuple(null.tolist()), basis="site_unlabelled")
 
 
