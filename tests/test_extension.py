@@ -1,5 +1,7 @@
 """The compiled extension: it is built where possible, loads, describes itself correctly, and contains nothing else."""
 
+import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -113,7 +115,7 @@ def test_phantom_command_writes_and_refuses(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("environment", "status", "sentence"),
     [
-        ({"MONAI_WSCXR_BUILD": "none"}, 0, ""),
+        ({"MONAI_WSCXR_BUILD": "none"}, 0, "is left out: it was built with MONAI_WSCXR_BUILD=none"),
         ({"MONAI_WSCXR_BUILD": "often"}, 1, "MONAI_WSCXR_BUILD must be auto, cpu, cuda or none, got 'often'"),
         ({"MONAI_WSCXR_BUILD": "auto", "CXX": "no-such-compiler"}, 0, "there is no C++ compiler"),
         (
@@ -172,3 +174,62 @@ def test_a_failed_compilation_leaves_the_module_out_or_is_an_error(tmp_path, mod
     assert done.returncode == status, done.stderr
     assert "Error compiling objects for extension" in done.stdout + done.stderr
     assert not list(tmp_path.rglob("*.so"))
+    record = tmp_path / "lib" / "monai_wscxr" / "ops" / "left_out.json"
+    if mode == "auto":
+        assert "built WITHOUT the compiled CPU kernels: it could not be compiled" in done.stderr
+        assert set(json.loads(record.read_text())) == {"_C", "_C_cuda"}
+    else:
+        assert not record.exists()
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
+def test_pip_builds_with_the_torch_of_the_environment_that_it_installs_to(tmp_path):
+    # pip's isolated environment: this interpreter without its packages, and the build requirements alone
+    hidden = (
+        "import sys, sysconfig\n"
+        "sys.path = [p for p in sys.path if p not in (sysconfig.get_path('purelib'), sysconfig.get_path('platlib'))]\n"
+        "sys.path.append('requirements')\n"
+        "import importlib.util; assert importlib.util.find_spec('torch') is None\n"
+        "import setuptools; setuptools.setup = lambda **given: print(sorted(m.name for m in given['ext_modules']))\n"
+        "import os; sys.argv = ['setup.py']; exec(compile(open('setup.py').read(), os.path.abspath('setup.py'), 'exec'), "
+        "{'__file__': os.path.abspath('setup.py'), '__name__': '__main__'})\n"
+    )
+    copy = tmp_path / "source"
+    copy.mkdir()
+    shutil.copy(ROOT / "setup.py", copy)
+    shutil.copytree(ROOT / "csrc", copy / "csrc")
+    requirements = copy / "requirements"
+    requirements.mkdir()
+    for name in ("setuptools", "pybind11", "_distutils_hack"):
+        (requirements / name).symlink_to(Path(importlib.util.find_spec(name).origin).parent)
+    environment = {
+        **os.environ,
+        "MONAI_WSCXR_BUILD": "auto",
+        "CUDA_HOME": str(tmp_path / "none"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", hidden],
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "monai_wscxr._C" in done.stdout, done.stderr
+
+
+def test_doctor_says_why_a_module_is_missing(tmp_path, monkeypatch):
+    from monai_wscxr.ops import _library
+
+    monkeypatch.setattr(_library, "__file__", str(tmp_path / "_library.py"))
+    plain = "the extension module monai_wscxr._no_such was not built"
+    assert _library._extension("_no_such") == (None, plain)
+    for content, said in (
+        ('{"_no_such": "there is no C++ compiler"}', f"{plain}: there is no C++ compiler"),
+        ("[", plain),
+        ("[]", plain),
+    ):
+        (tmp_path / "left_out.json").write_text(content)
+        assert _library._extension("_no_such") == (None, said)

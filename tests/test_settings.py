@@ -7,7 +7,8 @@ import pytest
 from monai.bundle import ConfigParser
 
 from monai_wscxr.errors import find_input_error
-from monai_wscxr.training.options import NOT_SETTINGS, find_configs, option_names, run_settings
+from monai_wscxr.training.configs import described_options, find_configs, option_names
+from monai_wscxr.training.options import NOT_SETTINGS, run_settings
 from tests.helpers.bundle_runs import SMALL
 from tests.helpers.bundle_runs import run as run_bundle
 
@@ -50,6 +51,7 @@ def documented_options():
 def test_every_option_is_a_setting_or_is_named_as_none():
     options = documented_options()
     assert option_names(configuration().get()) == options
+    assert [option.name for option in described_options(CONFIGS / "train.yaml")] == options
     assert set(settings()) == set(options) - LEFT_OUT
     assert {"k", "allow", "precision", "compile_network", "mix_hidden", "dataset_dir"} <= set(settings())
 
@@ -58,6 +60,13 @@ def test_the_options_that_are_no_settings_are_these():
     assert set(NOT_SETTINGS) == LEFT_OUT
     everywhere = {name for overlay in OVERLAYS for name in option_names(configuration(overlay).get())}
     assert everywhere >= LEFT_OUT  # none that does not exist
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_every_option_of_every_configuration_is_described(file):
+    options = described_options(CONFIGS / file)
+    assert options
+    assert [option.name for option in options if not option.comment] == []
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS[:3])

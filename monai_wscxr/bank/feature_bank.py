@@ -50,7 +50,7 @@ class FeatureBank:
         n = features.shape[0]
         y, x = torch.meshgrid(torch.arange(h, dtype=torch.int16), torch.arange(w, dtype=torch.int16), indexing="ij")
         return cls(
-            rows=features.reshape(n * h * w, -1),
+            rows=features.reshape(n * h * w, features.shape[2]),
             files=tuple(files),
             file_index=torch.arange(n, dtype=torch.int32).repeat_interleave(h * w),
             position=torch.stack([y.flatten(), x.flatten()], dim=1).repeat(n, 1),
@@ -68,7 +68,7 @@ class FeatureBank:
             raise ValueError(
                 f"this bank holds {len(self)} chosen rows, not all {h * w} patches of {len(self.files)} images"
             )
-        return self.rows.reshape(len(self.files), h, w, -1).permute(0, 3, 1, 2)
+        return self.rows.reshape(len(self.files), h, w, self.rows.shape[1]).permute(0, 3, 1, 2)
 
     def select(self, index: Tensor) -> FeatureBank:
         """Return the bank of the rows at `index` [k] int64, in that order, with their origins."""

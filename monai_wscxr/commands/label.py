@@ -39,6 +39,10 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the server until it is stopped."""
+    from monai_wscxr.training.configs import check_settable, find_configs
+
+    train_options = option_values(options.set)
+    check_settable(train_options, [find_configs(options.bundle) / "train.yaml"])
     from monai_wscxr.label.server.start import ServerOptions, serve
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
@@ -60,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
             max_upload=options.max_upload,
             read_only=options.read_only,
             seed=options.seed,
-            train_options=option_values(options.set),
+            train_options=train_options,
             bundle=options.bundle,
         )
     )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import re
+import os
+import select
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 import monai_wscxr
 from monai_wscxr.commands import (
     adapt,
     bank,
     bundle,
+    card,
     check_precision,
     cross_validate,
     datalist,
@@ -25,11 +25,14 @@ from monai_wscxr.commands import (
     predict,
     protocol,
     simulate,
+    workflows,
 )
-from monai_wscxr.commands.exit_status import INTERRUPTED, UNUSABLE
+from monai_wscxr.commands.exit_status import INTERRUPTED, OUTPUT_CLOSED, UNUSABLE
+from monai_wscxr.commands.parsers import Parser
 from monai_wscxr.errors import InputError, find_input_error
 
 _COMMANDS = (
+    workflows,
     predict,
     adapt,
     drift,
@@ -40,6 +43,7 @@ _COMMANDS = (
     simulate,
     bank,
     bundle,
+    card,
     plan,
     check_precision,
     phantom,
@@ -54,12 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: command line without the program's name; None takes that of this process.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    options, unknown = create_parser().parse_known_args(one_spelling(given))
-    if unknown:
-        options.parser.refuse(unknown[0])
-    options.arguments = given
     try:
+        options, unknown = create_parser().parse_known_args(one_spelling(given))
+        if unknown:
+            options.parser.refuse(unknown[0])
+        options.arguments = given
         status = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        sys.exit(OUTPUT_CLOSED)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(UNUSABLE)
@@ -78,33 +87,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(status)
 
 
-class Parser(argparse.ArgumentParser):
-    """Parser that ends a wrong command line with one sentence, and names what comes close to an unknown word."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})
-        self.set_defaults(parser=self)
-
-    def error(self, message: str) -> NoReturn:
-        """Print the sentence and exit with the status `UNUSABLE`."""
-        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        if choice:
-            message += close_to(choice[1], re.findall(r"[\w-]+", choice[2]))
-        print(f"error: {message}; `{self.prog} --help` lists what there is", file=sys.stderr)
-        sys.exit(UNUSABLE)
-
-    def refuse(self, word: str) -> NoReturn:
-        """End a command line with a word that this parser does not know."""
-        if word.startswith("-"):
-            name = word.partition("=")[0]
-            self.error(f"unknown option {name}{close_to(name, list(self._option_string_actions))}")
-        self.error(f"{word!r} is one argument too many")
-
-
-def close_to(word: str, known: Sequence[str]) -> str:
-    """Return a question that names the known words close to a word, or ""."""
-    close = difflib.get_close_matches(word, known, n=3)
-    return f"; did you mean {', '.join(close)}?" if close else ""
+def _output_is_closed() -> bool:
+    """Return whether the reader of the standard output has ended, as that of `... | head`; what is left goes nowhere then."""
+    try:
+        output = sys.stdout.fileno()
+        watch = select.poll()
+    except (OSError, AttributeError):  # no file, or no such system call here
+        return False
+    watch.register(output, 0)  # an error of a pipe is reported without being asked for
+    if not watch.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def one_spelling(arguments: Sequence[str]) -> list[str]:

@@ -1,17 +1,92 @@
-"""Types and converters for the parsers of several commands."""
+"""The parser of all commands, with types and converters that several of them share."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from monai_wscxr.commands.exit_status import UNUSABLE
 from monai_wscxr.errors import InputError
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
     Commands = argparse._SubParsersAction
+
+
+class Help(argparse.HelpFormatter):
+    """Help in which every option with a default names it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        """Return the help of an option, with its default unless the text speaks of one already."""
+        text = action.help or ""
+        plain = action.default not in (None, False, argparse.SUPPRESS, [], {}, "")
+        if action.option_strings and plain and "default" not in text:
+            text += f" (default: {shown(action.default)})"
+        return text
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser that ends a wrong command line with one sentence, and names what comes close to an unknown word.
+
+    Attributes:
+        fill: adds options to this parser when they are first needed, from the words of the command line; None if all options
+            are there from the start.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, "formatter_class": Help, **options})
+        self.fill: Callable[[Parser, Sequence[str]], None] | None = None
+        self.set_defaults(parser=self)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, after the options have been added."""
+        self._add_options(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def format_help(self) -> str:
+        """Return the help, after the options have been added."""
+        self._add_options(())
+        return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        """Print the sentence and exit with the status `UNUSABLE`."""
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if choice:
+            message += close_to(choice[1], re.findall(r"[\w-]+", choice[2]))
+        print(f"error: {message}; `{self.prog} --help` lists what there is", file=sys.stderr)
+        sys.exit(UNUSABLE)
+
+    def refuse(self, word: str) -> NoReturn:
+        """End a command line with a word that this parser does not know."""
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            self.error(f"unknown option {name}{close_to(name, list(self._option_string_actions))}")
+        self.error(f"{word!r} is one argument too many")
+
+    def _add_options(self, words: Sequence[str]) -> None:
+        fill, self.fill = self.fill, None
+        if fill is not None:
+            fill(self, words)
+
+
+def close_to(word: str, known: Sequence[str]) -> str:
+    """Return a question that names the known words close to a word, or ""."""
+    close = difflib.get_close_matches(word, known, n=3)
+    return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def shown(value: Any) -> str:
+    """Return a value as it is written on a command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def whole_numbers(text: str) -> list[int]:

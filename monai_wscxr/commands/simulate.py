@@ -32,6 +32,10 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the simulations that are missing, then write and print the table."""
+    from monai_wscxr.training.configs import check_settable
+
+    train_options = option_values(options.set)
+    check_settable(train_options)
     from monai_wscxr.label.simulate import simulate
 
     logging.basicConfig(level=logging.WARNING)
@@ -41,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
         "per_round": options.per_round,
         "draws": options.draws,
         "archive_normal": options.archive_normal,
-        "options": option_values(options.set),
+        "options": train_options,
     }
     command = shlex.join(["monai-wscxr", *options.arguments])
     path = simulate(options.dataset_dir, options.output_dir, settings, command)

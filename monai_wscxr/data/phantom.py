@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-from tqdm import tqdm
 
 from monai_wscxr.data.phantom_anatomy import (
     AERATED,
@@ -38,6 +37,7 @@ from monai_wscxr.data.phantom_anatomy import (
 )
 from monai_wscxr.errors import InputError
 from monai_wscxr.system.atomic import replacing
+from monai_wscxr.system.progress import counted
 
 LESIONS: tuple[str, ...] = ("consolidation", "nodule", "effusion", "pneumothorax")
 
@@ -300,7 +300,7 @@ def write_phantoms(
         for lesion in ((None,) if kind == "normal" else lesions)
         for i in range(count)
     ]
-    for split, lesion, i in tqdm(jobs, desc="phantoms", unit="image", disable=not progress):
+    for split, lesion, i in counted(jobs, "phantoms", progress):
         # The seed of a patient is a 64-bit hash of split, class and number, so splits, classes and data sets share no patient.
         place = (("train", "test").index(split), 0 if lesion is None else 1 + LESIONS.index(lesion), i)
         patient = np.random.SeedSequence(seed, spawn_key=place).generate_state(1, np.uint64)[0]

@@ -24,29 +24,39 @@ def choose_few_shot(items: Iterable[Item], k: int, seed: int, strict: bool = Fal
 
     Args:
         items: items of a datalist; normal ones are ignored.
-        k: images per class, at least 1.
+        k: images per class; 0 chooses none, for a training on normal images alone.
         seed: any integer.
         strict: raise an error for a class with fewer than k images, instead of using all of them.
 
     Returns:
-        The chosen items, sorted by class and image.
+        The chosen items, sorted by class and image; none for k = 0 or without abnormal items.
 
     Warns:
-        UserWarning: for each class with fewer than k images.
+        UserWarning: for each class with fewer than k images, and when there is no abnormal item for k of 1 or more.
 
     Raises:
-        DatalistError: for k below 1, no abnormal item, or, with `strict`, a class that is too small.
+        DatalistError: for k below 0, or, with `strict`, no abnormal item or a class that is too small.
     """
-    if k < 1:
-        raise DatalistError(f"k is {k}; WSCXR needs at least one abnormal image per class, so k must be 1 or more.")
+    if k < 0:
+        raise DatalistError(f"k is {k}; it must be 1 or more, or 0 to train on normal images alone.")
+    if k == 0:
+        return []
     classes: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         if item["label"] == 1:
             classes[item["class"]].append(item)
     if not classes:
-        raise DatalistError(
-            "there is no abnormal image to choose from; WSCXR needs at least one. Put some into "
-            "train/abnormal[/CLASS], or give them label 1."
+        message = "there is no abnormal image to choose from"
+        if strict:
+            raise DatalistError(
+                f"{message}. Put some into train/abnormal[/CLASS], give them label 1, or train on normal images alone "
+                "with --k 0."
+            )
+        warnings.warn(
+            f"{message}: training on normal images alone, as with --k 0. To train with abnormal ones, put them into "
+            "train/abnormal[/CLASS], or give them label 1.",
+            UserWarning,
+            stacklevel=2,
         )
     chosen = []
     for name in sorted(classes):

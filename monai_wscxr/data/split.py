@@ -19,7 +19,7 @@ class TrainingSplit:
     Attributes:
         normal: normal images of the normal bank.
         held_out: normal images kept out of training, for calibration.
-        abnormal: few-shot abnormal images.
+        abnormal: few-shot abnormal images; none in a training on normal images alone.
         test: test images, used only for the overlap check.
         findings: overlaps with the test images that were allowed, as sentences.
         digests: content digest of every image, by file.
@@ -37,8 +37,15 @@ class TrainingSplit:
     def summary(self) -> str:
         """Describe the split and what the data set leaves out in one line."""
         classes = ", ".join(f"{n} {name}" for name, n in sorted(count_classes(self.abnormal).items()))
-        text = f"{len(self.normal)} normal images train, {len(self.held_out)} are held out, abnormal: {classes}"
+        text = (
+            f"{len(self.normal)} normal images train, {len(self.held_out)} are held out, abnormal: {classes or 'none'}"
+        )
         return f"{text}; {self.left_out}" if self.left_out else text
+
+    @property
+    def normals_only(self) -> bool:
+        """Whether the training has normal images alone."""
+        return not self.abnormal
 
 
 def count_classes(items: Iterable[Item]) -> dict[str, int]:
@@ -108,7 +115,7 @@ def training_split(
 
     Args:
         source: folder or datalist file, see `load_datalist`.
-        k: abnormal images per class (few-shot), >= 1.
+        k: abnormal images per class (few-shot), >= 0; 0 for a training on normal images alone.
         holdout: share of the normal images held out for calibration, by patient, in (0, 1).
         seed: of both choices.
         strict: raise an error for a class with fewer than k images, instead of a warning.

@@ -20,8 +20,49 @@ from monai_wscxr.model.networks import anomaly_score
 from monai_wscxr.model.predictor import Prediction, check_images, in_order, to_prediction
 from monai_wscxr.report.predictions import write_predictions
 from monai_wscxr.system.atomic import write_text_atomic
+from monai_wscxr.system.progress import progress_bar
 
 logger = logging.getLogger("monai_wscxr")
+
+
+class ProgressHandler:
+    """Show how many images of a run are done; a few plain lines where stderr is no terminal.
+
+    Args:
+        what: text in front of the bar.
+        stream: input of the evaluator.
+        shown: False shows nothing.
+    """
+
+    def __init__(self, what: str, stream: RadiographStream, shown: bool = True) -> None:
+        self.what, self.stream, self.shown = what, stream, shown
+
+    def attach(self, engine: Engine) -> None:
+        """Start the bar with the run, move it after each batch, and end it with the run or its error."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.step)
+        engine.add_event_handler(Events.COMPLETED, self.end)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
+
+    def start(self, engine: Engine) -> None:
+        """Show the bar."""
+        self._read, self._bar = 0, progress_bar(len(self.stream), self.what, self.shown)
+
+    def step(self, engine: Engine) -> None:
+        """Count the images of a batch, and those that were rejected before it."""
+        state: Any = engine.state
+        self._read += len(state.batch["items"])
+        self._bar.update(self._read + len(self.stream.rejected) - self._bar.n)
+
+    def end(self, engine: Engine) -> None:
+        """Count the images that were rejected last, and close the bar."""
+        self._bar.update(self._read + len(self.stream.rejected) - self._bar.n)
+        self._bar.close()
+
+    def fail(self, engine: Engine, error: BaseException) -> None:
+        """Close the bar and let the error pass."""
+        self._bar.close()
+        raise error
 
 
 class ResultHandler:
@@ -69,7 +110,8 @@ class ResultHandler:
         """Write `predictions.csv` with one row per file, and log the rejected files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = in_order([str(i["image"]) for i in self.stream.items], self.predictions, self.stream.rejected)
-        write_predictions(self.folder / "predictions.csv", rows, self.model.sha256)
+        labels = [item["label"] for item in self.stream.items if "label" in item]
+        write_predictions(self.folder / "predictions.csv", rows, self.model.sha256, labels or None)
         for file, code, message in self.stream.rejected:
             logger.warning("rejected (%s): %s: %s", code, file, message)
 

@@ -60,9 +60,14 @@ def evaluation_items(model: TrainedModel, source: str | Path, allow_overlap: boo
 def inference_items(source: str | Path) -> list[Item]:
     """Return an item for every image in a folder and its subfolders, or for one file, without labels; log what is left out.
 
+    Args:
+        source: the folder or file; "" gives no items, so that a bundle can be inspected without images.
+
     Raises:
         InputError: when there is no image.
     """
+    if not str(source):
+        return []
     listing = list_images([source])
     if listing.left_out:
         logger.info("%s: %s", source, listing.summary())

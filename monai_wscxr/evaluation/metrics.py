@@ -35,18 +35,19 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int64], N
     return y, s
 
 
-def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
+def auroc(labels: ArrayLike, scores: ArrayLike, counts: ArrayLike | None = None) -> float:
     """Compute the area under the ROC curve; ties count one half.
 
     Args:
         labels: [n], 0 (normal) or 1 (abnormal); both must occur.
         scores: [n], finite; higher is more abnormal.
+        counts: [n], >= 0, how often each of them occurs; None for once.
 
     Raises:
         InputError: on NaN or Inf scores, labels other than 0 and 1, or a single class.
     """
     y, s = _checked(labels, scores)
-    return float(roc_auc_score(y, s))
+    return float(roc_auc_score(y, s, sample_weight=None if counts is None else np.asarray(counts, np.float64).ravel()))
 
 
 def youden_threshold(labels: ArrayLike, scores: ArrayLike) -> float:

@@ -22,7 +22,7 @@ from monai_wscxr.evaluation.metrics import honest_metrics, paper_metrics
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.calibration import p_value_error
 from monai_wscxr.model.predictor import Prediction, to_map
-from monai_wscxr.report.case import Case
+from monai_wscxr.report.case import NORMALS_ONLY, Case
 from monai_wscxr.report.html import choose_cases, write_report
 from monai_wscxr.report.maps import encode_map
 from monai_wscxr.report.overlay import overlay
@@ -72,21 +72,22 @@ def evaluation_metrics(
 
 def lesion_metrics(
     model: TrainedModel, items: Sequence[Item], predictions: Sequence[Prediction]
-) -> dict[str, float] | None:
-    """Compare anomaly maps with lesion masks; None without any mask.
+) -> dict[str, Any] | None:
+    """Compare anomaly maps with lesion masks, see `localisation_metrics`; None without any mask.
 
     Abnormal images without a mask are left out: their lesions must not count as normal pixels.
     """
     if not any(item.get("mask") for item in items):
         return None
     size = model.preprocessing.image_size
-    masks, maps = [], []
+    masks, maps, findings = [], [], []
     for item, prediction in zip(items, predictions, strict=True):
         if item["label"] == 1 and not item.get("mask"):
             continue
         masks.append(_load_mask(item, size) if item.get("mask") else np.zeros((size, size), bool))
         maps.append(to_map(model, prediction))
-    return localisation_metrics(masks, maps)
+        findings.append(str(item["class"]))
+    return localisation_metrics(masks, maps, findings)
 
 
 def log_metrics(metrics: Mapping[str, Any]) -> None:
@@ -102,9 +103,14 @@ def log_metrics(metrics: Mapping[str, Any]) -> None:
     )
     if pixel is not None:
         logger.info(
-            "pixel AUROC %.4f, AUPRO %.4f, pointing game %.4f",
-            *(pixel[k] for k in ("auroc", "aupro", "pointing_game")),
+            "pixel AUROC %.4f, AUPRO %.4f, pointing game %.4f; a constant map: %.4f, %.4f, %.4f",
+            *(part[k] for part in (pixel, pixel["constant_map"]) for k in ("auroc", "aupro", "pointing_game")),
         )
+        if pixel["gap"] is not None:
+            logger.info(
+                "percentile among normals at the same place: in lesions %.4f, at the mirrored place %.4f, gap %.4f",
+                *(pixel[k] for k in ("percentile", "mirrored_percentile", "gap")),
+            )
 
 
 def write_evaluation_report(
@@ -144,6 +150,8 @@ def write_evaluation_report(
         cases[index] = _with_pictures(cases[index], model, items[index], predictions[index])
     rejected, calibration = metrics["n_rejected"], model.calibration
     notes = [f"Threshold: {calibration.rate_text}."]
+    if model.normals_only:
+        notes.append(NORMALS_ONLY)
     if rejected:
         notes.append(f"{rejected} test images could not be used.")
     if unlike := metrics.get("n_unlike_a_chest", 0):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_wscxr.bank.cache import FeatureCache
+from monai_wscxr.data.opacities import with_opacity
 from monai_wscxr.data.perturbation import altered
 from monai_wscxr.data.stream import RadiographStream
 from monai_wscxr.data.transforms import radiograph_transforms
@@ -36,6 +37,7 @@ class Alteration:
 
 
 ALTERED = Alteration("altered", 2, lambda image, seed: altered(image, random.Random(seed)))
+OPACITIES = Alteration("opacities", 1, lambda image, seed: with_opacity(image, random.Random(seed)))
 
 
 def copy_features(

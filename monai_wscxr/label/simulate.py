@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from monai_wscxr.data.datalist import Item, by_path, load_datalist
 from monai_wscxr.errors import InputError
@@ -29,6 +27,7 @@ from monai_wscxr.label.archive.studies import Label, UnknownImage
 from monai_wscxr.label.ranking import STRATEGIES, score_images
 from monai_wscxr.label.workbench import Workbench
 from monai_wscxr.system.atomic import write_text_atomic
+from monai_wscxr.system.progress import counted
 
 
 class HiddenLabels:
@@ -218,7 +217,7 @@ def simulate(dataset_dir: str, output_dir: str, settings: Mapping[str, Any], com
             raise InputError(f"{folder} holds a simulation with other settings; choose another folder")
         record = earlier
     runs = [(seed, strategy) for seed in range(settings["draws"]) for strategy in settings["strategies"]]
-    for seed, strategy in tqdm(runs, desc="simulation", unit="run", mininterval=0.1 if sys.stderr.isatty() else 30):
+    for seed, strategy in counted(runs, "simulation", unit="run"):
         name = f"{strategy}-{seed}"
         if name not in record["rounds"]:
             record["rounds"][name] = label_in_rounds(

@@ -8,23 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from monai_wscxr.data.datalist import Item
 from monai_wscxr.data.split import count_classes
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import weights_hash
 from monai_wscxr.features.extraction import Extraction, PatchExtractor
-from monai_wscxr.label.distance_model import OPTIONS as DISTANCE_OPTIONS
-from monai_wscxr.label.distance_model import train_distance_model
 from monai_wscxr.label.models import ModelFolders
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.system.atomic import write_text_atomic
+from monai_wscxr.training.configs import check_settable
 from monai_wscxr.training.once import train_once, training_workflow
 from monai_wscxr.training.start import quiet_training
 
 Progress = Callable[[str, float], None]
-RUN_OPTIONS = ("dataset_dir", "k", "seed")  # settings of one training, which the next one does not inherit
 
 
 class Trainer:
@@ -45,17 +41,13 @@ class Trainer:
 
     def __init__(self, configs: Path, models: ModelFolders, options: Mapping[str, Any], seed: int = 0) -> None:
         self.configs, self.models, self.options, self.seed = configs, models, dict(options), seed
-        known = ConfigParser.load_config_file(str(configs / "train.yaml"))
-        unknown = [name for name in options if name not in known or name in RUN_OPTIONS]
-        if unknown:
-            raise InputError(f"{', '.join(unknown)}: no option of train.yaml that a workbench can set")
+        check_settable(options, [configs / "train.yaml"])
         with quiet_training():
             parser = training_workflow(models.root, models.root, {**self.options, "seed": seed}, configs).parser
         self.extractor: PatchExtractor = parser.get_parsed_content("extractor")
         self.extractor.max_bad_share = (
             1.0  # an archive holds files of all kinds; unreadable ones are listed, not ranked
         )
-        self._distance_options = {name: parser.get_parsed_content(name) for name in DISTANCE_OPTIONS}
 
     def check_fits(self, model: TrainedModel) -> None:
         """Check that a model uses the same features as the models of this trainer.
@@ -95,30 +87,34 @@ class Trainer:
         Raises:
             InputError: when the images do not allow a training, see `train_once`; the folder is then removed.
         """
+        few = {"k": max(count_classes(abnormal).values())}
+        return self._train([*normal, *abnormal], few, progress)
+
+    def start(self, normal: Sequence[Item]) -> Path:
+        """Train a model on normal images alone; return its folder, not in use yet.
+
+        The whitening is on here, whatever later trainings do: without it there is no distance to the normals.
+
+        Raises:
+            InputError: when there are fewer than two usable normal images of different patients.
+        """
+        return self._train(normal, {"k": 0, "whiten": True}, lambda stage, share: None)[0]
+
+    def _train(self, items: Sequence[Item], options: Mapping[str, Any], progress: Progress) -> tuple[Path, list[str]]:
+        """Train by the bundle's `train.yaml`, with further options; returns as `train`."""
         folder = self.models.new()
         self.extractor.done = Extraction()
-        listed = json.dumps({"training": [*normal, *abnormal], "test": []}, indent=1)
+        listed = json.dumps({"training": list(items), "test": []}, indent=1)
         with self.models.unfinished(folder), quiet_training(), warnings.catch_warnings(record=True) as caught:
             datalist = write_text_atomic(folder.with_suffix(".json"), listed)
             warnings.simplefilter("always")
             train_once(
                 datalist,
                 folder,
-                {**self.options, "seed": self.seed, "k": max(count_classes(abnormal).values())},
+                {**self.options, "seed": self.seed, **options},
                 self.configs,
                 self.extractor,
                 self.extractor.digests,
                 progress,
             )
         return folder, [str(w.message) for w in caught if "held-out" in str(w.message)]
-
-    def start(self, normal: Sequence[Item]) -> Path:
-        """Train a model on normal images alone, see `train_distance_model`; return its folder, not in use yet.
-
-        Raises:
-            InputError: when there are fewer than two usable normal images of different patients.
-        """
-        folder = self.models.new()
-        with self.models.unfinished(folder):
-            train_distance_model(folder, normal, self.extractor, self._distance_options, self.seed)
-        return folder

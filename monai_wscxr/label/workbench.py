@@ -37,10 +37,10 @@ from monai_wscxr.label.results import (
     without_network,
 )
 from monai_wscxr.label.scores import ArchiveScores
-from monai_wscxr.label.training import RUN_OPTIONS, Trainer
+from monai_wscxr.label.training import Trainer
 from monai_wscxr.model.artefact import TrainedModel, load_model
 from monai_wscxr.system.atomic import as_disk_full, remove_partials, write_text_atomic
-from monai_wscxr.training.options import find_configs
+from monai_wscxr.training.configs import RUN_OPTIONS, find_configs
 
 logger = logging.getLogger("monai_wscxr")
 

@@ -1,4 +1,5 @@
 from monai_wscxr.model.artefact import TrainedModel as TrainedModel
+from monai_wscxr.model.artefact import build_network as build_network
 from monai_wscxr.model.artefact import load_model as load_model
 from monai_wscxr.model.artefact import save_model as save_model
 from monai_wscxr.model.calibration import Calibration as Calibration

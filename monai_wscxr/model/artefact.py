@@ -25,7 +25,7 @@ from monai_wscxr.model.weights_file import check_fit, check_heads, read_weights
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.system.atomic import torch_bytes, write_together
 
-ARTEFACT_FORMAT = 5
+ARTEFACT_FORMAT = 6
 ARTEFACT, WEIGHTS = "artefact.json", "model.pt"
 
 
@@ -68,6 +68,11 @@ class TrainedModel:
         """Digests of the files that the model was trained on or adapted with; empty where the training recorded none."""
         adapted = [] if self.site is None else self.site["digests"]
         return frozenset(map(str, [*self.training.get("digests", []), *adapted]))
+
+    @property
+    def normals_only(self) -> bool:
+        """Whether the model was trained on normal images alone, so that its scores are distances to them."""
+        return self.training.get("abnormal_images") == {}
 
     @property
     def colour_scale(self) -> ColourScale:

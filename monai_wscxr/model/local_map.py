@@ -19,6 +19,7 @@ from monai_wscxr.errors import InputError
 
 _FEWEST_NORMALS = 8  # fewer say nothing about mean and spread at a place
 _MIRRORED = 0.5  # share of the other side's value that is taken off
+_WHOLE = 2.0  # share of the picture's mean that is added
 _OFFSET = 1.0  # added before the weights, so that an unremarkable place inside the chest stands above the rim
 
 
@@ -37,8 +38,9 @@ class LocalMap:
     def __call__(self, patch_scores: Tensor) -> Tensor:
         """Return local scores [B, 1, h, w] of patch scores [B, 1, h, w].
 
-        With z = (A - mean) / spread: (z - z of the mirrored place / 2 + 1) times a weight that falls from 1 in the middle
-        of the picture to 0 at its edges.
+        With z = (A - mean) / spread: (z - z of the mirrored place / 2 + b times the picture's mean z + 1) times a weight that
+        falls from 1 in the middle of the picture to 0 at its edges. The third term keeps the whole map of an abnormal picture
+        above that of a normal one.
 
         Raises:
             InputError: when the patch scores have another grid.
@@ -50,7 +52,8 @@ class LocalMap:
         z = (patch_scores - self.mean.to(patch_scores)) / self.spread.to(patch_scores)
         height, width = self.mean.shape
         weight = _rise(height)[:, None] * _rise(width)[None]
-        return (z - _MIRRORED * z.flip(-1) + _OFFSET) * weight.to(patch_scores)
+        whole = _WHOLE * z.mean((2, 3), keepdim=True)
+        return (z - _MIRRORED * z.flip(-1) + whole + _OFFSET) * weight.to(patch_scores)
 
     @classmethod
     def measure(cls, patch_scores: Tensor) -> LocalMap | None:

@@ -35,6 +35,10 @@ class Discriminator(nn.Module):
         distance_weight: weight of the mean square of a feature's channels, which is added to its score in evaluation mode.
             For whitened features that is the squared Mahalanobis distance to the normals, divided by C. `DistanceHandler`
             sets the weight; training does not use it.
+        opacity: [C], direction added to the learned one in evaluation mode: what synthetic opacities do to whitened features,
+            times its weight. `OpacityHandler` sets it.
+        opacity_map: [C], the same direction times its weight in maps: in evaluation mode a patch gets how much more of it than
+            the picture's mean it has. The mean of a picture's patch scores, its anomaly score, stays the same.
         regions: opinion on the whole picture. What a patch contributes to it is added to the patch's score in evaluation mode.
             It has no weight until `RegionHandler` fits it, and does not act on rows, which belong to no picture.
 
@@ -66,6 +70,10 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.distance_weight: Tensor
         self.register_buffer("distance_weight", torch.zeros(()))
+        self.opacity: Tensor
+        self.register_buffer("opacity", torch.zeros(inputs))
+        self.opacity_map: Tensor
+        self.register_buffer("opacity_map", torch.zeros(inputs))
         self.regions = RegionHead(inputs)
 
     def forward(
@@ -91,7 +99,8 @@ class Discriminator(nn.Module):
         if self.training:
             return maps
         contributions: Tensor = self.regions(features)
-        return maps + contributions[:, None]
+        local = (rows @ self.opacity_map)[:, None]
+        return maps + contributions[:, None] + local - local.mean((2, 3), keepdim=True)
 
     def mixed_scores(self, normal: Tensor, abnormal: Tensor, source: Tensor, alpha: Tensor) -> Tensor:
         """Return training scores [2N]: of normal rows, then of alpha * abnormal[source] + (1 - alpha) * normal (Eq. 6).
@@ -118,7 +127,7 @@ class Discriminator(nn.Module):
         learned: Tensor = self.layers(rows).squeeze(1)
         if self.training:
             return learned
-        return learned + self.distance_weight * rows.square().mean(1)
+        return learned + self.distance_weight * rows.square().mean(1) + rows @ self.opacity
 
 
 class WSCXRNet(nn.Module):

@@ -8,8 +8,10 @@ exists.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -57,11 +59,21 @@ def define_autograd(
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
 
 
+def _reasons() -> dict[str, str]:
+    """Return why modules were not built, as setup.py noted it; {} without a note."""
+    try:
+        found = json.loads((Path(__file__).parent / "left_out.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(module): str(reason) for module, reason in found.items()} if isinstance(found, dict) else {}
+
+
 def _extension(name: str) -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module(f"{NAMESPACE}.{name}"), "loaded"
     except ModuleNotFoundError:
-        return None, f"the extension module {NAMESPACE}.{name} was not built"
+        reason = _reasons().get(name)
+        return None, f"the extension module {NAMESPACE}.{name} was not built{f': {reason}' if reason else ''}"
     except ImportError as error:  # built for another Python or libc, or a library is missing
         return None, f"the extension module {NAMESPACE}.{name} was built but cannot be loaded: {error}"
 

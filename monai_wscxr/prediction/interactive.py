@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from monai_wscxr.errors import InputError, find_input_error
 from monai_wscxr.model.artefact import TrainedModel, load_model
 from monai_wscxr.model.predictor import Prediction, predict_files, to_map
 from monai_wscxr.report.overlay import overlay
+from monai_wscxr.training.configs import find_configs, option_names, unknown_option
 from monai_wscxr.training.once import train_once
-from monai_wscxr.training.options import find_configs, option_names
 from monai_wscxr.training.start import quiet_training
 
 Picture = str | os.PathLike[str] | NDArray[Any] | Image.Image | pydicom.Dataset
@@ -160,9 +159,7 @@ def train(dataset: str | os.PathLike[str], output: str | os.PathLike[str], **opt
     known = set(option_names(configuration)) - {"dataset_dir", "output_dir"} | {"device"}
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else "see the top of train.yaml for all"
-            raise InputError(f"unknown option {name}: {hint}")
+            raise unknown_option(name, known)
     try:
         with quiet_training():
             train_once(Path(dataset), Path(output), options)

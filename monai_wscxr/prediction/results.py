@@ -19,6 +19,7 @@ from monai_wscxr.prediction.inputs import Input
 from monai_wscxr.prediction.journal import Record
 from monai_wscxr.prediction.options import Summary, listed
 from monai_wscxr.prediction.tasks import Loaded, Written
+from monai_wscxr.report.case import NORMALS_ONLY
 from monai_wscxr.report.predictions import write_predictions
 from monai_wscxr.report.run import Entry, write_run_report
 from monai_wscxr.system.atomic import write_text_atomic
@@ -171,6 +172,8 @@ def _report(folder: Path, model: TrainedModel, records: Sequence[Record], device
         f"Threshold: {calibration.rate_text}. With {normals} {calibration.images_text}, the smallest possible p-value is "
         f"{1 / (normals + 1):.2g}."
     ]
+    if model.normals_only:
+        notes.append(NORMALS_ONLY)
     if sentence := summary.drift.sentence(str(model.folder)):
         notes.insert(0, f"{sentence}.")
     if summary.rejected:

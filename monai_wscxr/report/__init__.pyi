@@ -1,3 +1,4 @@
+from monai_wscxr.report.card import model_card as model_card
 from monai_wscxr.report.case import Case as Case
 from monai_wscxr.report.html import choose_cases as choose_cases
 from monai_wscxr.report.html import write_report as write_report

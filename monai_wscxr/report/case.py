@@ -9,6 +9,8 @@ import numpy as np
 
 MISSING = "n/a"
 KIND = {0: "normal", 1: "abnormal", None: "unknown"}
+NORMALS_ONLY = "This model was trained on normal images alone: scores are distances to them."
+"""Note in the reports of a model without abnormal training images."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,12 @@ _METRIC_NAMES = {
     "threshold": "Threshold",
     "epoch": "Epoch",
 }
+_LOCALISATION_NAMES = {
+    "auroc": "Pixel AUROC",
+    "aupro": "AUPRO",
+    "pointing_game": "Pointing game",
+}
+_FINDING_FIGURES = ("pointing game", "constant map", "in lesion", "mirrored", "gap")
 
 
 def write_report(
@@ -77,6 +83,7 @@ def write_report(
     shown = choose_cases(cases, max_cases, pictured=True)
     sections = [
         ("results", "Results", _metrics_table(metrics)),
+        ("localisation", "Localisation", _localisation(metrics.get("pixel") or {})),
         ("scores", "Scores", _charts(cases, metrics, threshold)),
         ("cases", "Cases", _gallery(cases, shown, scale)),
         ("all", "All images", _case_table(cases, shown)),
@@ -187,7 +194,7 @@ def _headline(
 
 
 def _metrics_table(metrics: Mapping[str, Any]) -> str:
-    """Return the image-level metrics as a table and the pixel-level AUROC as a sentence; empty without metrics."""
+    """Return the image-level metrics as a table; empty without metrics."""
     honest, paper = metrics.get("honest") or {}, metrics.get("paper") or {}
     keys = [*_METRIC_NAMES, *sorted((set(honest) | set(paper)) - set(_METRIC_NAMES))]
     rows = "".join(
@@ -196,18 +203,56 @@ def _metrics_table(metrics: Mapping[str, Any]) -> str:
         for key in keys
         if key in honest or key in paper
     )
-    pixel = number_text((metrics.get("pixel") or {}).get("auroc"))
-    parts = []
-    if rows:
+    if not rows:
+        return ""
+    return (
+        '<table class="figures"><thead><tr><th scope="col">Image-level metric</th>'
+        '<th scope="col">honest<span class="small">threshold set without the test images</span></th>'
+        f'<th scope="col">paper<span class="small">{OPTIMISTIC}</span></th></tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
+
+
+def _localisation(pixel: Mapping[str, Any]) -> str:
+    """Return the figures of the maps against lesion masks beside those of a constant map, and by finding; empty without."""
+    if not pixel:
+        return ""
+    constant = pixel.get("constant_map") or {}
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{_metric_cell(pixel.get(key))}{_metric_cell(constant.get(key))}</tr>'
+        for key, name in _LOCALISATION_NAMES.items()
+        if key in pixel or key in constant
+    )
+    parts = [
+        '<table class="figures"><thead><tr><th scope="col">Map against lesion masks</th><th scope="col">this model</th>'
+        '<th scope="col">constant map<span class="small">the mean of all maps for every image</span></th></tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    ]
+    percentiles = [number_text(pixel.get(key)) for key in ("percentile", "mirrored_percentile", "gap")]
+    if percentiles[0] != MISSING:
         parts.append(
-            '<table class="figures"><thead><tr><th scope="col">Image-level metric</th>'
-            '<th scope="col">honest<span class="small">threshold set without the test images</span></th>'
-            f'<th scope="col">paper<span class="small">{OPTIMISTIC}</span></th></tr></thead>'
-            f"<tbody>{rows}</tbody></table>"
+            "<p>Maps in lesions are higher than those of normal images at the same place in a share of "
+            f"<strong>{percentiles[0]}</strong>, at the mirrored place of {percentiles[1]}; gap "
+            f"<strong>{percentiles[2]}</strong>. Without a gap a map says how abnormal a picture is, not where.</p>"
         )
-    if pixel != MISSING:
-        parts.append(f"<p>Pixel-level AUROC against the lesion masks: <strong>{pixel}</strong></p>")
+    if pixel.get("findings"):
+        heads = "".join(f'<th scope="col">{head}</th>' for head in ("images", *_FINDING_FIGURES))
+        body = "".join(
+            f'<tr><th scope="row">{escape(name)}</th>{_metric_cell(found.get("images"))}'
+            + "".join(_metric_cell(value) for value in _finding_figures(found))
+            + "</tr>"
+            for name, found in pixel["findings"].items()
+        )
+        parts.append(
+            f'<table class="figures"><thead><tr><th scope="col">Finding</th>{heads}</tr></thead><tbody>{body}</tbody></table>'
+        )
     return "\n".join(parts)
+
+
+def _finding_figures(found: Mapping[str, Any]) -> list[object]:
+    """Return the figures of one finding in the order of `_FINDING_FIGURES`."""
+    constant = (found.get("constant_map") or {}).get("pointing_game")
+    return [found.get("pointing_game"), constant, *(found.get(k) for k in ("percentile", "mirrored_percentile", "gap"))]
 
 
 def _metric_cell(value: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -49,6 +49,14 @@ def progress_bar(total: int, what: str, shown: bool = True, unit: str = "image")
     if sys.stderr.isatty():
         return tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "row", disable=not shown)
     return PlainBar(total=total, desc=what, unit=unit, disable=not shown, mininterval=15.0, miniters=1, file=sys.stderr)
+
+
+def counted(items: Sequence[T], what: str, shown: bool = True, unit: str = "image") -> Iterator[T]:
+    """Yield items in order, and show how many are done; arguments as for `progress_bar`."""
+    with progress_bar(len(items), what, shown, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], threads: int, depth: int) -> Iterator[R]:

@@ -53,10 +53,7 @@ class ArtefactHandler:
         score_share: float = 0.0,
         local_map: bool = False,
     ) -> None:
-        if not 0 < false_positive_rate < 1:
-            raise InputError(f"false_positive_rate must lie in (0, 1), got {false_positive_rate}")
-        if not map_sigma >= 0:
-            raise InputError(f"map_sigma must be 0 (no smoothing) or more, got {map_sigma}")
+        check_calibration_options(false_positive_rate, map_sigma)
         self.folder, self.network = folder, network
         self.false_positive_rate, self.map_sigma = false_positive_rate, map_sigma
         self.score_share, self.local_map = check_score_share(score_share), bool(local_map)
@@ -94,6 +91,18 @@ class ArtefactHandler:
         )
 
 
+def check_calibration_options(false_positive_rate: float, map_sigma: float) -> None:
+    """Check the options of calibration and anomaly maps.
+
+    Raises:
+        InputError: when the rate lies outside (0, 1) or `map_sigma` is negative.
+    """
+    if not 0 < false_positive_rate < 1:
+        raise InputError(f"false_positive_rate must lie in (0, 1), got {false_positive_rate}")
+    if not map_sigma >= 0:
+        raise InputError(f"map_sigma must be 0 (no smoothing) or more, got {map_sigma}")
+
+
 def write_model(
     folder: Path,
     network: WSCXRNet,
@@ -122,10 +131,14 @@ def write_model(
     def peaks(patch_scores: Tensor) -> list[float]:
         return map_peaks(patch_scores, banks.preprocessing.image_size, map_sigma, places)
 
-    apart, few = (patch_maps(network.discriminator, bank) for bank in (banks.held_out, banks.abnormal))
+    apart = patch_maps(network.discriminator, banks.held_out)
+    few = None if banks.split.normals_only else patch_maps(network.discriminator, banks.abnormal)
     places = LocalMap.measure(apart) if local_map else None
     calibration = calibrate(
-        anomaly_score(apart, score_share)[:, 0].tolist(), peaks(few), false_positive_rate, normal_peaks=peaks(apart)
+        anomaly_score(apart, score_share)[:, 0].tolist(),
+        [] if few is None else peaks(few),
+        false_positive_rate,
+        normal_peaks=peaks(apart),
     )
     split = banks.split
     used = [str(item["image"]) for item in [*split.normal, *split.held_out, *split.abnormal]]

@@ -22,12 +22,13 @@ from monai_wscxr.data.split import TrainingSplit
 from monai_wscxr.data.stream import Rejected
 from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.errors import InputError
-from monai_wscxr.features.copies import ALTERED, copied_images, copy_features
+from monai_wscxr.features.copies import ALTERED, OPACITIES, Alteration, copied_images, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.chest_check import ChestCheck, image_features, measure_chest_check
 from monai_wscxr.model.drift import DriftReference
 from monai_wscxr.model.mining import Mined, check_scope, mine
 from monai_wscxr.model.nuisance import Nuisance, nuisance_of
+from monai_wscxr.model.opacity import opacity_changes, opacity_direction
 from monai_wscxr.model.regions import REGIONS
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.system.memory import available_memory
@@ -50,6 +51,7 @@ class BankOptions:
         copied_normals: number of images of the normal bank with copies, at least 1; always the same ones, so that runs share
             their features.
         nuisance: weight, in the covariance, of what alterations do to features; >= 0.
+        opacities: copies of each of these images with a synthetic opacity in the lungs; 0 makes none, as published.
         bank_memory: bytes for the normal bank. A bank that needs more stays on disk, with the same result. None allows half
             of the memory that is free.
 
@@ -63,6 +65,7 @@ class BankOptions:
     copies: int = 0
     copied_normals: int = 200
     nuisance: float = 0.0
+    opacities: int = 0
     bank_memory: int | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +76,8 @@ class BankOptions:
                 "copies must be 0 (none, as published) or more, copied_normals at least 1 and nuisance at least 0, got "
                 f"{self.copies}, {self.copied_normals} and {self.nuisance}"
             )
+        if self.opacities < 0:
+            raise InputError(f"opacities must be 0 (none, as published) or more, got {self.opacities}")
         check_scope(self.scope)
 
 
@@ -83,7 +88,7 @@ class TrainingBanks:
     Attributes:
         normal: normal bank, whitened where features are; in memory or on disk.
         held_out: held-out normal images, whitened likewise.
-        abnormal: few-shot abnormal images, whitened likewise.
+        abnormal: few-shot abnormal images, whitened likewise; no image in a training on normal images alone.
         mined: result of mining, on features as published; its rows are not whitened.
         mined_rows: [k, C] rows of the mined bank, whitened likewise.
         split: items of the run.
@@ -93,6 +98,7 @@ class TrainingBanks:
         identity: changes with everything that the features depend on, with the images, their order and their roles.
         seconds: time spent, by stage: "extraction", "mining".
         chest_check: check that an image shows a chest, in the first process; None with too few normals.
+        opacity: [C] what synthetic opacities do to whitened features; None without such copies or without whitening.
         drift: reference to notice drift by, in the first process; None with too few normals.
         moved_regions: [m, 6 C] changes of region means by alterations, whitened likewise; None without copies.
     """
@@ -111,6 +117,7 @@ class TrainingBanks:
     chest_check: ChestCheck | None = None
     drift: DriftReference | None = None
     moved_regions: Tensor | None = None
+    opacity: Tensor | None = None
 
     def release(self) -> None:
         """Drop the normal bank, the largest object in memory, when the training is over."""
@@ -147,6 +154,7 @@ def prepare_banks(
     began = time.perf_counter()
     normal, held_out, abnormal = _extract(extractor, split, options.bank_memory)
     nuisance = _nuisance(extractor, normal, whitening, options)
+    changes = _opacity_changes(extractor, normal, whitening, options)
     check = drift = None
     if first_process():
         means, means_apart = image_features(normal), image_features(held_out)
@@ -158,7 +166,9 @@ def prepare_banks(
     mining_began = time.perf_counter()
     if on_mining is not None:
         on_mining()
-    mined = mine(normal.to(device), few.to(device), options.retention, options.scope)
+    mined = Mined(few, torch.empty(0))
+    if not split.normals_only:
+        mined = mine(normal.to(device), few.to(device), options.retention, options.scope)
     mined_at = time.perf_counter()
     if whitening is not None:
         covariance = None if nuisance is None else options.nuisance * nuisance.covariance
@@ -188,13 +198,16 @@ def prepare_banks(
         identity=_identity(extractor, roles),
         seconds={"extraction": mining_began - began, "mining": mined_at - mining_began},
         chest_check=check,
+        opacity=None if changes is None or whitening is None else opacity_direction(changes, whitening),
         drift=drift,
         moved_regions=None if nuisance is None else _whitened_changes(nuisance.regions.to(device), whitening),
     )
 
 
 def _by_class(bank: FeatureBank | BankOnDisk, items: list[Item]) -> list[Tensor]:
-    """Return the image features [k, C] of the images of each class of a bank."""
+    """Return the image features [k, C] of the images of each class of a bank; nothing without images."""
+    if not bank.files:
+        return []
     classes = {str(item["image"]): str(item["class"]) for item in items}
     features = image_features(bank)
     names = [classes[file] for file in bank.files]
@@ -215,8 +228,14 @@ def _extract(
     return (
         extract(split.normal, "normal images"),
         extract(split.held_out, "held-out normal images"),
-        extract(split.abnormal, "abnormal images"),
+        _no_images(extractor) if split.normals_only else extract(split.abnormal, "abnormal images"),
     )
+
+
+def _no_images(extractor: PatchExtractor) -> FeatureBank:
+    """Return a bank of no image."""
+    patches = extractor.grid[0] * extractor.grid[1]
+    return FeatureBank.from_images(torch.empty(0, patches, extractor.features.channels), (), extractor.grid)
 
 
 def _extract_shares(extractor: PatchExtractor, split: TrainingSplit) -> None:
@@ -255,12 +274,32 @@ def _nuisance(
     """Measure what alterations do to features; several processes share out the copies that are not cached yet."""
     if not (options.copies and whitening is not None and whitening.active):
         return None
-    if process_count() > 1:
-        chosen = copied_images(extractor, normal.files, options.copied_normals)
-        if files := share([normal.files[n] for n in chosen]):
-            copy_features(extractor, files, ALTERED, options.copies)
-        wait_for_all()
+    _share_copies(extractor, normal, ALTERED, options.copied_normals, options.copies)
     return nuisance_of(extractor, normal, options.copied_normals, options.copies)
+
+
+def _opacity_changes(
+    extractor: PatchExtractor,
+    normal: FeatureBank | BankOnDisk,
+    whitening: NormalWhitening | None,
+    options: BankOptions,
+) -> Tensor | None:
+    """Measure what synthetic opacities do to features; several processes share out the copies that are not cached yet."""
+    if not (options.opacities and whitening is not None and whitening.active):
+        return None
+    _share_copies(extractor, normal, OPACITIES, options.copied_normals, options.opacities)
+    return opacity_changes(extractor, normal, options.copied_normals, options.opacities)
+
+
+def _share_copies(
+    extractor: PatchExtractor, normal: FeatureBank | BankOnDisk, alteration: Alteration, count: int, copies: int
+) -> None:
+    """Let every process bring its share of the copies into the cache; nothing to do for a single one."""
+    if process_count() > 1:
+        chosen = copied_images(extractor, normal.files, count)
+        if files := share([normal.files[n] for n in chosen]):
+            copy_features(extractor, files, alteration, copies)
+        wait_for_all()
 
 
 def _whitened_changes(changes: Tensor, whitening: NormalWhitening | None) -> Tensor:

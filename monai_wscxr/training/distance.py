@@ -1,4 +1,4 @@
-"""Weights of the distance to the normals and of the regions' opinion in an image's score, against what was learned."""
+"""Weights of distance, regions' opinion and opacities in an image's score, against what was learned."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.model.networks import Discriminator, image_scores
 
 _IMAGES = 256  # images whose maps are in memory at a time
+_OPACITY_IMAGES = 400  # for the weights of the opacities, which need standard deviations to 4 %
 _MOST_IMAGES = 2048  # for the weight of the regions: it needs a standard deviation, which these give to 2 %
 
 
@@ -94,20 +95,116 @@ def region_weight(
         return share * _deviation(discriminator, maps, score_share, discriminator.regions.weight.device)
 
 
+def weigh_opacity(
+    discriminator: Discriminator,
+    normal: FeatureBank | BankOnDisk,
+    direction: Tensor | None,
+    share: float,
+    score_share: float,
+) -> None:
+    """Set the direction of opacities, weighted, in a discriminator whose other terms are set.
+
+    Over the training normals, of which at most 400 are measured, it contributes `share` times the standard deviation of all
+    other terms to the image scores.
+
+    Args:
+        discriminator: its `opacity` is set; its value so far is ignored.
+        normal: whitened normal bank of whole images.
+        direction: [C], see `opacity_direction`; None sets zeros.
+        share: >= 0; 0 sets zeros, as in the paper.
+        score_share: see `anomaly_score`.
+    """
+    discriminator.opacity.zero_()
+    if share == 0 or direction is None:
+        return
+    device = discriminator.opacity.device
+    own = direction.to(discriminator.opacity)
+
+    def deviation(patch_scores: Callable[[Tensor], Tensor]) -> float:
+        return _deviation(patch_scores, spaced_maps(normal, _OPACITY_IMAGES, _IMAGES), score_share, device)
+
+    alone = deviation(lambda maps: torch.einsum("bchw,c->bhw", maps, own)[:, None])
+    if not alone > 0:
+        return
+    mode = discriminator.training
+    others = deviation(discriminator.eval())
+    discriminator.train(mode)
+    discriminator.opacity.copy_(share * others / alone * own)
+
+
+def weigh_opacity_map(
+    discriminator: Discriminator, normal: FeatureBank | BankOnDisk, direction: Tensor | None, weight: float
+) -> None:
+    """Set how much opacities count in maps; the other terms of the discriminator are set.
+
+    At the average place of the picture they vary over the training normals, of which at most 400 are measured, `weight` times
+    as much as the patch scores.
+
+    Args:
+        discriminator: its `opacity_map` is set; its value so far is ignored.
+        normal: whitened normal bank of whole images.
+        direction: [C], see `opacity_direction`; None sets zeros.
+        weight: >= 0; 0 sets zeros.
+    """
+    discriminator.opacity_map.zero_()
+    if weight == 0 or direction is None:
+        return
+    own = direction.to(discriminator.opacity_map)
+    mode = discriminator.training
+    discriminator.eval()
+    scores, local = [], []
+    with torch.inference_mode():
+        for maps in spaced_maps(normal, _OPACITY_IMAGES, _IMAGES):
+            here = maps.to(own.device)
+            hints = torch.einsum("bchw,c->bhw", here, own)
+            scores.append(discriminator(here)[:, 0])
+            local.append(hints - hints.mean((1, 2), keepdim=True))
+    discriminator.train(mode)
+    others, alone = (float(torch.cat(parts).double().std(0, correction=0).mean()) for parts in (scores, local))
+    if alone > 0:
+        discriminator.opacity_map.copy_(weight * others / alone * own)
+
+
+def opacity_share(share: float, abnormal_images: int, classes: int) -> float:
+    """Return the share of the opacities in a training with abnormal images: `share` divided by their number per class.
+
+    They are a hint while few examples exist: with one image per class they help, with eight they no longer do.
+
+    Args:
+        share: option of the training, >= 0.
+        abnormal_images: number of abnormal images, at least 1.
+        classes: number of their classes, at least 1.
+    """
+    return share * classes / abnormal_images
+
+
+def check_opacity_options(share: float, map_weight: float) -> None:
+    """Check the options of the opacities.
+
+    Raises:
+        InputError: when one is negative or not finite.
+    """
+    for name, value in (("opacity_share", share), ("opacity_map", map_weight)):
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"{name} must be 0 (off) or more, got {value}")
+
+
 @contextlib.contextmanager
 def _weights(discriminator: Discriminator, distance: float | None = None) -> Iterator[None]:
-    """Put a discriminator into evaluation mode, without the regions' opinion; `distance` replaces its distance weight."""
+    """Put a discriminator into evaluation mode, without regions and opacities; `distance` replaces its distance weight."""
     mode = discriminator.training
-    before = discriminator.distance_weight.clone(), discriminator.regions.weight.clone()
+    changed = (discriminator.distance_weight, discriminator.regions.weight, discriminator.opacity)
+    before = [value.clone() for value in changed]
     discriminator.eval()
     discriminator.regions.weight.zero_()
+    discriminator.opacity.zero_()
     if distance is not None:
         discriminator.distance_weight.fill_(distance)
     try:
         yield
     finally:
-        discriminator.distance_weight.copy_(before[0])
-        discriminator.regions.weight.copy_(before[1])
+        for value, own in zip(changed, before, strict=True):
+            value.copy_(own)
         discriminator.train(mode)
 
 

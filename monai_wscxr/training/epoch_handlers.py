@@ -1,4 +1,7 @@
-"""Handlers around the epochs: threads, weights of distance and regions, states to continue from, one line of log."""
+"""Handlers around the epochs: threads, weights of distance and regions, states to continue from, one line of log.
+
+A training on normal images alone has no epoch: `NormalsOnlyHandler` ends it before the first.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,23 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from monai_wscxr.data.split import count_classes
 from monai_wscxr.model.mixing import PatchBatches
 from monai_wscxr.model.networks import Discriminator, check_score_share
 from monai_wscxr.system.atomic import require_space, torch_bytes
 from monai_wscxr.system.processes import first_process, wait_for_all
-from monai_wscxr.training.distance import check_distance_share, distance_spread, distance_weight, region_weight
+from monai_wscxr.training.distance import (
+    check_distance_share,
+    check_opacity_options,
+    distance_spread,
+    distance_weight,
+    opacity_share,
+    region_weight,
+    weigh_opacity,
+    weigh_opacity_map,
+)
 from monai_wscxr.training.mining_handler import banks_of
+from monai_wscxr.training.normals_only import score_distance_alone
 from monai_wscxr.training.region_head import check_region_options, fit_regions
 from monai_wscxr.training.run_folder import RunFolder
 
@@ -123,6 +137,43 @@ class DistanceHandler:
         self.discriminator.distance_weight.fill_(weight)
 
 
+class NormalsOnlyHandler:
+    """Without abnormal images, score the distance to the normals alone and end the training before its first epoch.
+
+    The handlers of its completion then write the model. Attach it after `MiningHandler`.
+
+    Args:
+        discriminator: its weights are set, see `score_distance_alone` and `weigh_opacity`.
+        share: share of the opacities beside the distance, >= 0; 0 switches them off.
+        map_weight: see `OpacityHandler`.
+        score_share: see `anomaly_score`.
+    """
+
+    def __init__(
+        self, discriminator: Discriminator, share: float = 0.0, map_weight: float = 0.0, score_share: float = 0.0
+    ) -> None:
+        check_opacity_options(share, map_weight)
+        self.discriminator, self.share = discriminator, share
+        self.score_share = check_score_share(score_share)
+        self.map_weight = map_weight if self.score_share == 1 else 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Run when training starts."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Do nothing where there is an abnormal image."""
+        banks = banks_of(engine)
+        if banks.split.normals_only:
+            score_distance_alone(self.discriminator)
+            weigh_opacity(self.discriminator, banks.normal, banks.opacity, self.share, self.score_share)
+            weigh_opacity_map(self.discriminator, banks.normal, banks.opacity, self.map_weight)
+            logger.info(
+                "no abnormal image: the score of a patch is its distance to the normals, and nothing is trained"
+            )
+            engine.terminate()
+
+
 class RegionHandler:
     """Fit the opinion of the regions when training starts, and weigh it after every epoch (`RegionHead`, `region_weight`).
 
@@ -158,14 +209,53 @@ class RegionHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def fit(self, engine: Engine) -> None:
-        """Fit the opinion to the banks, if it has a share; the first of several processes does, for all."""
-        if self.share > 0:
-            fit_regions(self.discriminator, banks_of(engine), self.shrinkage, self.nuisance)
+        """Fit the opinion to the banks, if it has a share and an abnormal image; the first of several processes does."""
+        banks = banks_of(engine)
+        if self.share > 0 and banks.abnormal.files:
+            fit_regions(self.discriminator, banks, self.shrinkage, self.nuisance)
 
     def __call__(self, engine: Engine) -> None:
         """Set the weight of the opinion."""
         weight = region_weight(self.discriminator, banks_of(engine).normal, self.share, self.score_share)
         self.discriminator.regions.weight.fill_(weight)
+
+
+class OpacityHandler:
+    """After every epoch, add the direction of synthetic opacities with its weight (`weigh_opacity`).
+
+    Attach it after `MiningHandler`, `DistanceHandler` and `RegionHandler`, before the handlers that keep a state or validate.
+
+    Args:
+        discriminator: its `opacity` is set.
+        share: share of the opacities in scores, >= 0; 0 switches them off, as in the paper. See `opacity_share`.
+        map_weight: weight of the opacities in maps, >= 0, see `weigh_opacity_map`. It leaves scores alone only if these are the
+            mean over all patches, so with another `score_share` it is not applied.
+        score_share: see `anomaly_score`.
+
+    Raises:
+        InputError: on a value outside its range.
+    """
+
+    def __init__(
+        self, discriminator: Discriminator, share: float = 0.0, map_weight: float = 0.0, score_share: float = 0.0
+    ) -> None:
+        check_opacity_options(share, map_weight)
+        self.discriminator, self.share = discriminator, share
+        self.score_share = check_score_share(score_share)
+        self.map_weight = map_weight if self.score_share == 1 else 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Run after every epoch."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set both directions."""
+        banks = banks_of(engine)
+        classes = count_classes(banks.split.abnormal)
+        share = opacity_share(self.share, len(banks.abnormal.files), len(classes))
+        self.discriminator.opacity_map.zero_()
+        weigh_opacity(self.discriminator, banks.normal, banks.opacity, share, self.score_share)
+        weigh_opacity_map(self.discriminator, banks.normal, banks.opacity, self.map_weight)
 
 
 class ThreadsHandler:

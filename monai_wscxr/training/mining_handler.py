@@ -71,8 +71,9 @@ class MiningHandler:
         )
         engine.state.banks = banks  # type: ignore[attr-defined]
         self.dataset.fill(banks.normal.rows)
-        self.inferer.fill(banks.mined_rows)
-        self.validation.fill(banks.held_out, banks.abnormal)
+        if not self.split.normals_only:
+            self.inferer.fill(banks.mined_rows)
+            self.validation.fill(banks.held_out, banks.abnormal)
         engine.state.epoch_length = self.dataset.batches_per_epoch
         done = self.extractor.done
         logger.info(
@@ -81,6 +82,8 @@ class MiningHandler:
         )
         for file, code, message in banks.rejected:
             logger.warning("rejected (%s): %s: %s", code, file, message)
+        if self.split.normals_only:
+            return
         logger.info(
             "mining: %d of %d abnormal patches against %d normal ones, %.2f s",
             *(len(banks.mined.bank), len(banks.abnormal), len(banks.normal), banks.seconds["mining"]),

@@ -16,8 +16,8 @@ from monai_wscxr.errors import find_input_error
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.networks import Discriminator
 from monai_wscxr.system.atomic import as_disk_full
+from monai_wscxr.training.configs import find_configs
 from monai_wscxr.training.mining_handler import TrainingStages
-from monai_wscxr.training.options import find_configs
 
 
 def training_workflow(

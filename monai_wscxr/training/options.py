@@ -1,8 +1,7 @@
-"""Options of the bundle's configurations: which there are, which make a run this run, and where the configurations lie."""
+"""Options of a run: which of them make a run this run, and checks of what was given on the command line of MONAI."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import sys
@@ -14,6 +13,7 @@ from monai.bundle import ConfigParser
 from monai.bundle import run as bundle_run
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.training.configs import option_names, options_text, unknown_option
 
 # Options of the configurations that are no settings of a run: with another value the same command continues in the same output
 # folder. Every other option is a setting.
@@ -36,8 +36,6 @@ NOT_SETTINGS: Mapping[str, str] = {
     "timeout": "how long processes wait for each other",
     "rank": "number of a process",
 }
-# components that stand in a configuration as expressions
-_EXPRESSIONS = ("network",)
 _OWN = {name for name in inspect.signature(bundle_run).parameters if name != "override"}
 _TRACKING = {"tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"}
 
@@ -69,26 +67,6 @@ def run_settings(**names: str) -> dict[str, Any]:
     return {**names, **settings}
 
 
-def option_names(configuration: Mapping[str, Any]) -> list[str]:
-    """List the options of a configuration: its keys at the top but components, sections and lists of steps.
-
-    Args:
-        configuration: as read from its files, with the overrides of the command line.
-    """
-
-    def is_option(name: str, value: Any) -> bool:
-        if name.startswith("_") or name in _EXPRESSIONS or isinstance(value, Mapping):
-            return False
-        if isinstance(value, list):
-            return not any(isinstance(part, str) and part.startswith(("$", "%")) for part in value)
-        if isinstance(value, str):
-            return not value.startswith("%")
-        return value is None or isinstance(value, (bool, int, float))
-
-    reserved = ("settings", "training", "evaluating", "inferring", "initialize", "run", "finalize")
-    return [name for name, value in configuration.items() if name not in reserved and is_option(name, value)]
-
-
 def _enclosing_configuration() -> ConfigParser:
     """Find the parser of the configuration in which the calling expression stands.
 
@@ -111,24 +89,6 @@ def from_command_line() -> bool:
     return Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
 
 
-def find_configs(bundle: str | Path | None = None) -> Path:
-    """Find the folder with `train.yaml`: that of the given bundle, or of the one that belongs to the package.
-
-    In a checkout that is bundles/wscxr_chest_xray beside the package; a wheel holds a copy inside the package.
-
-    Raises:
-        InputError: when there is none.
-    """
-    package = Path(__file__).resolve().parents[1]
-    places = (
-        [Path(bundle)] if bundle else [folder / "bundles" / "wscxr_chest_xray" for folder in (package, package.parent)]
-    )
-    configs = next((place for place in places if place.is_dir()), places[-1]) / "configs"
-    if not (configs / "train.yaml").is_file():
-        raise InputError(f"{configs} has no train.yaml; give the folder of the bundle wscxr_chest_xray with --bundle")
-    return configs
-
-
 def check_options(arguments: Sequence[str]) -> None:
     """Refuse a run id or an option that the configuration does not have, and values of the wrong type.
 
@@ -139,13 +99,17 @@ def check_options(arguments: Sequence[str]) -> None:
 
     Raises:
         InputError: with the unknown name and similar ones, or the option and what it takes.
+        SystemExit: after `--help`, which prints the options.
     """
     given = _options(arguments)
-    files = given.get("config_file")
+    files = [f.strip("'\" ") for f in given.get("config_file", "").strip("[]").split(",") if f.strip("'\" ")]
     if not files:
         return
+    if "help" in given:
+        print(options_text([Path(file) for file in files]))
+        sys.exit(0)
     parser = ConfigParser()
-    parser.read_config([f.strip("'\" ") for f in files.strip("[]").split(",")])
+    parser.read_config(files)
     known = [str(key) for key in parser.get()]
     run_id = given.get("run_id") or next(iter(arguments[1:2]), "")
     if arguments[0] == "run" and run_id and not run_id.startswith("-") and run_id not in parser:
@@ -157,9 +121,7 @@ def check_options(arguments: Sequence[str]) -> None:
             _check_type(name, parser[name], text)
         if name in _OWN | _TRACKING or name.replace("#", "::") in parser:
             continue
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean --{', --'.join(close)}?" if close else "see the top of the configuration file for all"
-        raise InputError(f"unknown option --{name}: {hint}")
+        raise unknown_option(name, known, "--")
 
 
 def _check_type(name: str, default: Any, text: str) -> None:

@@ -8,10 +8,11 @@ import torch
 
 from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank, spaced_maps
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.networks import Discriminator
+from monai_wscxr.model.networks import Discriminator, check_score_share
 from monai_wscxr.model.regions import region_means
 from monai_wscxr.system.processes import first_process, from_first
 from monai_wscxr.training.banks import TrainingBanks
+from monai_wscxr.training.distance import check_distance_share
 
 _IMAGES = 256  # images whose maps are in memory at a time
 _MOST_IMAGES = 8192  # more normals hardly change the fit, whose work grows with the square of their number
@@ -29,6 +30,19 @@ def check_region_options(share: float, shrinkage: float, nuisance: float) -> Non
         raise InputError(f"region_shrinkage must lie in (0, 1], got {shrinkage}")
     if not (math.isfinite(nuisance) and nuisance >= 0):
         raise InputError(f"region_nuisance must be 0 or more, got {nuisance}")
+
+
+def check_score_options(
+    score_share: float, distance_share: float, region_share: float, region_shrinkage: float, region_nuisance: float
+) -> None:
+    """Check the options of what takes part in an image's score.
+
+    Raises:
+        InputError: on the first one out of its range.
+    """
+    check_score_share(score_share)
+    check_distance_share(distance_share)
+    check_region_options(region_share, region_shrinkage, region_nuisance)
 
 
 def fit_regions(discriminator: Discriminator, banks: TrainingBanks, shrinkage: float, nuisance: float) -> None:

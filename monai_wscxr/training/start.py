@@ -14,14 +14,21 @@ from monai.utils import set_determinism
 from torch import nn
 
 from monai_wscxr.errors import InputError, find_input_error, show_input_errors_plainly
+from monai_wscxr.ops import EXTENSION, EXTENSION_STATE
 from monai_wscxr.system.atomic import as_disk_full
 from monai_wscxr.system.processes import lost_process
 from monai_wscxr.system.signals import stop_cleanly
 from monai_wscxr.training.options import check_options, from_command_line
 
+logger = logging.getLogger("monai_wscxr")
 
-def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> None:
+
+def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0, images_later: bool = False) -> None:
     """Check the options of a workflow before long work starts, then make the run reproducible.
+
+    Args:
+        dataset_dir, output_dir, device, seed: options of the configuration.
+        images_later: leave `dataset_dir` to the run, for a workflow that can be initialised without images.
 
     Raises:
         InputError: on a missing or unknown option, or a device that is not there.
@@ -30,11 +37,10 @@ def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> 
         show_input_errors_plainly(lambda error: find_input_error(error) or as_disk_full(error) or lost_process(error))
         stop_cleanly()
         check_options(sys.argv[1:])
-    for name, value in (("dataset_dir", dataset_dir), ("output_dir", output_dir)):
-        if not value:
-            raise InputError(f"--{name} is missing; see the commands in the README")
-    if not Path(dataset_dir).exists():
-        raise InputError(f"--dataset_dir {dataset_dir} does not exist")
+    if not images_later:
+        check_dataset_dir(dataset_dir)
+    if not output_dir:
+        raise InputError("--output_dir is missing; see the commands in the README")
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
@@ -44,6 +50,20 @@ def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0) -> 
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"--seed must be a whole number from 0 to 4294967295, got {seed!r}")
     set_determinism(seed=seed)
+    if EXTENSION is None:
+        logger.warning("%s; torch's own code runs instead: the same results, slower", EXTENSION_STATE)
+
+
+def check_dataset_dir(dataset_dir: Any) -> None:
+    """Check that the option `dataset_dir` names something that exists.
+
+    Raises:
+        InputError: otherwise.
+    """
+    if not dataset_dir:
+        raise InputError("--dataset_dir is missing; see the commands in the README")
+    if not Path(dataset_dir).exists():
+        raise InputError(f"--dataset_dir {dataset_dir} does not exist")
 
 
 @contextlib.contextmanager

@@ -44,6 +44,8 @@ def test_splits_keep_patients_apart_and_nest():
     assert random_split(listed, [1], 0) != random_split(listed, [1], 1)
     with pytest.raises(InputError, match="leaves no abnormal image"):
         random_split(listed, [12], 0)
+    with pytest.raises(InputError, match="k must be 1 or more, got 0"):
+        random_split(listed, [1, 0], 0)
 
 
 def test_it_trains_what_the_bundle_trains(phantoms, tmp_path):
@@ -104,7 +106,7 @@ def test_the_command_writes_a_table_and_never_opens_the_test_part(phantoms, tmp_
     monkeypatch.setattr(cross_validation.CrossValidation, "run", None)  # a second call only reads
     main(["cross-validate", *arguments])
     for wrong, reason in (
-        (["--k", "1", "--options", '{"image_sise": 64}'], r"an option 'image_sise', which train\.yaml does not have"),
+        (["--k", "1", "--options", '{"image_sise": 64}'], "unknown option image_sise: did you mean image_size"),
         (["--variants", "magic"], "there is no variant 'magic'"),
     ):
         with pytest.raises(SystemExit) as end:

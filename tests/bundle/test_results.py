@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.predictor import predict_files, to_map
-from monai_wscxr.report.predictions import COLUMNS
+from monai_wscxr.report.predictions import COLUMNS, LABEL
 from tests.helpers.bundle_runs import CONFIGS, run, workflow
 from tests.helpers.chest_checks import refuse_unlike
 
@@ -45,7 +45,8 @@ def test_metrics_follow_from_the_predictions(trained):
 
 def test_predictions_have_a_row_for_every_file(trained, phantoms):
     table = rows(trained / "predictions.csv")
-    assert tuple(table[0]) == COLUMNS
+    assert tuple(table[0]) == (*COLUMNS, LABEL)
+    assert all(row[LABEL] == str(int("/abnormal/" in row["file"])) for row in table)
     files = [str(path) for path in sorted((phantoms / "test").rglob("*.png"))]
     assert sorted(row["file"] for row in table) == files
     assert all(0 < float(row["p_value"]) <= 1 for row in table)
@@ -75,6 +76,7 @@ def test_inference_gives_every_file_its_row_map_and_overlay(trained, phantoms, t
     run("inference", folder, trained, result_dir=str(tmp_path / "results"))
     table = rows(tmp_path / "results" / "predictions.csv")
     assert [row["status"] for row in table] == ["ok", "ok", "ok", "rejected"]
+    assert tuple(table[0]) == COLUMNS
     assert table[3]["reason"] == "unknown_format"
     expected = list(predict_files(load_model(trained), [row["file"] for row in table]))
     for n, prediction in enumerate(expected[:3]):

@@ -1,5 +1,6 @@
 """The bundle is found in a checkout and in a wheel."""
 
+import json
 import os
 import subprocess
 import sys
@@ -36,3 +37,6 @@ def test_a_wheel_contains_the_whole_bundle_and_finds_it(tmp_path):
         check=True,
     )
     assert Path(shown.stdout.strip()) == inside / "wscxr_chest_xray"
+    assert "built WITHOUT the compiled CPU kernels: it was built with MONAI_WSCXR_BUILD=none" in done.stderr
+    record = json.loads((site / "monai_wscxr" / "ops" / "left_out.json").read_text())
+    assert record == dict.fromkeys(("_C", "_C_cuda"), "it was built with MONAI_WSCXR_BUILD=none")

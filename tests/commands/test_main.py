@@ -15,7 +15,7 @@ import monai_wscxr
 from monai_wscxr.__main__ import INTERRUPTED as INTERRUPTED_EARLY
 from monai_wscxr.__main__ import Interrupt
 from monai_wscxr.commands import phantom
-from monai_wscxr.commands.exit_status import INTERRUPTED, UNUSABLE
+from monai_wscxr.commands.exit_status import INTERRUPTED, OUTPUT_CLOSED, UNUSABLE
 from monai_wscxr.commands.main import create_parser, main
 from monai_wscxr.errors import InputError
 
@@ -80,6 +80,28 @@ def test_version_without_importing_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{monai_wscxr.__version__}\nFalse\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_ended_is_no_error(unbuffered):
+    root = os.path.dirname(os.path.dirname(monai_wscxr.__file__))
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "monai_wscxr", "bundle", "path"], stdout=writer, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": root, "PYTHONUNBUFFERED": unbuffered}, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (OUTPUT_CLOSED, "")
+
+
+def test_a_broken_pipe_elsewhere_stays_an_error(monkeypatch):
+    def fail(options):
+        raise BrokenPipeError("to a worker process")
+
+    monkeypatch.setattr(phantom, "run", fail)
+    with pytest.raises(BrokenPipeError, match="to a worker process"):
+        main(["phantom", "somewhere"])
 
 
 def test_an_interrupted_command_ends_with_its_status(monkeypatch, capsys):

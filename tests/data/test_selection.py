@@ -72,15 +72,19 @@ def test_few_shot_of_a_small_class(recwarn):
         choose_few_shot(pool(), 9, seed=0)
 
 
-@pytest.mark.parametrize("k", [0, -1])
-def test_few_shot_needs_k_of_at_least_one(k):
-    with pytest.raises(DatalistError, match=f"k is {k}; WSCXR needs at least one"):
-        choose_few_shot(pool(), k, seed=0)
+def test_no_abnormal_image_is_chosen_for_k_of_0():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose_few_shot(pool(), 0, seed=0, strict=True) == []
+    with pytest.raises(DatalistError, match="k is -1; it must be 1 or more, or 0 to train on normal images alone"):
+        choose_few_shot(pool(), -1, seed=0)
 
 
 def test_few_shot_without_abnormal_images():
-    with pytest.raises(DatalistError, match="no abnormal image"):
-        choose_few_shot([item("a.png")], 1, seed=0)
+    with pytest.warns(UserWarning, match="no abnormal image to choose from: training on normal images alone"):
+        assert choose_few_shot([item("a.png")], 1, seed=0) == []
+    with pytest.raises(DatalistError, match=r"no abnormal image to choose from\. Put some into"):
+        choose_few_shot([item("a.png")], 1, seed=0, strict=True)
 
 
 # ---- held-out normals

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.evaluation.localisation import boxes_to_mask, localisation_metrics, pointing_game, region_overlap
+from monai_wscxr.evaluation.localisation import (
+    boxes_to_mask,
+    constant_map,
+    constant_map_metrics,
+    localisation_metrics,
+    place_percentiles,
+    pointing_game,
+    region_overlap,
+)
 from monai_wscxr.evaluation.metrics import pixel_auroc
 
 
@@ -109,13 +117,110 @@ def test_boxes_become_masks_by_pixel_centres():
             boxes_to_mask([box], (100, 100), (10, 10))
 
 
+def with_normals(masks, maps):
+    """Return masks and maps with two normal images behind them."""
+    rng = np.random.default_rng(1)
+    return [*masks, *[np.zeros((6, 7), bool)] * 2], [*maps, *rng.normal(size=(2, 6, 7))]
+
+
+@pytest.mark.parametrize("name", ["random", "tied", "constant", "perfect"])
+def test_constant_map_counts_pixels_as_repeated_maps_would(name):
+    masks, maps = with_normals(*cases()[name])
+    repeated = [constant_map(maps).astype(np.float32)] * len(masks)
+    found = constant_map_metrics(masks, repeated)
+    assert found["auroc"] == pytest.approx(pixel_auroc(masks, repeated), abs=1e-12)
+    assert found["aupro"] == pytest.approx(naive_overlap(masks, repeated, 0.3), abs=1e-12)
+
+
+def test_constant_map_by_hand():
+    left, none = np.zeros((1, 4), bool), np.zeros((1, 4), bool)
+    left[0, 0] = True
+    maps = [np.array([[4.0, 1.0, 0.0, 0.0]]), np.array([[0.0, 3.0, 2.0, 0.0]])]
+    assert constant_map(maps).tolist() == [[2.0, 2.0, 1.0, 0.0]]
+    found = localisation_metrics([left, none], maps)
+    # the lesion pixel has the value 2; of the seven others two have it as well, one in either image: once its own place
+    assert found["constant_map"]["auroc"] == pytest.approx((4 + 3 / 2) / 7)
+    assert found["auroc"] == 1.0
+    assert found["pointing_game"] == found["constant_map"]["pointing_game"] == 1.0  # the first of equal values
+    # overlap reaches 1 where three of seven normal pixels are above, so the line to 0.3 has the height 0.7
+    assert found["constant_map"]["aupro"] == pytest.approx(0.35)
+
+
+def test_place_percentiles_by_hand():
+    lesion, none = np.zeros((2, 4), bool), np.zeros((2, 4), bool)
+    lesion[0, :2] = True  # mean of the lesion's map: 3; of the mirrored place: 1
+    image = np.array([[2.0, 4.0, 0.0, 2.0], [9.0, 9.0, 9.0, 9.0]])
+    normals = [np.full((2, 4), value) for value in (0.0, 1.0, 2.0, 3.0, 5.0)]
+    inside, mirrored = place_percentiles([none, lesion, *[none] * 4], [normals[0], image, *normals[1:]])
+    assert inside.tolist() == [(3 + 0.5) / 5]
+    assert mirrored.tolist() == [pytest.approx((1 + 0.5) / 5)]
+    alike = place_percentiles([lesion, none, none], [0.1 * np.ones((2, 4))] * 3)
+    assert [part.tolist() for part in alike] == [[0.5], [0.5]]
+    assert place_percentiles([lesion], [image]) == (None, None)
+
+
+def test_percentiles_of_many_images_equal_those_of_one_at_a_time():
+    rng = np.random.default_rng(2)
+    masks = [rng.random((6, 8)) < 0.2 for _ in range(40)]
+    masks[0][:] = masks[39][:] = False
+    maps = list(rng.normal(size=(40, 6, 8)).astype(np.float32))
+    inside, mirrored = place_percentiles(masks, maps)
+    chosen = [n for n, mask in enumerate(masks) if mask.any()]
+    normals = [n for n, mask in enumerate(masks) if not mask.any()]
+    for found, turned in ((inside, False), (mirrored, True)):
+        expected = []
+        for n in chosen:
+            place = masks[n][:, ::-1] if turned else masks[n]
+            expected.append(np.mean([maps[n][place].mean() > maps[m][place].mean() for m in normals]))
+        assert found.tolist() == pytest.approx(expected)
+
+
+def test_a_map_that_shows_only_how_abnormal_a_picture_is_has_no_gap():
+    rng = np.random.default_rng(3)
+    lesion, none = np.zeros((6, 8), bool), np.zeros((6, 8), bool)
+    lesion[2:4, 1:3] = True
+    normals = list(rng.normal(size=(120, 6, 8)))
+    high, where = [2 + values for values in normals[:60]], [2 * lesion + values for values in normals[:60]]
+    masks = [lesion] * 60 + [none] * 60
+    everywhere, there = (localisation_metrics(masks, [*maps, *normals[60:]]) for maps in (high, where))
+    assert everywhere["percentile"] > 0.9
+    assert abs(everywhere["gap"]) < 0.1
+    assert there["percentile"] > 0.9
+    assert there["gap"] > 0.3
+
+
 def test_all_figures_together():
-    masks, maps = cases()["random"]
-    assert localisation_metrics(masks, maps) == {
+    masks, maps = with_normals(*cases()["random"])
+    inside, mirrored = place_percentiles(masks, maps)
+    assert inside.shape == mirrored.shape == (2,)  # one of the three images shows no lesion
+    found = localisation_metrics(masks, maps, ["b", "a", "normal", "normal", "normal"])
+    findings = found.pop("findings")
+    constant = constant_map(maps)
+    assert found == {
         "auroc": pixel_auroc(masks, maps),
         "aupro": region_overlap(masks, maps),
         "pointing_game": pointing_game(masks, maps),
+        "constant_map": {
+            **constant_map_metrics(masks, maps),
+            "pointing_game": pointing_game(masks, [constant] * 5),
+        },
+        "percentile": inside.mean(),
+        "mirrored_percentile": mirrored.mean(),
+        "gap": pytest.approx(inside.mean() - mirrored.mean()),
     }
+    assert list(findings) == ["a", "b"]
+    for number, name in enumerate("ba"):
+        assert findings[name] == {
+            "images": 1,
+            "pointing_game": pointing_game(masks[number : number + 1], maps[number : number + 1]),
+            "constant_map": {"pointing_game": pointing_game(masks[number : number + 1], [constant])},
+            "percentile": inside[number],
+            "mirrored_percentile": mirrored[number],
+            "gap": inside[number] - mirrored[number],
+        }
+    assert "findings" not in localisation_metrics(masks, maps, ["a", "a", "normal", "normal", "normal"])
+    alone = localisation_metrics(masks[:2], maps[:2])
+    assert alone["percentile"] is alone["mirrored_percentile"] is alone["gap"] is None
 
 
 def test_what_cannot_be_judged_is_refused():
@@ -133,5 +238,7 @@ def test_what_cannot_be_judged_is_refused():
     for limit in (0, -1, 1.1, math.nan):
         with pytest.raises(InputError, match="limit must lie"):
             region_overlap([mask], [values], limit)
+    with pytest.raises(InputError, match=r"one size, not \(2, 2\) and \(3, 3\)"):
+        localisation_metrics([mask, mask[:2, :2]], [values, values[:2, :2]])
     with pytest.raises(InputError, match="tolerance"):
         pointing_game([mask], [values], -1)

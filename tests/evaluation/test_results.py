@@ -51,7 +51,11 @@ def test_metrics_without_an_engine(model, scored):
     assert found["paper"]["epoch"] == 1
     assert (found["n_normal"], found["n_abnormal"], found["n_rejected"]) == (4, 4, 2)
     assert found["calibration"]["false_positive_rate"] == pytest.approx(1 - found["honest"]["specificity"])
-    assert set(found["pixel"]) == {"auroc", "aupro", "pointing_game"}
+    pixel = found["pixel"]
+    assert set(pixel["constant_map"]) == {"auroc", "aupro", "pointing_game"}
+    assert pixel["gap"] == pytest.approx(pixel["percentile"] - pixel["mirrored_percentile"])
+    classes = {item["class"] for item in items if item["label"] == 1}
+    assert {name: part["images"] for name, part in pixel["findings"].items()} == dict.fromkeys(classes, 1)
     assert found["model_sha256"] == model.sha256
     json.dumps(found)
 

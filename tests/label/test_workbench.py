@@ -177,7 +177,8 @@ def test_before_the_first_abnormal_label_the_score_is_the_distance_to_the_normal
     image_id = bench.studies.ids()[0]
     _, rows, _ = features.usable([str(bench.studies.file(image_id))])
     whitened = (rows[0].double() - model.network.whitening.mean.double()) @ model.network.whitening.matrix.double()
-    expected = anomaly_score((whitened**2).mean(1).reshape(1, 1, *features.grid), model.score_share)
+    scores = (whitened**2).mean(1) + whitened @ model.network.discriminator.opacity.double()
+    expected = anomaly_score(scores.reshape(1, 1, *features.grid), model.score_share)
     assert bench.item(image_id)["anomaly_score"] == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -363,8 +364,8 @@ def test_an_option_that_train_yaml_lacks_or_that_changes_features_is_refused(mak
     bench = make()
     bench.close()
     for options, words in (
-        ({"image_sise": 64}, "no option"),
-        ({"k": 3}, "no option"),
+        ({"image_sise": 64}, "did you mean image_size"),
+        ({"k": 3}, "k cannot be set for all trainings"),
         ({"neighbourhood": 1}, "other options"),
     ):
         with pytest.raises(InputError, match=words):

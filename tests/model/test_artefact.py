@@ -78,9 +78,9 @@ def test_missing_file(make_model, tmp_path, name):
 
 def test_newer_format(make_model, tmp_path):
     make_model(tmp_path)
-    edit(tmp_path, lambda d: d.update(format=6, code_version="9.1"))
+    edit(tmp_path, lambda d: d.update(format=7, code_version="9.1"))
     message = refusal(tmp_path)
-    assert "has format 6, this version of monai_wscxr reads format 5" in message
+    assert "has format 7, this version of monai_wscxr reads format 6" in message
     assert "written by version 9.1" in message
 
 

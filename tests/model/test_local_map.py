@@ -5,7 +5,7 @@ import torch
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.calibration import calibrate
-from monai_wscxr.model.local_map import LocalMap
+from monai_wscxr.model.local_map import _WHOLE, LocalMap
 from monai_wscxr.model.predictor import map_peaks, shown_maps
 
 
@@ -29,8 +29,10 @@ def test_a_place_is_compared_with_itself_and_with_the_other_side(normals):
     torch.testing.assert_close(usual, weight)  # an unremarkable picture shows the prior alone
     scores[0, 0, 1, 1] += 2 * local.spread[1, 1]
     found = local(scores)[0, 0]
-    assert float(found[1, 1] - usual[1, 1]) == pytest.approx(2 * float(weight[1, 1]), rel=1e-4)
-    assert float(found[1, 3] - usual[1, 3]) == pytest.approx(-float(weight[1, 3]), rel=1e-4)
+    whole = _WHOLE * 2 / 20  # of the picture's mean
+    assert float(found[1, 1] - usual[1, 1]) == pytest.approx((2 + whole) * float(weight[1, 1]), rel=1e-4)
+    assert float(found[1, 3] - usual[1, 3]) == pytest.approx((-1 + whole) * float(weight[1, 3]), rel=1e-4)
+    usual = usual + whole * weight
     found[1, 1], found[1, 3] = usual[1, 1], usual[1, 3]
     torch.testing.assert_close(found, usual)
 

@@ -18,7 +18,26 @@ from monai_wscxr.report.html import DISCLAIMER, OPTIMISTIC, choose_cases, write_
 METRICS = {
     "honest": {"auroc": 0.8765, "accuracy": 0.8, "f1": 0.7, "threshold": 1.0, "sensitivity": 0.75},
     "paper": {"auroc": 0.9, "accuracy": 0.9, "f1": 0.85, "threshold": 1.2, "epoch": 14},
-    "pixel": {"auroc": 0.9321},
+    "pixel": {
+        "auroc": 0.9321,
+        "aupro": 0.4567,
+        "pointing_game": 0.25,
+        "constant_map": {"auroc": 0.8123, "aupro": 0.4, "pointing_game": 0.125},
+        "percentile": 0.7654,
+        "mirrored_percentile": 0.7432,
+        "gap": 0.0222,
+        "findings": {
+            "a <nodule>": {
+                "images": 17,
+                "pointing_game": 0.0588,
+                "constant_map": {"pointing_game": 0.0},
+                "percentile": 0.66,
+                "mirrored_percentile": 0.65,
+                "gap": 0.01,
+            },
+            "b": {"images": 3, "pointing_game": 0.333, "percentile": None},
+        },
+    },
     "n_normal": 6,
     "n_abnormal": 6,
     "seconds": {"mining": 75.0},
@@ -112,6 +131,22 @@ def test_full_report_holds_what_a_reader_needs(tmp_path):
     assert len(images) == 2 * 16
     assert all(attrs["alt"] and attrs["src"].startswith("data:image/jpeg;base64,") for attrs in images)
     assert list((tmp_path / "report").iterdir()) == [tmp_path / "report" / "index.html"]
+
+
+def test_maps_stand_beside_a_constant_map(tmp_path):
+    _, page = write(tmp_path, make_cases([0, 1] * 4))
+    cells = [cell.strip() for cell in page.table]
+    start = cells.index("Pixel AUROC")
+    assert cells[start : start + 9] == [
+        *("Pixel AUROC", "0.932", "0.812", "AUPRO", "0.457", "0.400", "Pointing game", "0.250", "0.125")
+    ]
+    start = cells.index("a <nodule>")
+    assert cells[start : start + 7] == ["a <nodule>", "17", "0.059", "0.000", "0.660", "0.650", "0.010"]
+    assert cells[start + 7 : start + 14] == ["b", "3", "0.333", *["n/a"] * 4]
+    words = " ".join(page.words)
+    assert all(part in words for part in ("0.765", "0.743", "0.022", "Localisation"))
+    without = {name: value for name, value in METRICS.items() if name != "pixel"}
+    assert "Localisation" not in write(tmp_path, make_cases([0, 1] * 4), without)[1].words
 
 
 def test_nothing_is_fetched(tmp_path):

@@ -1,12 +1,15 @@
 """Progress bars, and results that threads compute ahead of their use."""
 
+import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from monai_wscxr.system.progress import ahead, progress_bar
+import monai_wscxr
+from monai_wscxr.system.progress import ahead, counted, progress_bar
 
 
 def test_a_progress_bar_is_silent_when_asked(capsys):
@@ -23,6 +26,19 @@ def test_a_log_file_gets_few_lines(monkeypatch, terminal, interval):
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
     with progress_bar(3, "phantoms") as bar:
         assert bar.mininterval == interval
+
+
+def test_counted_items_come_in_order_and_are_shown_in_plain_lines(capsys):
+    assert list(counted([3, 1, 2], "phantoms")) == [3, 1, 2]
+    said = capsys.readouterr().err
+    assert "\r" not in said
+    assert "phantoms: 3 of 3 images" in said
+
+
+def test_no_other_module_draws_bars_of_its_own():
+    package = Path(monai_wscxr.__file__).parent
+    calls = {file.name for file in package.rglob("*.py") if re.search(r"\bt(qdm|range)\(", file.read_text())}
+    assert calls == {"progress.py"}
 
 
 @pytest.mark.parametrize("threads", [1, 4])

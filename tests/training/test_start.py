@@ -11,7 +11,7 @@ import torch
 from monai_wscxr.errors import InputError
 from monai_wscxr.training import start as bundle
 from monai_wscxr.training.options import check_options, from_command_line
-from monai_wscxr.training.start import start_run
+from monai_wscxr.training.start import check_dataset_dir, start_run
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "wscxr_chest_xray" / "configs"
 TRAIN = str(CONFIGS / "train.yaml")
@@ -131,3 +131,24 @@ def test_same_seed_same_numbers(tmp_path):
 
     assert numbers(7) == numbers(7) != numbers(8)
     numbers(2**32 - 1)
+
+
+def test_a_run_without_compiled_kernels_says_so_and_why(tmp_path, monkeypatch, caplog):
+    start_run(str(tmp_path), "out", "cpu")
+    assert "slower" not in caplog.text
+    monkeypatch.setattr("monai_wscxr.training.start.EXTENSION", None)
+    monkeypatch.setattr("monai_wscxr.training.start.EXTENSION_STATE", "it was not built: there is no C++ compiler")
+    start_run(str(tmp_path), "out", "cpu")
+    assert (
+        "it was not built: there is no C++ compiler; torch's own code runs instead: the same results, slower"
+        in caplog.text
+    )
+
+
+def test_images_may_be_named_later(tmp_path):
+    start_run("", "out", "cpu", images_later=True)
+    with pytest.raises(InputError, match="--dataset_dir is missing"):
+        check_dataset_dir("")
+    with pytest.raises(InputError, match="does not exist"):
+        check_dataset_dir(tmp_path / "nowhere")
+    check_dataset_dir(tmp_path)

@@ -83,7 +83,7 @@ class CutPaste:
     """Classifier of pasted images; the score is the Mahalanobis distance in the head's last hidden layer.
 
     Args:
-        copies: pasted copies of each kind per normal image, >= 1; their features are cached.
+        pasted_copies: pasted images of each kind per normal image, >= 1; their features are cached.
         steps: training steps, >= 1 (published: 65,000 for the whole network).
         batch_size: images per step of each of the three classes, >= 2 (published: 32).
         rate, momentum, weight_decay: parameters of SGD with a cosine schedule.
@@ -93,7 +93,7 @@ class CutPaste:
 
     def __init__(
         self,
-        copies: int = 1,
+        pasted_copies: int = 1,
         steps: int = 1000,
         batch_size: int = 32,
         rate: float = 0.03,
@@ -102,12 +102,12 @@ class CutPaste:
         widths: tuple[int, ...] | list[int] = (512, 128),
         seed: int = 0,
     ) -> None:
-        if min(copies, steps, *widths) < 1 or batch_size < 2 or rate <= 0:
+        if min(pasted_copies, steps, *widths) < 1 or batch_size < 2 or rate <= 0:
             raise InputError(
-                "CutPaste: copies, steps and widths must be >= 1, batch_size >= 2 and rate > 0; got "
-                f"{copies}, {steps}, {tuple(widths)}, {batch_size}, {rate}"
+                "CutPaste: pasted_copies, steps and widths must be >= 1, batch_size >= 2 and rate > 0; got "
+                f"{pasted_copies}, {steps}, {tuple(widths)}, {batch_size}, {rate}"
             )
-        self.copies, self.steps, self.batch_size = copies, steps, batch_size
+        self.pasted_copies, self.steps, self.batch_size = pasted_copies, steps, batch_size
         self.rate, self.momentum, self.weight_decay = rate, momentum, weight_decay
         self.widths, self.seed = tuple(widths), seed
         self.head: nn.Sequential
@@ -117,7 +117,7 @@ class CutPaste:
     def fit(self, normal: FeatureBank, extractor: PatchExtractor) -> None:
         """Extract features of pasted copies of the normal images, train the head and fit the density."""
         untouched = pooled(normal)
-        pasted = [copy_features(extractor, normal.files, kind, self.copies, pooled=True)[:, 0] for kind in KINDS]
+        pasted = [copy_features(extractor, normal.files, kind, self.pasted_copies, pooled=True)[:, 0] for kind in KINDS]
         self.mean, self.scale = untouched.mean(dim=0), untouched.std(dim=0).clamp_min(1e-6)
         groups = [self._standard(group) for group in (untouched, *pasted)]
         self._train(groups)

@@ -9,6 +9,7 @@ from monai_wscxr.bank.feature_bank import FeatureBank
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.networks import Discriminator
+from monai_wscxr.system.progress import progress_bar
 
 
 class SimpleNet:
@@ -54,7 +55,7 @@ class SimpleNet:
         self.network: nn.Sequential
 
     def fit(self, normal: FeatureBank, extractor: PatchExtractor | None = None) -> None:
-        """Train on the whole images of the normal bank."""
+        """Train on the whole images of the normal bank; progress is shown if the extractor shows it."""
         images = normal.rows.reshape(len(normal.files), -1, normal.rows.shape[1])
         generator = torch.Generator().manual_seed(self.seed)
         with torch.random.fork_rng(devices=[]):
@@ -67,6 +68,9 @@ class SimpleNet:
         ]
         kept = {round(self.epochs * (i + 1) / self.checkpoints) for i in range(self.checkpoints)}
         self.states = []
+        bar = progress_bar(
+            self.epochs, "training SimpleNet", extractor is not None and extractor.progress, unit="epoch"
+        )
         for epoch in range(1, self.epochs + 1):
             self.network.train()
             order = torch.randperm(len(images), generator=generator)
@@ -81,6 +85,8 @@ class SimpleNet:
                     optimizer.step()
             if epoch in kept:
                 self.states.append({key: tensor.clone() for key, tensor in self.network.state_dict().items()})
+            bar.update()
+        bar.close()
 
     def scores(self, images: FeatureBank) -> list[Tensor]:
         """Compute the anomaly scores [n] (maximum over patches) for every checkpoint; the last one is the trained model."""

@@ -15,7 +15,7 @@ from monai_wscxr.data.datalist import Item
 from monai_wscxr.data.perturbation import PERTURBATIONS, SHIFTS, Perturbation
 from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.features.backbones import create_backbone
-from monai_wscxr.features.copies import ALTERED, Alteration, copy_features
+from monai_wscxr.features.copies import ALTERED, OPACITIES, Alteration, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.features.patches import PatchFeatures
 
@@ -32,16 +32,23 @@ class BackboneMaps:
         options: options of `train.yaml`: image_size, intensity, backbone, layers, weights and cache.
         perturbed_normals: number of normal images that are perturbed and copied, besides all abnormal ones.
         copies: number of altered copies per image.
+        opacities: number of copies with a synthetic opacity per image.
 
     Attributes:
         images: maps [n, C, h, w] of all items.
         subset: indices of the m perturbed and copied items.
         perturbed: maps [m, C, h, w] by name of the perturbation.
-        copies: maps [m, C, h, w] of each copy.
+        copies: maps [m, C, h, w] of each altered copy.
+        opacities: maps [m, C, h, w] of each copy with an opacity.
     """
 
     def __init__(
-        self, items: Sequence[Item], options: Mapping[str, Any], perturbed_normals: int, copies: int = 0
+        self,
+        items: Sequence[Item],
+        options: Mapping[str, Any],
+        perturbed_normals: int,
+        copies: int = 0,
+        opacities: int = 0,
     ) -> None:
         stages = ["1", "2", "3", "4"] if options["backbone"] == "efficientnet_lite0" else options["layers"]
         backbone = create_backbone(options["backbone"], stages, options["weights"])
@@ -59,6 +66,7 @@ class BackboneMaps:
         files = [str(items[i]["image"]) for i in self.subset]
         self.perturbed = {name: self._altered(files, _alteration(name, CHANGES[name]), 1)[0] for name in CHANGES}
         self.copies = self._altered(files, ALTERED, copies) if copies else []
+        self.opacities = self._altered(files, OPACITIES, opacities) if opacities else []
 
     def _altered(self, files: Sequence[str], alteration: Alteration, copies: int) -> list[Tensor]:
         """Return the maps [m, C, h, w] of each altered copy of the files."""

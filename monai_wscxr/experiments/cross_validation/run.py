@@ -18,7 +18,7 @@ from monai_wscxr.experiments.cross_validation.splits import random_split
 from monai_wscxr.experiments.cross_validation.training import METRICS, SplitFeatures
 from monai_wscxr.features.backbones import NAMED
 from monai_wscxr.system.atomic import write_text_atomic
-from monai_wscxr.training.options import find_configs, option_names
+from monai_wscxr.training.configs import find_configs, option_names, unknown_option
 
 logger = logging.getLogger("monai_wscxr")
 
@@ -28,6 +28,8 @@ PUBLISHED_TRAINING = {
     "optimizer_name": "Adam",
     "learning_rate": 2e-4,
     "distance_share": 0.0,
+    "region_share": 0.0,
+    "opacity_share": 0.0,
     "copies": 0,
     "mining_scope": "all",
 }
@@ -63,6 +65,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learning rate 0.003": {"learning_rate": 0.003},
     "no distance": {"distance_share": 0.0},
     "distance 1.2": {"distance_share": 1.2},
+    "no regions": {"region_share": 0.0},
+    "no opacities": {"opacity_share": 0.0},
     "maximum": {"score_share": 0.0},
     "mean": {"score_share": 1.0},
 }
@@ -105,6 +109,7 @@ class CrossValidation:
         self._check("options", changes or {})
         self.options.update(changes or {})
         self.most_copies = max(self.options["copies"], *(v.get("copies", 0) for v in VARIANTS.values()))
+        self.most_opacities = max(self.options["opacities"], *(v.get("opacities", 0) for v in VARIANTS.values()))
         self._maps: tuple[tuple[str, ...], BackboneMaps] | None = None
 
     def run(self, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -127,10 +132,11 @@ class CrossValidation:
         features = maps.choose(maps.images, layers, first["neighbourhood"])
         perturbed = {n: maps.choose(m, layers, first["neighbourhood"]) for n, m in maps.perturbed.items()}
         copies = [maps.choose(m, layers, first["neighbourhood"]) for m in maps.copies]
+        opacities = [maps.choose(m, layers, first["neighbourhood"]) for m in maps.opacities]
         labels = np.array([item["label"] for item in self.items])
         results: dict[str, Any] = {n: {str(k): {m: [] for m in (*METRICS, "shift")} for k in self.ks} for n in variants}
         for number, split in enumerate(self.splits):
-            data = SplitFeatures(split, features, perturbed, copies, maps.subset, labels)
+            data = SplitFeatures(split, features, perturbed, copies, maps.subset, labels, opacities)
             for name, changes in variants.items():
                 for k in self.ks:
                     values, shift = data.metrics({**self.options, **changes}, k)
@@ -142,16 +148,19 @@ class CrossValidation:
 
     def _check(self, what: str, changes: Mapping[str, Any]) -> None:
         """Raise InputError when `train.yaml` lacks one of the options."""
-        unknown = [key for key in changes if key not in self.options]
-        if unknown:
-            raise InputError(f"{what}: there is an option {unknown[0]!r}, which train.yaml does not have")
+        for name in changes:
+            if name not in self.options:
+                raise InputError(f"{what}: {unknown_option(name, self.options)}")
 
     def _backbone_maps(self, options: Mapping[str, Any]) -> BackboneMaps:
         """Return the maps of the backbone; the latest ones are kept."""
         key = tuple(str(options[k]) for k in ("image_size", "intensity", "backbone", "weights"))
         if self._maps is None or self._maps[0] != key:
             self._maps = None  # free the memory of the previous maps first
-            self._maps = (key, BackboneMaps(self.items, options, self.perturbed_normals, self.most_copies))
+            self._maps = (
+                key,
+                BackboneMaps(self.items, options, self.perturbed_normals, self.most_copies, self.most_opacities),
+            )
         return self._maps[1]
 
     def table(self, results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -37,8 +37,12 @@ def random_split(items: Sequence[Mapping[str, Any]], ks: Sequence[int], seed: in
         share: share of the normal images held out, in (0, 1).
 
     Raises:
-        InputError: when no abnormal image is left for validation.
+        InputError: when a k is below 1, or no abnormal image is left for validation.
     """
+    if min(ks) < 1:
+        raise InputError(
+            f"cross-validation compares trainings with abnormal images; k must be 1 or more, got {min(ks)}"
+        )
     rng = random.Random(seed)
     patients = [str(item.get("patient") or item["image"]) for item in items]
     normal = [i for i, item in enumerate(items) if item["label"] == 0]

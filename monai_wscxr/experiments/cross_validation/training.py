@@ -21,18 +21,22 @@ from monai_wscxr.model.mining import farthest_of_each
 from monai_wscxr.model.mixing import MixingInferer, PatchBatches, prepare_patch_batch
 from monai_wscxr.model.networks import Discriminator, image_scores
 from monai_wscxr.model.nuisance import nuisance_covariance
+from monai_wscxr.model.opacity import opacity_direction
 from monai_wscxr.model.regions import region_means
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.ops import min_distance
-from monai_wscxr.training.distance import distance_weight, region_weight
-from monai_wscxr.training.options import option_names
+from monai_wscxr.training.configs import option_names
+from monai_wscxr.training.distance import distance_weight, opacity_share, region_weight, weigh_opacity
 from monai_wscxr.training.start import create_optimizer
 
 METRICS = ("as they are", "perturbed alike", "perturbed each", "shifted alike")
 """AUROC on unchanged images; mean over perturbations of all images alike; with another perturbation for each image; mean over
 shifts of all images alike."""
 
-SCORING_OPTIONS = ("distance_share", "score_share", "region_share", "region_shrinkage", "region_nuisance")
+SCORING_OPTIONS = (
+    *("distance_share", "score_share", "region_share", "region_shrinkage", "region_nuisance"),
+    *("opacities", "opacity_share"),
+)
 """Options of `train.yaml` that only affect scoring: variants that differ in nothing else share a trained discriminator."""
 
 WHITENING_OPTIONS = ("whiten", "shrinkage", "copies", "copied_normals", "nuisance")
@@ -106,6 +110,7 @@ class SplitFeatures:
         copies: features [m, C, h, w] of the items `subset`, for each altered copy.
         subset: indices of the m perturbed and copied items.
         labels: labels [n] of all training items.
+        opacities: features [m, C, h, w] of the items `subset`, for each copy with a synthetic opacity.
     """
 
     def __init__(
@@ -116,9 +121,10 @@ class SplitFeatures:
         copies: Sequence[Tensor],
         subset: Sequence[int],
         labels: NDArray[np.int64],
+        opacities: Sequence[Tensor] = (),
     ) -> None:
         self.split, self.features, self.perturbed, self.labels = split, features, perturbed, labels
-        self.copies = copies
+        self.copies, self.opacities = copies, opacities
         self.place = {i: n for n, i in enumerate(subset)}
         self.normal = bank_of(features[split.normal])
         few = split.few_shot[max(split.few_shot)]
@@ -185,7 +191,9 @@ class SplitFeatures:
         few = len(self.split.few_shot[k])
         weight = distance_weight(discriminator, normal, few, options["distance_share"], options["score_share"])
         discriminator.distance_weight.fill_(weight)
+        discriminator.opacity.zero_()  # the regions are weighed without them
         self._set_regions(discriminator, options, k, whitening, normal)
+        self._set_opacity(discriminator, options, k, whitening, normal)
         validation = self.validation_items(k)
         row = {i: n for n, i in enumerate(self.validation_items())}
         perturbed_row = {i: n for n, i in enumerate(i for i in self.validation_items() if i in self.place)}
@@ -199,6 +207,24 @@ class SplitFeatures:
         changed = {name: score(maps[[perturbed_row[i] for i in both]]) for name, maps in perturbed.items()}
         plain = auroc(self.labels[validation], list(scores.values()))
         return _perturbed_metrics(plain, self.labels[both], own, changed)
+
+    def _set_opacity(
+        self,
+        discriminator: Discriminator,
+        options: Mapping[str, Any],
+        k: int,
+        whitening: NormalWhitening,
+        normal: FeatureBank,
+    ) -> None:
+        """Add the direction of synthetic opacities as the bundle does."""
+        copied = [i for i in self.split.normal if i in self.place][: options["copied_normals"]]
+        made = self.opacities[: options["opacities"]]
+        if not (options["opacity_share"] and options["whiten"] and copied and made):
+            return
+        where, before = [self.place[i] for i in copied], self.features[copied]
+        changes = torch.cat([(maps[where] - before).flatten(2).transpose(1, 2) for maps in made])
+        share = opacity_share(options["opacity_share"], k, 1)
+        weigh_opacity(discriminator, normal, opacity_direction(changes, whitening), share, options["score_share"])
 
     def _set_regions(
         self,

@@ -30,7 +30,7 @@ class Cell:
 
     Attributes:
         method: "wscxr", or the name of a compared method's configuration.
-        k: abnormal images per class; None for a method that learns from normal images only.
+        k: abnormal images per class, 0 for WSCXR on normal images alone; None for a method that has no k.
         seed: seed of all random choices.
         variant: name of the ablation, or "".
         overrides: options of `train.yaml`, besides those of the protocol.
@@ -45,7 +45,9 @@ class Cell:
     @property
     def name(self) -> str:
         """Name of the cell and of its result file."""
-        return "_".join(p for p in (self.method, self.variant, f"k{self.k}" if self.k else "", f"s{self.seed}") if p)
+        return "_".join(
+            p for p in (self.method, self.variant, "" if self.k is None else f"k{self.k}", f"s{self.seed}") if p
+        )
 
 
 class Experiment:

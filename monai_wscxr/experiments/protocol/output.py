@@ -242,9 +242,13 @@ def chart(summary: dict[Key, dict[str, Any]]) -> str:
     low = min(0.95, math.floor(20 * min(v["low"] for v in values)) / 20)  # room below 1 even if all are perfect
     names = list(dict.fromkeys(name for name, _ in summary))
 
-    def x(k: float) -> float:
-        span = math.log2(ks[-1]) - math.log2(ks[0])
-        return 50 + 380 * ((math.log2(k) - math.log2(ks[0])) / span if span else 0.5)
+    def place(k: int) -> float:
+        """Return the place of k on the axis: equal steps for doubled k, and one more down to 0."""
+        return math.log2(k) if k else -1.0
+
+    def x(k: int) -> float:
+        span = place(ks[-1]) - place(ks[0])
+        return 50 + 380 * ((place(k) - place(ks[0])) / span if span else 0.5)
 
     def y(value: float) -> float:
         return 300 - 270 * (value - low) / (1 - low)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import platform
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import monai_wscxr
 from monai_wscxr.errors import InputError
@@ -22,7 +20,7 @@ from monai_wscxr.experiments.protocol.cells import Cell, Experiment, run_cell
 from monai_wscxr.experiments.protocol.output import write_tables
 from monai_wscxr.system.atomic import write_text_atomic
 from monai_wscxr.system.progress import progress_bar
-from monai_wscxr.training.options import find_configs
+from monai_wscxr.training.configs import check_settable, find_configs
 from monai_wscxr.training.start import quiet_training
 
 METHODS = ("wscxr", "patchcore", "simplenet", "cutpaste")
@@ -57,7 +55,7 @@ def run_protocol(
         dataset_dir: folder or data list with a training and a test part.
         output_dir: a new folder, or that of the same protocol.
         methods: methods of table 1, from `METHODS`.
-        k: abnormal images per class, each >= 1.
+        k: abnormal images per class; 0 for WSCXR on normal images alone, in table 1.
         seeds: number of seeds, >= 1; they are 0, 1, ...
         options: options of `train.yaml` for all cells.
         bundle: folder of the bundle; None means the one beside the package.
@@ -75,7 +73,7 @@ def run_protocol(
     cells = grid(table, methods, k, seeds)
     options = dict(options or {})
     configs = find_configs(bundle)
-    _check_options(configs, methods, options)
+    check_settable(options, [configs / f"{name}.yaml" for name in ("train", *(m for m in methods if m != "wscxr"))])
     folder = Path(output_dir)
     done = folder / "cells"
     done.mkdir(parents=True, exist_ok=True)
@@ -118,15 +116,18 @@ def grid(table: str, methods: Sequence[str], k: Sequence[int], seeds: int) -> li
     """List the cells of a table: all methods of one seed before the next seed, so an unfinished table compares methods.
 
     Raises:
-        InputError: on an unknown table or method, k or seeds below 1, or nothing to run.
+        InputError: on an unknown table or method, k below 0 (in table 2 below 1), seeds below 1, or nothing to run.
     """
     if table not in TABLES:
         raise InputError(f"there is no table {table!r}; the tables are {', '.join(TABLES)}")
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:
         raise InputError(f"unknown methods: {', '.join(unknown) or 'none given'}; they are {', '.join(METHODS)}")
-    if not k or min(k) < 1 or seeds < 1:
-        raise InputError(f"k and seeds must be 1 or more, got k {list(k)} and {seeds} seeds")
+    least = 0 if table == "table1" else 1  # without abnormal images there is nothing to mine or mix
+    if not k or min(k) < least or seeds < 1:
+        raise InputError(
+            f"k must be {least} or more in {table}, and seeds 1 or more; got k {list(k)} and {seeds} seeds"
+        )
     numbers = sorted(set(k))
     cells = []
     for seed in range(seeds):
@@ -136,25 +137,6 @@ def grid(table: str, methods: Sequence[str], k: Sequence[int], seeds: int) -> li
         for method in dict.fromkeys(methods):
             cells += [Cell(method, n, seed) for n in numbers] if method == "wscxr" else [Cell(method, None, seed)]
     return cells
-
-
-def _check_options(configs: Path, methods: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Check that the configurations have all options and that the protocol does not set them itself.
-
-    Raises:
-        InputError: otherwise.
-    """
-    own = {"dataset_dir", "output_dir", "k", "seed"}
-    known: set[str] = set()
-    for name in ("train", *(m for m in methods if m != "wscxr")):
-        known |= set(yaml.safe_load((configs / f"{name}.yaml").read_text(encoding="utf-8")))
-    for name in options:
-        if name in own:
-            raise InputError(f"{name} is an option of the protocol itself and cannot be set again")
-        if name.partition("#")[0] not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else "see the top of train.yaml for all"
-            raise InputError(f"unknown option {name}: {hint}")
 
 
 def _cell(experiment: Experiment, cell: Cell, path: Path, settings: dict[str, Any]) -> dict[str, Any]:

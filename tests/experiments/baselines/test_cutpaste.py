@@ -83,7 +83,9 @@ def test_far_images_score_higher(extractor, normal_items):
     assert method.scores(far)[0].min() > method.scores(normal)[0].max()
 
 
-@pytest.mark.parametrize("options", [{"copies": 0}, {"steps": 0}, {"batch_size": 1}, {"rate": 0}, {"widths": (0,)}])
+@pytest.mark.parametrize(
+    "options", [{"pasted_copies": 0}, {"steps": 0}, {"batch_size": 1}, {"rate": 0}, {"widths": (0,)}]
+)
 def test_options_out_of_range(options):
     with pytest.raises(InputError, match="CutPaste"):
         CutPaste(**options)

@@ -1,5 +1,7 @@
 """SimpleNet: its loss computed by hand, its parts, and that it learns to detect features off the normal ones."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -39,6 +41,12 @@ def test_it_finds_what_lies_off_the_normal_features():
     normal, abnormal = method.scores(plane(50, 1)), method.scores(plane(50, 2, off=3.0))
     assert len(normal) == 3
     assert abnormal[-1].median() > normal[-1].max()
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_its_epochs_are_shown_if_those_of_the_extractor_are(capsys, shown):
+    SimpleNet(epochs=3).fit(plane(10, 0), SimpleNamespace(progress=shown))
+    assert ("training SimpleNet: 3 of 3 epochs" in capsys.readouterr().err) == shown
 
 
 def test_the_same_seed_gives_the_same_scores_and_leaves_the_global_stream_alone():

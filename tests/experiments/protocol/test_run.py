@@ -55,6 +55,7 @@ def rows(path):
 def test_the_grid():
     names = [cell.name for cell in grid("table1", ["wscxr", "patchcore"], [4, 1, 4], 2)]
     assert names == ["wscxr_k1_s0", "wscxr_k4_s0", "patchcore_s0", "wscxr_k1_s1", "wscxr_k4_s1", "patchcore_s1"]
+    assert [cell.name for cell in grid("table1", ["wscxr"], [1, 0], 1)] == ["wscxr_k0_s0", "wscxr_k1_s0"]
     ablation = grid("table2", ["wscxr"], [2], 1)
     assert [cell.name for cell in ablation] == [
         "wscxr_neither_k2_s0",
@@ -93,6 +94,16 @@ def test_figures_follow_from_the_cells_scores(table1, phantoms):
     assert sorted(item["label"] for item in datalist["test"]) == labels
     y = [item["label"] for item in datalist["test"]]
     assert cell["honest"]["auroc"] == pytest.approx(roc_auc_score(y, cell["scores"]))
+
+
+def test_k_of_0_is_a_row_of_its_own(phantoms, tmp_path):
+    protocol(phantoms, tmp_path / "out", methods=["wscxr"], k=[0, 1], options=TABLE2)
+    assert [row["k_per_class"] for row in rows(tmp_path / "out" / "results.csv")] == ["0", "1"]
+    cell = json.loads((tmp_path / "out" / "cells" / "wscxr_k0_s0.json").read_text())
+    assert min(cell["scores"]) > 0  # distances
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "| WSCXR | 0 |" in text
+    assert "| WSCXR | 1 |" in text
 
 
 def test_a_stopped_run_goes_on(phantoms, tmp_path, monkeypatch):
@@ -200,10 +211,11 @@ def test_densenet121_from_a_local_weights_file(phantoms, tmp_path):
     ("changes", "message"),
     [
         ({"methods": ["padim"]}, "unknown methods: padim"),
-        ({"k": [0]}, "must be 1 or more"),
-        ({"seeds": 0}, "must be 1 or more"),
+        ({"k": [-1]}, "k must be 0 or more in table1"),
+        ({"table": "table2", "k": [0]}, "k must be 1 or more in table2"),
+        ({"seeds": 0}, "seeds 1 or more"),
         ({"options": {"retantion": 1}}, "did you mean retention"),
-        ({"options": {"seed": 1}}, "option of the protocol itself"),
+        ({"options": {"seed": 1}}, "cannot be set for all trainings"),
         ({"bundle": "nowhere"}, "has no train.yaml"),
     ],
 )
