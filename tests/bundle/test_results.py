@@ -101,7 +101,7 @@ def test_inference_rejects_what_is_unlike_a_chest(trained, phantoms, tmp_path):
     assert {row["status"] for row in rows(tmp_path / "allowed" / "predictions.csv")} == {"ok"}
 
 
-def test_evaluation_counts_what_predict_would_refuse_and_scores_it(trained, phantoms, tmp_path, caplog):
+def test_evaluation_counts_what_predict_would_refuse_and_scores_it(trained, phantoms, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(trained, folder)
     refuse_unlike(folder, None, 1e-9)
@@ -109,7 +109,6 @@ def test_evaluation_counts_what_predict_would_refuse_and_scores_it(trained, phan
     metrics, before = (json.loads((where / "metrics.json").read_text()) for where in (folder, trained))
     assert (metrics["n_unlike_a_chest"], before["n_unlike_a_chest"]) == (8, 0)
     assert metrics["honest"] == before["honest"]
-    assert "8 of 8 test images are unlike a chest radiograph" in caplog.text
     assert "8 test images are unlike a chest radiograph" in (folder / "report" / "index.html").read_text()
     run("evaluate", phantoms, folder, allow=["unlike_a_chest"])
     assert json.loads((folder / "metrics.json").read_text())["n_unlike_a_chest"] == 0
