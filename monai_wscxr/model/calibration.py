@@ -254,8 +254,9 @@ def estimate_null(calibration: Calibration, scores: Sequence[float]) -> Calibrat
     In the lower part of the scores normal images rule as long as at most half of the images are abnormal. Location and scale
     are fitted there, between the quantiles 5 % and 40 %, to a shape that is three quarters that of the held-out normals of the
     training and one quarter the normal distribution. Above the median the fitted scores lie 1.3 times as far out, because the
-    upper tail, which nothing here shows, differs between sites. Abnormal images score higher than normal ones, so they can only raise
-    these quantiles: with more of them the operating point rises, fewer normals are flagged and more abnormals are missed.
+    upper tail, which nothing here shows, differs between sites. Abnormal images score higher than normal ones, so they can
+    only raise these quantiles: with more of them the operating point rises, fewer normals are flagged and more abnormals are
+    missed.
 
     Args:
         calibration: that of the training; its colour scale is kept.

@@ -1,4 +1,4 @@
-"""Does a set of radiographs come from where a model was calibrated? Drift of the image features, and what it makes of p-values.
+"""Do radiographs come from where a model was calibrated? Drift of the image features.
 
 P-values and the operating point hold for radiographs like the normals that calibrated them. Another detector, patient group or
 way to export moves the features of *all* images, and then a promised rate of false alarms is worth nothing. The image features

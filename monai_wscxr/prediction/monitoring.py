@@ -66,11 +66,6 @@ class Monitoring:
         reached = np.flatnonzero(self.martingale >= ALARM)
         return int(reached[0]) + 1 if len(reached) else None
 
-    @property
-    def named(self) -> list[Group]:
-        """Weeks or runs, devices and views whose images have drifted."""
-        return [group for groups in self.groups.values() for group in groups if group.drift.named]
-
     def sentences(self, model: str = "OUT") -> list[str]:
         """Return the result as sentences for the console."""
         lines = []
@@ -83,9 +78,14 @@ class Monitoring:
                 ]
                 for group in groups
             ]
+        return [*lines, *self.conclusions(model)]
+
+    def conclusions(self, model: str = "OUT") -> list[str]:
+        """Return what all images together say, as sentences."""
+        lines = []
         if self.alarm is not None:
             lines.append(
-                f"the stream left what calibrated the model after {self.alarm} images at the latest (martingale above 100, "
+                f"within {self.alarm} images the stream left what calibrated the model (the martingale reached 100, "
                 "which chance reaches in 1 % of streams of normal images; many abnormal ones can do so as well)"
             )
         lines.append(self.drift.sentence(model) or f"no drift over all {self.drift.images} images")
@@ -187,7 +187,7 @@ def write_monitoring(folder: str | Path, model: TrainedModel, result: Monitoring
         result.groups,
         result.martingale,
         ALARM,
-        result.sentences(str(model.folder))[-2:],
+        [f"{line[0].upper()}{line[1:]}." for line in result.conclusions(str(model.folder))],
         model.colour_scale,
     )
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from monai_wscxr.model.calibration import ColourScale
 from monai_wscxr.model.drift import LIMIT, Drift
-from monai_wscxr.report.page import DISCLAIMER, notes_box, write_page
+from monai_wscxr.report.page import DISCLAIMER, notes_box, plural, write_page
 
 _POINTS = 400  # longer curves are thinned
 
@@ -53,13 +53,13 @@ def write_drift_report(
         notes: sentences below the headline.
         scale: colour scale of the model.
     """
-    named = sum(group.drift.named is True for several in groups.values() for group in several)
+    first = next(iter(groups))
+    named = sum(group.drift.named is True for group in groups[first])
+    words = f"Drift in {named} of {plural(len(groups[first]), first, first + 's')}" if named else "No drift"
     headline = (
-        f'<p class="headline"><strong>{f"Drift in {named} groups" if named else "No drift named"}</strong>'
-        f"{len(martingale)} images</p>\n"
+        f'<p class="headline"><strong>{words}</strong>{plural(len(martingale), "image", "images")}</p>\n'
         f'<p class="research">{DISCLAIMER}</p>\n{notes_box(notes)}'
     )
-    first = next(iter(groups))
     sections = [
         (
             "course",
@@ -79,7 +79,7 @@ def shift_chart(groups: Sequence[Group]) -> str:
     """Draw the shift of each group as a bar, with the limit as a line; returns SVG."""
     shifts = [max(0.0, group.drift.shift) if not math.isnan(group.drift.shift) else 0.0 for group in groups]
     top = max([*shifts, 2 * LIMIT])
-    width, floor = 464 / max(1, len(groups)), 180
+    width, floor = min(60.0, 464 / max(1, len(groups))), 180
     parts = []
     for n, (group, shift) in enumerate(zip(groups, shifts, strict=True)):
         height = 150 * shift / top
@@ -92,7 +92,10 @@ def shift_chart(groups: Sequence[Group]) -> str:
     line = floor - 150 * LIMIT / top
     ends = f'<text class="quiet" x="8" y="{floor + 16}">{escape(groups[0].name)}</text>'
     if len(groups) > 1:
-        ends += f'<text class="quiet" x="472" y="{floor + 16}" text-anchor="end">{escape(groups[-1].name)}</text>'
+        last = 8 + len(groups) * width
+        ends += (
+            f'<text class="quiet" x="{last:.1f}" y="{floor + 16}" text-anchor="end">{escape(groups[-1].name)}</text>'
+        )
     return (
         f'<svg viewBox="0 0 480 {floor + 24}" role="img" aria-label="Shift of {len(groups)} groups, limit {LIMIT:g}">'
         f'{"".join(parts)}<path class="cut" d="M8 {line:.1f}H472"/><path class="axis" d="M8 {floor}H472"/>'
@@ -113,7 +116,7 @@ def martingale_chart(values: NDArray[np.float64], alarm: float) -> str:
     return (
         f'<svg viewBox="0 0 480 {floor + 24}" role="img" aria-label="Test martingale over {len(values)} images, highest '
         f'10 to the {float(values.max()):.1f}"><path class="cut" d="M8 {y(alarm):.1f}H472"/>'
-        f'<polyline class="curve" points="{steps}" fill="none"/><path class="axis" d="M8 {floor}H472"/>'
+        f'<polyline class="roc" points="{steps}" fill="none"/><path class="axis" d="M8 {floor}H472"/>'
         f'<text class="strong" x="8" y="{y(alarm) - 4:.1f}">10^{alarm:g}</text>'
         f'<text class="quiet" x="472" y="{floor + 16}" text-anchor="end">images</text></svg>'
     )
