@@ -81,7 +81,9 @@ def test_several_processes_train_what_one_does(one, world):
     statuses, output = ranks("training", world, folder / str(world))
     assert statuses == [0] * world, output
     results = found(folder / str(world), world)
-    assert alone["forwarded"] == 24 + 3 * 17  # the images; of each normal image in the bank two copies and one with an opacity
+    assert (
+        alone["forwarded"] == 24 + 3 * 17
+    )  # the images; of each normal image in the bank two copies and one with an opacity
     passed = [r["forwarded"] for r in results]
     assert sum(passed) == alone["forwarded"]  # no image passed a network twice
     assert max(passed) - min(passed) <= 3  # the three copies of one image
