@@ -162,6 +162,7 @@ export interface Elements {
   "progress-note": HTMLElement;
   "queue-note": HTMLElement;
   radiograph: HTMLImageElement;
+  "drift": HTMLElement;
   "read-only": HTMLElement;
   reset: HTMLButtonElement;
   said: HTMLElement;
