@@ -116,7 +116,7 @@ def adapt(
             + (f" ({len(rejected)} could not be used)" if rejected else "")
         )
     network, grid = model.network, extractor.grid
-    maps = _patch_scores(network, rows, grid)
+    maps = patch_scores_of(network, rows, grid)
     scores = anomaly_score(maps, model.score_share)[:, 0].tolist()
     flagged = sum(map(model.calibration.abnormal, scores)) / len(scores)
     means = rows.mean(1)
@@ -132,7 +132,7 @@ def adapt(
         calibration = estimate_null(model.calibration, scores)
     else:
         if aligned:
-            network, maps = _aligned(network, rows), _cross_fitted(network, rows, grid)
+            network, maps = aligned_with(network, rows), cross_fitted(network, rows, grid)
         places = None if model.local_map is None else LocalMap.measure(maps)
         site_scores = anomaly_score(maps, model.score_share)[:, 0].tolist()
         calibration = recalibrate(model.calibration, site_scores, _cross_fitted_peaks(model, maps))
@@ -207,7 +207,7 @@ def _usable(
     return [used[n] for n in keep], rows[keep], rejected
 
 
-def _aligned(network: WSCXRNet, rows: Tensor) -> WSCXRNet:
+def aligned_with(network: WSCXRNet, rows: Tensor) -> WSCXRNet:
     """Return a copy of a network, aligned with images with features [n, h*w, C]."""
     new = copy.deepcopy(network)
     new.whitening.align(rows.flatten(0, 1))
@@ -219,9 +219,9 @@ def _folds(count: int) -> list[Tensor]:
     return list(torch.arange(count).tensor_split(min(_FOLDS, count)))
 
 
-def _cross_fitted(network: WSCXRNet, rows: Tensor, grid: tuple[int, int]) -> Tensor:
+def cross_fitted(network: WSCXRNet, rows: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return patch scores [n, 1, h, w], each fold's from a network that was aligned with the other folds."""
-    return _by_fold(len(rows), lambda fold, rest: _patch_scores(_aligned(network, rows[rest]), rows[fold], grid))
+    return _by_fold(len(rows), lambda fold, rest: patch_scores_of(aligned_with(network, rows[rest]), rows[fold], grid))
 
 
 def _cross_fitted_peaks(model: TrainedModel, maps: Tensor) -> list[float]:
@@ -246,7 +246,7 @@ def _by_fold(count: int, values: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-def _patch_scores(network: WSCXRNet, rows: Tensor, grid: tuple[int, int]) -> Tensor:
+def patch_scores_of(network: WSCXRNet, rows: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return the patch scores [n, 1, h, w] of features [n, h*w, C]."""
     device = next(network.parameters()).device
     with torch.inference_mode():

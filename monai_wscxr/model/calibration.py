@@ -101,8 +101,8 @@ class Calibration:
         n, target = len(self.normal_scores), self.false_positive_rate
         if self.basis == "site_unlabelled":
             return (
-                f"about {percent(self.supported_rate)} of normal images flagged if at most half of the images are abnormal, "
-                f"estimated from {n} unlabelled images of the site"
+                f"meant to flag at most {percent(self.supported_rate)} of normal images if at most half of the images are "
+                f"abnormal: an estimate from {n} unlabelled images of the site, no guarantee"
             )
         words = f"at most {percent(self.supported_rate)} of normal images flagged, from {n} {self.images_text}"
         if self.supported_rate > target:

@@ -17,6 +17,7 @@ from monai_wscxr.model.mixing import PatchBatches
 from monai_wscxr.model.networks import Discriminator, check_score_share
 from monai_wscxr.system.atomic import require_space, torch_bytes
 from monai_wscxr.system.processes import first_process, wait_for_all
+from monai_wscxr.training.banks import TrainingBanks
 from monai_wscxr.training.distance import (
     check_distance_share,
     check_opacity_options,
@@ -137,16 +138,18 @@ class DistanceHandler:
         self.discriminator.distance_weight.fill_(weight)
 
 
-class NormalsOnlyHandler:
-    """Without abnormal images, score the distance to the normals alone and end the training before its first epoch.
-
-    The handlers of its completion then write the model. Attach it after `MiningHandler`.
+class _OpacityWeights:
+    """Weights of the synthetic opacities, for two handlers.
 
     Args:
-        discriminator: its weights are set, see `score_distance_alone` and `weigh_opacity`.
-        share: share of the opacities beside the distance, >= 0; 0 switches them off.
-        map_weight: see `OpacityHandler`.
+        discriminator: its weights are set.
+        share: share of the opacities in scores, >= 0; 0 switches them off, as in the paper.
+        map_weight: weight of the opacities in maps, >= 0, see `weigh_opacity_map`. It leaves scores alone only if these are the
+            mean over all patches, so with another `score_share` it is not applied.
         score_share: see `anomaly_score`.
+
+    Raises:
+        InputError: on a value outside its range.
     """
 
     def __init__(
@@ -157,6 +160,20 @@ class NormalsOnlyHandler:
         self.score_share = check_score_share(score_share)
         self.map_weight = map_weight if self.score_share == 1 else 0.0
 
+    def weigh(self, banks: TrainingBanks, share: float) -> None:
+        """Set both directions of the opacities, that of scores with this share."""
+        self.discriminator.opacity_map.zero_()
+        weigh_opacity(self.discriminator, banks.normal, banks.opacity, share, self.score_share)
+        weigh_opacity_map(self.discriminator, banks.normal, banks.opacity, self.map_weight)
+
+
+class NormalsOnlyHandler(_OpacityWeights):
+    """Without abnormal images, score the distance to the normals alone and end the training before its first epoch.
+
+    The handlers of its completion then write the model. Attach it after `MiningHandler`.
+    Its weights are those of `score_distance_alone` and, beside the distance, of the opacities.
+    """
+
     def attach(self, engine: Engine) -> None:
         """Run when training starts."""
         engine.add_event_handler(Events.STARTED, self)
@@ -166,8 +183,7 @@ class NormalsOnlyHandler:
         banks = banks_of(engine)
         if banks.split.normals_only:
             score_distance_alone(self.discriminator)
-            weigh_opacity(self.discriminator, banks.normal, banks.opacity, self.share, self.score_share)
-            weigh_opacity_map(self.discriminator, banks.normal, banks.opacity, self.map_weight)
+            self.weigh(banks, self.share)
             logger.info(
                 "no abnormal image: the score of a patch is its distance to the normals, and nothing is trained"
             )
@@ -220,29 +236,12 @@ class RegionHandler:
         self.discriminator.regions.weight.fill_(weight)
 
 
-class OpacityHandler:
+class OpacityHandler(_OpacityWeights):
     """After every epoch, add the direction of synthetic opacities with its weight (`weigh_opacity`).
 
     Attach it after `MiningHandler`, `DistanceHandler` and `RegionHandler`, before the handlers that keep a state or validate.
-
-    Args:
-        discriminator: its `opacity` is set.
-        share: share of the opacities in scores, >= 0; 0 switches them off, as in the paper. See `opacity_share`.
-        map_weight: weight of the opacities in maps, >= 0, see `weigh_opacity_map`. It leaves scores alone only if these are the
-            mean over all patches, so with another `score_share` it is not applied.
-        score_share: see `anomaly_score`.
-
-    Raises:
-        InputError: on a value outside its range.
+    The share falls with the number of abnormal images, see `opacity_share`.
     """
-
-    def __init__(
-        self, discriminator: Discriminator, share: float = 0.0, map_weight: float = 0.0, score_share: float = 0.0
-    ) -> None:
-        check_opacity_options(share, map_weight)
-        self.discriminator, self.share = discriminator, share
-        self.score_share = check_score_share(score_share)
-        self.map_weight = map_weight if self.score_share == 1 else 0.0
 
     def attach(self, engine: Engine) -> None:
         """Run after every epoch."""
@@ -252,10 +251,7 @@ class OpacityHandler:
         """Set both directions."""
         banks = banks_of(engine)
         classes = count_classes(banks.split.abnormal)
-        share = opacity_share(self.share, len(banks.abnormal.files), len(classes))
-        self.discriminator.opacity_map.zero_()
-        weigh_opacity(self.discriminator, banks.normal, banks.opacity, share, self.score_share)
-        weigh_opacity_map(self.discriminator, banks.normal, banks.opacity, self.map_weight)
+        self.weigh(banks, opacity_share(self.share, len(banks.abnormal.files), len(classes)))
 
 
 class ThreadsHandler:

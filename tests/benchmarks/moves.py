@@ -11,16 +11,14 @@ import itertools
 import numpy as np
 import torch
 
-import monai_wscxr.adaptation.site as adaptation
 from monai_wscxr.adaptation import extractor_for
+from monai_wscxr.adaptation.site import aligned_with, cross_fitted, patch_scores_of
 from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.evaluation.metrics import auroc
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.calibration import estimate_null, recalibrate
 from monai_wscxr.model.drift import log_martingale, measure_drift, online_p_values
 from monai_wscxr.model.networks import anomaly_score
-
-cross_fitted, scores_of, aligned_with = adaptation._cross_fitted, adaptation._patch_scores, adaptation._aligned
 
 
 def main():
@@ -65,7 +63,7 @@ class Site:
 
     def of(self, network, rows):
         """Anomaly scores [n] of features."""
-        return anomaly_score(scores_of(network, rows, self.grid), self.model.score_share)[:, 0].numpy()
+        return anomaly_score(patch_scores_of(network, rows, self.grid), self.model.score_share)[:, 0].numpy()
 
     def rates(self, calibration, scores, without):
         """Shares of the normal and abnormal images that are flagged, apart from those in `without`."""
@@ -120,8 +118,9 @@ class Site:
     def unlabelled(self):
         """Adaptation with unlabelled images, by prevalence."""
         generator = np.random.default_rng(0)
+        count = min(self.options.unlabelled, int(0.8 * len(self.normal)))  # some normals are left to judge
         for prevalence in (0.0, 0.1, 0.3, 0.5):
-            found, count = [], self.options.unlabelled
+            found = []
             ill = round(prevalence * count)
             for _ in range(self.options.draws):
                 chosen = np.concatenate(

@@ -286,7 +286,7 @@ def test_the_estimated_scores_say_what_they_rest_on():
     assert len(after.normal_scores) == 120
     assert list(after.normal_scores) == sorted(after.normal_scores)
     assert after.colour_scale == before.colour_scale
-    assert "if at most half of the images are abnormal, estimated from 120 unlabelled images" in after.rate_text
+    assert "if at most half of the images are abnormal: an estimate from 120 unlabelled images" in after.rate_text
     assert after.p_value(after.normal_scores[-1] + 1) == 1 / 121
     assert Calibration.from_dict(json.loads(json.dumps(after.to_dict()))) == after
 
