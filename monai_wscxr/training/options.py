@@ -29,7 +29,7 @@ NOT_SETTINGS: Mapping[str, str] = {
     "extract_batch_size": "speed and memory",
     "read_workers": "speed",
     "bank_memory": "memory; the same model bit for bit",
-    "val_interval": "how often figures are logged",
+    "val_interval": "how often figures are logged and states are kept",
     "progress": "what is shown",
     "tensorboard": "what is recorded beside the model",
     "mlflow": "what is recorded beside the model",
