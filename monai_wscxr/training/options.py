@@ -143,8 +143,9 @@ def set_values(values: Mapping[str, bool]) -> None:
     if not values:
         return
     parser = _enclosing_configuration()
+    config: Any = parser.config
     for name, value in values.items():
-        parser.config[name] = value
+        config[name] = value  # not through the parser, which would forget what it has resolved
         item = parser.ref_resolver.get_item(name)
         if item is not None:
             item.update_config(value)
