@@ -103,7 +103,7 @@ def make_model(make_features):
     """Writes an untrained but complete model to a folder and returns its network."""
 
     def make(folder, depth=2, bias=True, layers=("3",), seed=0, align_to="finest"):
-        from monai_wscxr.data.transforms import Preprocessing
+        from monai_wscxr.data.preprocessing import Preprocessing
         from monai_wscxr.model.artefact import save_model
         from monai_wscxr.model.calibration import calibrate
         from monai_wscxr.model.networks import Discriminator, WSCXRNet

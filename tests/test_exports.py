@@ -34,6 +34,7 @@ EXPORTED = {
         "NormaliseChannelsd",
         "Preprocessing",
         "Radiograph",
+        "RadiographLoader",
         "RadiographError",
         "RadiographStream",
         "ResizeRadiographd",

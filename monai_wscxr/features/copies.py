@@ -14,8 +14,8 @@ from torch import Tensor
 from monai_wscxr.bank.cache import FeatureCache
 from monai_wscxr.data.opacities import with_opacity
 from monai_wscxr.data.perturbation import altered
+from monai_wscxr.data.preprocessing import RadiographLoader
 from monai_wscxr.data.stream import RadiographStream
-from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.system.progress import progress_bar
@@ -102,7 +102,7 @@ def _extract(
     def alter(item: dict[str, Any]) -> dict[str, Any]:
         return {**item, "image": alteration.change(item["image"], _seed(f"{alteration.name}:{item['key']}"))}
 
-    load = radiograph_transforms(extractor.preprocessing, allow=extractor.allow, after_resize=[alter])
+    load = RadiographLoader(extractor.preprocessing, allow=extractor.allow, after_resize=[alter])
     items = [{"image": file, "key": key} for file, key in wanted]
     stream = RadiographStream(items, load, extractor.read_threads, extractor.runner.read_ahead)
     for item, rows in extractor.run(stream):

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from monai_wscxr.data.preprocessing import RadiographLoader
 from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.data.stream import RadiographStream, Rejected
-from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.inference import Inference
 from monai_wscxr.features.parallel import ThreadParallel
@@ -176,7 +176,7 @@ def predict_files(
     """
     device = next(model.network.parameters()).device
     network = prediction_network(model, runtime) if network is None else network
-    stream = RadiographStream([{"image": str(f)} for f in files], radiograph_transforms(model.preprocessing))
+    stream = RadiographStream([{"image": str(f)} for f in files], RadiographLoader(model.preprocessing))
     found: dict[str, Prediction] = {}
     for batch in DataLoader(stream, batch_size=batch_size, collate_fn=collate):
         with torch.inference_mode():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from monai_wscxr.bank.shard import Shard
-from monai_wscxr.data.transforms import Preprocessing
+from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.copies import ALTERED, Alteration, copied_images, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
