@@ -133,9 +133,7 @@ class Model:
         )
 
 
-def load(
-    folder: str | os.PathLike[str], device: str | torch.device = "cpu", runtime: str = "auto"
-) -> Model:
+def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu", runtime: str = "auto") -> Model:
     """Load a trained model.
 
     Args:

@@ -28,6 +28,7 @@ from monai_wscxr.data.radiograph.base import GATES, RadiographError
 from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.model.artefact import TrainedModel, load_model
+from monai_wscxr.model.predictor import prediction_network
 
 Pictures = Iterator[tuple[str, np.ndarray]]
 

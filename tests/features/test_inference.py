@@ -97,7 +97,9 @@ def test_a_damaged_file_is_made_again(make_features, tmp_path):
 def test_a_runtime_that_differs_is_refused_and_auto_takes_another(make_features, tmp_path, monkeypatch):
     call = OpenVINORuntime.__call__
     monkeypatch.setattr(OpenVINORuntime, "__call__", lambda self, image: 1.001 * call(self, image))
-    with pytest.raises(RuntimeUnusableError, match=r"openvino is not used: .* by 1\.0e-03 .* allowed are 1e-04; choose"):
+    with pytest.raises(
+        RuntimeUnusableError, match=r"openvino is not used: .* by 1\.0e-03 .* allowed are 1e-04; choose"
+    ):
         Inference(make_features(), runtime="openvino", image_size=64, cache=tmp_path)
     monkeypatch.setattr(OpenVINORuntime, "__call__", call)
     with pytest.raises(RuntimeUnusableError, match="is not used"):  # it stays in the record
@@ -149,7 +151,10 @@ def test_openvino_does_not_report_its_use():
     [
         ({"precision": "int4"}, "precision must be one of float32, bfloat16, got 'int4'"),
         ({"runtime": "tvm"}, "runtime must be one of auto, torch, openvino, onnxruntime, got 'tvm'"),
-        ({"runtime": "openvino", "compiled": True, "image_size": 64}, "with compile_network off; choose --runtime auto"),
+        (
+            {"runtime": "openvino", "compiled": True, "image_size": 64},
+            "with compile_network off; choose --runtime auto",
+        ),
         ({"runtime": "onnxruntime", "precision": "bfloat16", "image_size": 64}, "computes in float32, not in bfloat16"),
     ],
 )

@@ -12,8 +12,8 @@ from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.data.transforms import NormaliseChannelsd
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import create_backbone
-from monai_wscxr.features.runtime.torch_runtime import TorchRuntime
 from monai_wscxr.features.patches import PatchFeatures
+from monai_wscxr.features.runtime.torch_runtime import TorchRuntime
 from monai_wscxr.model.artefact import load_model, save_model
 from monai_wscxr.model.calibration import calibrate
 from monai_wscxr.model.networks import Discriminator, WSCXRNet

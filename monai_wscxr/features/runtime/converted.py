@@ -1,8 +1,8 @@
 """Converted networks: made once, checked against torch, timed, and kept on disk.
 
-They lie in `<cache>/networks/<fingerprint>/`. The fingerprint covers weights, layers, size of the image, runtime and its version,
-torch's version and the processor, so each of them means another conversion and another check. `record.json` holds the result of
-the check and the checksums of the files and is written last; a folder without it, or with other files, counts as empty.
+They lie in `<cache>/networks/<fingerprint>/`. The fingerprint covers weights, layers, size of the image, runtime with its
+version, torch's version and the processor, so each of them means another conversion and another check. `record.json` holds the
+result of the check and the checksums of the files, and is written last; a folder without it, or with other files, is empty.
 """
 
 from __future__ import annotations

@@ -92,7 +92,9 @@ class OpenVINORuntime:
     def machine() -> str:
         """Return what the arithmetic depends on: the processor and its instructions."""
         core = import_openvino().Core()
-        return " ".join([core.get_property("CPU", "FULL_DEVICE_NAME"), *core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")])
+        return " ".join(
+            [core.get_property("CPU", "FULL_DEVICE_NAME"), *core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+        )
 
     @staticmethod
     def convert(network: nn.Module, image: Tensor) -> dict[str, bytes]:
