@@ -37,7 +37,7 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--neighbourhood",
         type=int,
-        default=5,
+        default=3,
         metavar="P",
         help="side of the neighbourhood, odd (default: %(default)s)",
     )
