@@ -15,8 +15,8 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "check-precision",
         help="measure whether a backbone can run in bfloat16",
-        description="Compare anomaly scores and AUROC of a backbone in bfloat16 with those in float32, on training images. The exit "
-        "status is 0 when the differences are within the tolerances, otherwise 1.",
+        description="Compare anomaly scores and AUROC of a backbone in bfloat16 with those in float32, on training images. The "
+        "exit status is 0 when the differences are within the tolerances, otherwise 1.",
     )
     parser.add_argument("folder", nargs="?", metavar="DIR", help="data set (default: synthetic radiographs)")
     parser.add_argument("--precision", default="bfloat16", choices=("bfloat16",), help="precision to check")

@@ -34,8 +34,8 @@ class PrecisionCheck:
         runtime: what executed the network in that precision, and in float32.
         feature_error: root mean square of the difference of patch features, relative to that of the centred features.
         whitened_error: the same after whitening, which is where a discriminator works.
-        score_change: root mean square of the change of image scores, in standard deviations of the normal images' scores; scores of
-            each precision are standardised by its own normals, as its own threshold is calibrated.
+        score_change: root mean square of the change of image scores, in standard deviations of the normal images' scores.
+            Scores of each precision are standardised by its own normals, as its own threshold is calibrated.
         largest_change: the largest such change.
         auroc, auroc_lower: with features of float32 and of the lower precision, for training and for scoring.
         speed: network time in float32 divided by that in the lower precision.
@@ -89,8 +89,8 @@ class PrecisionCheck:
             [
                 f"{self.precision} beside float32 on {self.images} images, executed by {self.runtime}",
                 f"features differ by {self.feature_error:.2%}, whitened features by {self.whitened_error:.2%} (relative)",
-                f"image scores change by {self.score_change:.3f} standard deviations of the normals' scores (root mean square), "
-                f"at most by {self.largest_change:.3f}",
+                f"image scores change by {self.score_change:.3f} standard deviations of the normals' scores (root mean "
+                f"square), at most by {self.largest_change:.3f}",
                 f"AUROC {self.auroc:.4f} in float32, {self.auroc_lower:.4f} in {self.precision}",
                 f"the network is {self.speed:.2f} times as fast",
                 verdict,
