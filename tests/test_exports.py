@@ -142,6 +142,7 @@ EXPORTED = {
         "check_score_options",
         "create_optimizer",
         "distance_weight",
+        "kept_epochs",
         "pack_bundle",
         "prepare_banks",
         "release_banks",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -80,6 +81,29 @@ def copy_features(
                 cache.write_all(features, len(missing), extractor.shard_images)
     keys = [key for _, key in wanted]
     return torch.stack([found[key] for key in keys]) if cache is None else cache.read(keys)
+
+
+T = TypeVar("T")
+_kept: weakref.WeakKeyDictionary[PatchExtractor, dict[str, tuple[Any, Any]]] = weakref.WeakKeyDictionary()
+
+
+def kept(extractor: PatchExtractor, what: str, key: Any, make: Callable[[], T]) -> T:
+    """Return what `make` returns, or what it returned when this was last asked of the extractor with the same key.
+
+    A label server trains again and again on nearly the same normals, whose copies then tell the same.
+
+    Args:
+        extractor: it keeps the latest result for each `what`.
+        what: name of the result.
+        key: everything that the result depends on besides the extractor's settings.
+        make: makes the result, which must not be changed afterwards.
+    """
+    results = _kept.setdefault(extractor, {})
+    if what not in results or results[what][0] != key:
+        results.pop(what, None)  # frees its memory first
+        results[what] = key, make()
+    found: T = results[what][1]
+    return found
 
 
 def copied_images(extractor: PatchExtractor, files: Sequence[str], count: int) -> list[int]:

@@ -113,7 +113,7 @@ class PatchExtractor:
         self.network = Inference(self.features, precision, compile_network, runtime, preprocessing.image_size, root)
         self.runner = NetworkRunner(self._patch_rows, device, batch_size, features.backbone.name)
         self.preprocessing = preprocessing
-        self.transform = RadiographLoader(preprocessing, allow=allow)
+        self.transform: Callable[[dict[str, Any]], dict[str, Any]] = RadiographLoader(preprocessing, allow=allow)
         self.allow = sorted(allow)
         self.precision = precision
         self.grid = features.grid(preprocessing.image_size)

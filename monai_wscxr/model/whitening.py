@@ -18,12 +18,12 @@ class Moments(NamedTuple):
     """Sums over rows [N, C], float64. Those of a part of the rows can be subtracted.
 
     Attributes:
-        count: N.
+        rows: N.
         total: sum of the rows, [C].
         products: sum of the outer products of each row with itself, [C, C].
     """
 
-    count: int
+    rows: int
     total: Tensor
     products: Tensor
 
@@ -35,7 +35,7 @@ class Moments(NamedTuple):
 
     def without(self, part: Moments) -> Moments:
         """Return the moments of the rows that do not belong to a part."""
-        return Moments(self.count - part.count, self.total - part.total, self.products - part.products)
+        return Moments(self.rows - part.rows, self.total - part.total, self.products - part.products)
 
 
 class NormalWhitening(nn.Module):
@@ -147,7 +147,8 @@ class NormalWhitening(nn.Module):
         """
         if not self.active:
             raise InputError("features of this model are not whitened, so they cannot be aligned with a site")
-        return torch.linalg.inv(self.matrix.cpu().double())
+        inverse: Tensor = torch.linalg.inv(self.matrix.cpu().double())
+        return inverse
 
     @torch.jit.unused
     def align(self, site: Moments, colouring: Tensor) -> None:
@@ -165,8 +166,8 @@ class NormalWhitening(nn.Module):
         Raises:
             InputError: when all rows are equal.
         """
-        centre = site.total / site.count
-        covariance = site.products / site.count - centre.outer(centre)
+        centre = site.total / site.rows
+        covariance = site.products / site.rows - centre.outer(centre)
         # beside rounding of the products, which are sums of squares
         if not float(covariance.diagonal().mean()) > 1e-12 * float(centre.square().mean()):
             raise InputError("all patches of the normal images are equal; are the images blank?")

@@ -116,6 +116,22 @@ class Model:
         results = [self._result(*each, folder) for each in zip(names, files, found, strict=True)]
         return results if several else results[0]
 
+    def decision_function(self, images: list[Any] | tuple[Any, ...], batch_size: int = 16) -> NDArray[np.float64]:
+        """Return how far the scores lie above the operating point, as scikit-learn's classifiers do.
+
+        Args:
+            images: list or tuple, as in `predict`.
+            batch_size: images per pass of the network, at least 1.
+
+        Returns:
+            score minus threshold [N]; above 0 is abnormal, NaN for a rejected image.
+
+        Raises:
+            InputError: as `predict`.
+        """
+        threshold = self.trained.calibration.threshold
+        return np.array([result.score - threshold for result in self.predict(list(images), batch_size)], np.float64)
+
     def _result(
         self, name: str, file: Path, prediction: Prediction, folder: tempfile.TemporaryDirectory[str]
     ) -> Result:

@@ -164,6 +164,6 @@ def test_moments_without_a_part_are_those_of_the_rest():
     x = rows(300) + 20
     rest = Moments.of(x).without(Moments.of(x[40:90]))
     expected = Moments.of(torch.cat([x[:40], x[90:]]))
-    assert rest.count == expected.count == 250
+    assert rest.rows == expected.rows == 250
     torch.testing.assert_close(rest.total, expected.total, rtol=1e-12, atol=0)
     torch.testing.assert_close(rest.products, expected.products, rtol=1e-12, atol=0)
