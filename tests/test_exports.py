@@ -113,6 +113,7 @@ EXPORTED = {
         "load_model",
         "mine",
         "predict_files",
+        "prediction_network",
         "prepare_patch_batch",
         "save_model",
     },

@@ -18,7 +18,16 @@ METHODS = (*PLAIN, "patchcore.yaml", "simplenet.yaml", "cutpaste.yaml")
 OVERLAYS = (*METHODS, "multi_gpu_train.yaml")
 LEFT_OUT = {
     *("bundle_root", "output_dir", "overwrite", "device", "strict", "allow_overlap", "max_bad_share", "cache"),
-    *("extract_batch_size", "read_workers", "bank_memory", "val_interval", "progress", "tensorboard", "mlflow"),
+    *(
+        "extract_batch_size",
+        "read_workers",
+        "runtime",
+        "bank_memory",
+        "val_interval",
+        "progress",
+        "tensorboard",
+        "mlflow",
+    ),
     *("timeout", "rank"),
 }
 
