@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import betabinom, binom
+
+from monai_wscxr.system.lazy import LazyModule
+
+if TYPE_CHECKING:
+    from scipy import optimize, stats
+else:
+    optimize, stats = LazyModule("scipy.optimize"), LazyModule("scipy.stats")
 
 LEVEL = 0.95
 """Of all intervals."""
@@ -44,8 +50,8 @@ def auroc_interval(auroc: float, normal: float, abnormal: float) -> tuple[float,
         return abs(area - auroc) - _Z * math.sqrt(spread / (normal * abnormal))
 
     tiny = 1e-9  # the area itself is a root where it is 0 or 1
-    low = brentq(excess, tiny, auroc - tiny) if auroc > 2 * tiny and excess(tiny) > 0 else 0.0
-    high = brentq(excess, auroc + tiny, 1 - tiny) if auroc < 1 - 2 * tiny and excess(1 - tiny) > 0 else 1.0
+    low = optimize.brentq(excess, tiny, auroc - tiny) if auroc > 2 * tiny and excess(tiny) > 0 else 0.0
+    high = optimize.brentq(excess, auroc + tiny, 1 - tiny) if auroc < 1 - 2 * tiny and excess(1 - tiny) > 0 else 1.0
     return float(low), float(high)
 
 
@@ -85,12 +91,12 @@ def chance_of_alarms(flagged: int, images: int, exceeding: int, calibrating: int
         exceeding: number of calibrating normals that score above the threshold.
         calibrating: number of calibrating normals, > exceeding.
     """
-    return _two_sided(betabinom(images, exceeding + 1, calibrating - exceeding), flagged)
+    return _two_sided(stats.betabinom(images, exceeding + 1, calibrating - exceeding), flagged)
 
 
 def chance_at_rate(flagged: int, images: int, rate: float) -> float:
     """Return the two-sided probability of so many or so few flagged images at a fixed rate."""
-    return _two_sided(binom(images, rate), flagged)
+    return _two_sided(stats.binom(images, rate), flagged)
 
 
 def _two_sided(distribution: object, count: int) -> float:

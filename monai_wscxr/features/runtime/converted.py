@@ -154,14 +154,15 @@ def _make(kind: Any, features: PatchFeatures, image_size: int) -> tuple[dict[str
     channels = [each] * len(features.backbone.channels) if each else features.backbone.channels
     with torch.inference_mode():
         expected = torch_runtime(images)
-        error = difference(runtime(images), expected, channels)
-    if bool(torch.isfinite(expected).all()) and not error <= TOLERANCE:
+        found = difference(runtime(images), expected, channels)
+    if bool(torch.isfinite(expected).all()) and not found <= TOLERANCE:
         refused = (
-            f"the runtime {kind.name} is not used: its features differ from those of torch by {error:.1e} (relative), "
+            f"the runtime {kind.name} is not used: its features differ from those of torch by {found:.1e} (relative), "
             f"allowed are {TOLERANCE:.0e}; choose --runtime torch"
         )
-        return {}, Check(error if error == error else -1.0, -1.0, -1.0, torch_runtime.folded, refused)
-    return files, Check(error, *_seconds([runtime, torch_runtime], images[2:3]), torch_runtime.folded)
+        return {}, Check(found if found == found else -1.0, -1.0, -1.0, torch_runtime.folded, refused)
+    own, torch_seconds = _seconds([runtime, torch_runtime], images[2:3])
+    return files, Check(found, own, torch_seconds, torch_runtime.folded)
 
 
 def _seconds(functions: list[Callable[[Tensor], Tensor]], image: Tensor) -> list[float]:
