@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_wscxr.data.encoding import encode_png
+from monai_wscxr.data.masks import read_mask, resize_mask
+from monai_wscxr.data.preprocessing import RadiographLoader
 from monai_wscxr.data.split import count_classes
-from monai_wscxr.data.transforms import LoadMaskd, radiograph_transforms
 from monai_wscxr.evaluation.epochs import candidate_epochs
 from monai_wscxr.evaluation.items import Item
 from monai_wscxr.evaluation.localisation import localisation_metrics
@@ -227,7 +228,7 @@ def write_pictures(
 
 def _with_pictures(case: Case, model: TrainedModel, item: Item, prediction: Prediction) -> Case:
     """Add radiograph, anomaly map and, if there is one, lesion mask to a case."""
-    loaded: Any = radiograph_transforms(model.preprocessing, keep_radiograph=True)({"image": item["file"]})
+    loaded: Any = RadiographLoader(model.preprocessing, keep_radiograph=True)({"image": item["file"]})
     return dataclasses.replace(
         case,
         image=loaded["radiograph"][0].clamp(0, 1).numpy(),
@@ -238,4 +239,4 @@ def _with_pictures(case: Case, model: TrainedModel, item: Item, prediction: Pred
 
 def _load_mask(item: Item, size: int) -> NDArray[np.bool_]:
     """Load the lesion mask of an item, bool [size, size]."""
-    return LoadMaskd("mask", size)({"mask": item["mask"]})["mask"][0].numpy()
+    return resize_mask(read_mask(item["mask"]), size)

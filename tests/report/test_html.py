@@ -133,6 +133,29 @@ def test_full_report_holds_what_a_reader_needs(tmp_path):
     assert list((tmp_path / "report").iterdir()) == [tmp_path / "report" / "index.html"]
 
 
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        (
+            {"auroc": 0.999, "sensitivity": 0.73, "specificity": 1.0},
+            "Why a sensitivity of 0.730 beside an AUROC of 0.999?",
+        ),
+        (
+            {"auroc": 0.95, "sensitivity": 0.5, "specificity": 0.6},
+            "Why a sensitivity of 0.500 and a specificity of 0.600",
+        ),
+        ({"auroc": 0.95, "sensitivity": 0.9, "specificity": 0.9}, None),
+        ({"auroc": None, "sensitivity": 0.1, "specificity": 0.1}, None),
+    ],
+)
+def test_a_rate_far_below_the_auroc_is_explained(tmp_path, rates, words):
+    path = write_report(tmp_path / "r.html", title="t", cases=make_cases([0, 1]), metrics={"honest": rates}, settings={},
+                        scale=ColourScale(0.0, 2.0, 1.0), threshold=1.0)  # fmt: skip
+    text = path.read_text(encoding="utf-8")
+    assert (words is None) == ("beside an AUROC of" not in text)
+    assert words is None or words in text
+
+
 def test_maps_stand_beside_a_constant_map(tmp_path):
     _, page = write(tmp_path, make_cases([0, 1] * 4))
     cells = [cell.strip() for cell in page.table]
