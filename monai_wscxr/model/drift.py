@@ -132,11 +132,13 @@ class DriftReference:
         """Return how far a set of images lies from the reference, in variances of normal images.
 
         The mean over the coordinates of the square difference between means, less what chance alone gives; about 0 for images
-        of the same origin, however many. At the site of the training these are trimmed means: a fifth of the images at either end
-        of each coordinate does not count, and the directions of the training abnormals are left out anyway. At another site
-        nothing is known of how its abnormal images differ, so they may shift any trimmed mean. There the half of the images
-        that lies nearest to the middle is compared with the nearest half of the normals, which abnormal images do not
-        reach as long as they are no more than half; images of a third site are all far.
+        of the same origin, however many.
+
+        At the site of the training these are trimmed means: a fifth of the images at either end of each coordinate does not
+        count, and the directions of the training abnormals are left out anyway. At another site nothing is known of how its
+        abnormal images differ, so they may shift any trimmed mean. There the half of the images that lies nearest to the middle
+        is compared with the nearest half of the normals, which abnormal images do not reach as long as they are no more than
+        half; images of a third site are all far.
 
         Args:
             coordinates: [N, d], N >= 1; N >= 2 at another site.
