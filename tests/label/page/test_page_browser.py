@@ -145,7 +145,7 @@ def test_the_view_by_keys_and_mouse(page):
     """
     page.until('return document.getElementById("map-text").textContent !== ""')
     assert (page.js(look)["map"], page.js(look)["peak"]) == (False, True)  # the model knows no abnormal image
-    assert page.text("#map-text") == "Map off until the model knows an abnormal image; O shows it."
+    assert page.text("#map-text") == "Map off until the model knows an abnormal image; the button Map (O) shows it."
     page.press("o")
     assert page.text("#map-text") == ""
     start = page.js(look)
