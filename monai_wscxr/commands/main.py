@@ -25,6 +25,7 @@ from monai_wscxr.commands import (
     plan,
     predict,
     protocol,
+    serve,
     simulate,
     workflows,
 )
@@ -39,6 +40,7 @@ _COMMANDS = (
     drift,
     label,
     node,
+    serve,
     datalist,
     protocol,
     cross_validate,

@@ -1,4 +1,4 @@
-"""Tasks of the worker processes: write the DICOM results of an image, or the report that says why it has none.
+"""Tasks of the worker processes: write the DICOM results of an image or the report that says why it has none, draw a map.
 
 Results are on the disk before a task returns. Their UIDs and their date depend on the image, the model and the time of arrival
 only, so an image that is scored again after a kill gets the same objects.
@@ -10,9 +10,12 @@ import datetime
 from collections.abc import Mapping
 from pathlib import Path
 
+from monai_wscxr.data.encoding import encode_png
 from monai_wscxr.data.radiograph.base import quiet
 from monai_wscxr.prediction import tasks
 from monai_wscxr.prediction.scoring import Score
+from monai_wscxr.report.maps import encode_map
+from monai_wscxr.report.overlay import overlay
 from monai_wscxr.system.atomic import write_bytes_atomic
 
 
@@ -48,6 +51,14 @@ def write_refusal(
     except Exception as error:  # unusual headers fail in many ways, and the error's text may quote them
         return "header", f"the header of the image does not allow them ({type(error).__name__})"
     return _write(folder, stem, made.objects)
+
+
+def encoded_map(score: Score, kind: str) -> bytes:
+    """Encode the anomaly map of a scored image: "png", the map over the radiograph in colour, or "npy", float32 [S, S]."""
+    anomaly_map = tasks.map_of(score.prediction, score.loaded)
+    if kind == "npy":
+        return encode_map(anomaly_map, "npy")
+    return encode_png(overlay(score.loaded.radiograph, anomaly_map, tasks.colour_scale()), quick=True)
 
 
 def _write(folder: str, stem: str, objects: Mapping[str, bytes]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ import pydicom
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import check_holds_model, load_model
+from monai_wscxr.node.addresses import is_loopback, server_tls
 from monai_wscxr.node.archives import DicomArchive, WebArchive
 from monai_wscxr.node.queue import Queue
 from monai_wscxr.node.receiver import Peer, Receiver, check_title
@@ -140,34 +140,6 @@ def prediction(options: NodeOptions) -> Options:
         allow=tuple(options.allow),
         seconds=options.seconds,
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach an address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def server_tls(certificate: str | None, key: str | None, authority: str | None) -> ssl.SSLContext | None:
-    """Return the context for connections that come in; None without a certificate.
-
-    Raises:
-        InputError: when a file cannot be used.
-    """
-    if certificate is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(certificate, key)
-        if authority is not None:
-            context.load_verify_locations(authority)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(f"--certificate, --key or --authority cannot be used ({error.strerror or error})") from error
-    return context
 
 
 class Node:

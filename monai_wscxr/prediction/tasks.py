@@ -20,6 +20,7 @@ from monai_wscxr.data.radiograph.base import find_radiograph_error, quiet
 from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.calibration import ColourScale
 from monai_wscxr.model.networks import WSCXRNet
 from monai_wscxr.model.predictor import Prediction, to_map
 from monai_wscxr.report.maps import MAP_SUFFIXES, encode_map
@@ -190,6 +191,12 @@ def write(number: int, path: str, prediction: Prediction, loaded: Loaded) -> Wri
     files = {kind: name for kind, (name, _) in results.items()}
     sizes = {kind: len(data) for kind, (_, data) in results.items()}
     return Written(files, sizes, without_dicom, instance, identity, time.perf_counter() - began)
+
+
+def colour_scale() -> ColourScale:
+    """Return the colour scale of the model."""
+    assert _setup is not None
+    return _setup.model.colour_scale
 
 
 def map_of(prediction: Prediction, loaded: Loaded) -> NDArray[np.float32]:

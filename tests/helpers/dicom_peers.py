@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import socket
+import struct
 import threading
 
 import numpy as np
@@ -9,6 +11,10 @@ import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
+from pynetdicom.dsutils import encode
+from pynetdicom.pdu import A_ASSOCIATE_RQ
+from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
+from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
 from monai_wscxr.data.phantom import write_phantoms
@@ -69,6 +75,64 @@ def send(port, *images, **options):
         return [association.send_c_store(image).get("Status") for image in images]
     finally:
         association.release()
+
+
+# ---- peers that speak byte by byte
+
+
+def request_bytes():
+    """Encode an A-ASSOCIATE-RQ."""
+    request = A_ASSOCIATE()
+    request.application_context_name = "1.2.840.10008.3.1.1.1"
+    request.calling_ae_title, request.called_ae_title = "SENDER", "WSCXR"
+    contexts = [build_context(Verification), build_context(DigitalXRayImageStorageForPresentation)]
+    for number, context in enumerate(contexts):
+        context.context_id = 2 * number + 1
+    request.presentation_context_definition_list = contexts
+    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
+    length.maximum_length_received, implementation.implementation_class_uid = 16382, "1.2.3"
+    request.user_information = [length, implementation]
+    pdu = A_ASSOCIATE_RQ()
+    pdu.from_primitive(request)
+    return pdu.encode()
+
+
+def connect(port, associated=True):
+    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    if associated:
+        connection.sendall(request_bytes())
+        assert read_pdu(connection)[0] == 2
+    return connection
+
+
+def read_pdu(connection):
+    """Read one PDU; return its type and length, or (None, 0) at the end."""
+    try:
+        head = connection.recv(6, socket.MSG_WAITALL)
+        if len(head) < 6:
+            return None, 0
+        kind, length = struct.unpack(">BxL", head)
+        connection.recv(length, socket.MSG_WAITALL)
+        return kind, length
+    except ConnectionResetError:
+        return None, 0
+
+
+def data_pdu(content, command, last, context=3):
+    """Encode a P-DATA-TF PDU with one fragment."""
+    fragment = bytes([context, command | last << 1]) + content
+    return struct.pack(">BBL", 4, 0, len(fragment) + 4) + struct.pack(">L", len(fragment)) + fragment
+
+
+def command_set(uid="1.2.3", field=0x0001):
+    ds = pydicom.Dataset()
+    ds.AffectedSOPClassUID, ds.CommandField = DigitalXRayImageStorageForPresentation, field
+    ds.MessageID, ds.Priority, ds.CommandDataSetType = 1, 2, 1
+    ds.AffectedSOPInstanceUID = uid
+    body = encode(ds, True, True)
+    length = pydicom.Dataset()
+    length.CommandGroupLength = len(body)
+    return encode(length, True, True) + body
 
 
 class Archive:

@@ -1,7 +1,6 @@
 """The storage SCP: answers by the standard, and peers that do not keep to it."""
 
 import io
-import socket
 import struct
 import threading
 import time
@@ -18,16 +17,23 @@ from pydicom.uid import (
     generate_uid,
 )
 from pynetdicom import build_role
-from pynetdicom.pdu import A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
-from pynetdicom.presentation import build_context
-from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance, Verification
+from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.node import association
 from monai_wscxr.node.queue import Queue
 from monai_wscxr.node.receiver import Peer, Receiver, transfer_syntaxes
-from tests.helpers.dicom_peers import PATIENT, associate, dx, send
+from tests.helpers.dicom_peers import (
+    PATIENT,
+    associate,
+    command_set,
+    connect,
+    data_pdu,
+    dx,
+    read_pdu,
+    request_bytes,
+    send,
+)
 
 LEVELS = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64) % 251
 
@@ -211,63 +217,6 @@ def test_entries_of_the_list_that_are_none(text):
 # ---- peers that do not keep to it
 
 
-def request_bytes():
-    """Encode an A-ASSOCIATE-RQ."""
-    request = A_ASSOCIATE()
-    request.application_context_name = "1.2.840.10008.3.1.1.1"
-    request.calling_ae_title, request.called_ae_title = "SENDER", "WSCXR"
-    contexts = [build_context(Verification), build_context(DigitalXRayImageStorageForPresentation)]
-    for number, context in enumerate(contexts):
-        context.context_id = 2 * number + 1
-    request.presentation_context_definition_list = contexts
-    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
-    length.maximum_length_received, implementation.implementation_class_uid = 16382, "1.2.3"
-    request.user_information = [length, implementation]
-    pdu = A_ASSOCIATE_RQ()
-    pdu.from_primitive(request)
-    return pdu.encode()
-
-
-def connect(port, associated=True):
-    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
-    if associated:
-        connection.sendall(request_bytes())
-        assert read_pdu(connection)[0] == 2
-    return connection
-
-
-def read_pdu(connection):
-    """Read one PDU; return its type and length, or (None, 0) at the end."""
-    try:
-        head = connection.recv(6, socket.MSG_WAITALL)
-        if len(head) < 6:
-            return None, 0
-        kind, length = struct.unpack(">BxL", head)
-        connection.recv(length, socket.MSG_WAITALL)
-        return kind, length
-    except ConnectionResetError:
-        return None, 0
-
-
-def data_pdu(content, command, last, context=3):
-    """Encode a P-DATA-TF PDU with one fragment."""
-    fragment = bytes([context, command | last << 1]) + content
-    return struct.pack(">BBL", 4, 0, len(fragment) + 4) + struct.pack(">L", len(fragment)) + fragment
-
-
-def command_set(uid="1.2.3", field=0x0001):
-    from pynetdicom.dsutils import encode
-
-    ds = pydicom.Dataset()
-    ds.AffectedSOPClassUID, ds.CommandField = DigitalXRayImageStorageForPresentation, field
-    ds.MessageID, ds.Priority, ds.CommandDataSetType = 1, 2, 1
-    ds.AffectedSOPInstanceUID = uid
-    body = encode(ds, True, True)
-    length = pydicom.Dataset()
-    length.CommandGroupLength = len(body)
-    return encode(length, True, True) + body
-
-
 def ends(receiver, connection):
     """The node ends an association with A-ABORT or by closing it, and answers others."""
     connection.settimeout(15)
@@ -419,7 +368,7 @@ def test_connections_beyond_the_limit_are_closed(start):
 def test_a_peer_without_tls_does_not_stop_one_with_it(start, tmp_path):
     import ssl
 
-    from monai_wscxr.node.run import server_tls
+    from monai_wscxr.node.addresses import server_tls
 
     certificate, key = make_certificate(tmp_path)
     receiver = start(tls=server_tls(certificate, key, None))
