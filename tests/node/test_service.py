@@ -117,7 +117,7 @@ def test_maps(client, levels, model, tmp_path):
 
     (tmp_path / "a.png").write_bytes(png(levels[1]))
     wanted = load(model).predict(str(tmp_path / "a.png")).map
-    status, headers, answer = post(client, "/map?format=npy", png(levels[1]))
+    status, _, answer = post(client, "/map?format=npy", png(levels[1]))
     assert status == 200
     np.testing.assert_allclose(np.load(io.BytesIO(answer), allow_pickle=False), wanted, atol=1e-5)
     status, headers, answer = post(client, "/map", png(levels[1]))
@@ -187,7 +187,7 @@ def test_lists_that_are_none(client, body):
     ],
 )
 def test_requests_that_are_refused(client, method, path, body, status):
-    found, headers, answer = client(method, path, body)
+    found, _, answer = client(method, path, body)
     assert found == status
     assert set(json.loads(answer)) == {"reason", "message"}
     assert "Traceback" not in answer.decode()
