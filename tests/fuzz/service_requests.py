@@ -1,9 +1,9 @@
 """Hostile requests and overload for the HTTP service: `python -m tests.fuzz.service_requests --count 5000`.
 
-`monai-wscxr serve` runs on a small model. Good requests with phantoms (PNG and DICOM) are mutated in method, address, headers,
-JSON and images, and sent as raw bytes; none may be answered with 500 or hang. Then many callers send good images at the same
-time, more than there are places: each must get a score or 503 with Retry-After, and whoever comes again gets a score. At the end
-no file and no place may be taken, and the memory must stay below its limit.
+`monai-wscxr serve` runs on a small model. Good requests with phantoms (PNG and DICOM) are mutated in method, address,
+headers, JSON and images, and sent as raw bytes; none may be answered with 500 or hang. Then many callers send good images at
+the same time, more than there are places: each must get a score or 503 with Retry-After, and whoever comes again gets a score.
+At the end no file and no place may be taken, and the memory must stay below its limit.
 """
 
 from __future__ import annotations
