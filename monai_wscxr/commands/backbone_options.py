@@ -54,7 +54,7 @@ def extractor_of(options: argparse.Namespace, precision: str = "float32") -> Pat
         options: parsed options of `add_backbone_options`; `max_bad_share` and `workers` are used if there are any.
         precision: see `PatchExtractor`.
     """
-    from monai_wscxr.data.transforms import Preprocessing
+    from monai_wscxr.data.preprocessing import Preprocessing
     from monai_wscxr.features.backbones import create_backbone
     from monai_wscxr.features.extraction import PatchExtractor
     from monai_wscxr.features.patches import PatchFeatures

@@ -54,4 +54,6 @@ def run(options: argparse.Namespace) -> None:
         keep_runs=options.keep_runs,
     )
     print(path.read_text(encoding="utf-8"))
-    print(f"written to {path.parent.resolve()}: results.md, results.csv, summary.csv, results.svg, protocol.json")
+    print(
+        f"written to {path.parent.resolve()}: results.md, results.csv, summary.csv, findings.csv, results.svg, protocol.json"
+    )

@@ -16,10 +16,10 @@ from monai_wscxr.bank.cache import FeatureCache
 from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.bank.rows import FileRows
 from monai_wscxr.data.isolation import Isolation, crash_of
+from monai_wscxr.data.preprocessing import Preprocessing, RadiographLoader
 from monai_wscxr.data.radiograph.base import GATES
 from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.data.stream import RadiographStream, Rejected
-from monai_wscxr.data.transforms import Preprocessing, radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import weights_hash
 from monai_wscxr.features.digests import FileDigests
@@ -110,7 +110,7 @@ class PatchExtractor:
         self.network = Inference(self.features, precision, compile_network)
         self.runner = NetworkRunner(self._patch_rows, device, batch_size, features.backbone.name)
         self.preprocessing = preprocessing
-        self.transform = radiograph_transforms(preprocessing, allow=allow)
+        self.transform: Callable[[dict[str, Any]], dict[str, Any]] = RadiographLoader(preprocessing, allow=allow)
         self.allow = sorted(allow)
         self.precision = precision
         self.grid = features.grid(preprocessing.image_size)

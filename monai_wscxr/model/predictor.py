@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from monai_wscxr.data.preprocessing import RadiographLoader
 from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.data.stream import RadiographStream, Rejected
-from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.parallel import ThreadParallel
 from monai_wscxr.model.artefact import TrainedModel
@@ -132,7 +132,7 @@ def predict_files(model: TrainedModel, files: Sequence[str | Path], batch_size: 
     """
     device = next(model.network.parameters()).device
     network = ThreadParallel(CheckedNet(model.network))
-    stream = RadiographStream([{"image": str(f)} for f in files], radiograph_transforms(model.preprocessing))
+    stream = RadiographStream([{"image": str(f)} for f in files], RadiographLoader(model.preprocessing))
     found: dict[str, Prediction] = {}
     for batch in DataLoader(stream, batch_size=batch_size, collate_fn=collate):
         with torch.inference_mode():

@@ -11,18 +11,14 @@ from typing import Any, overload
 import numpy as np
 import pydicom
 import torch
-from monai.bundle import ConfigParser
 from numpy.typing import NDArray
 from PIL import Image
 
-from monai_wscxr.data.transforms import radiograph_transforms
+from monai_wscxr.data.preprocessing import RadiographLoader
 from monai_wscxr.errors import InputError, find_input_error
 from monai_wscxr.model.artefact import TrainedModel, load_model
 from monai_wscxr.model.predictor import Prediction, predict_files, to_map
 from monai_wscxr.report.overlay import overlay
-from monai_wscxr.training.configs import find_configs, option_names, unknown_option
-from monai_wscxr.training.once import train_once
-from monai_wscxr.training.start import quiet_training
 
 Picture = str | os.PathLike[str] | NDArray[Any] | Image.Image | pydicom.Dataset
 """What can be predicted: a file, an array [H, W], a PIL image or a pydicom data set."""
@@ -59,9 +55,7 @@ class Result:
         """
         if self.map is None:
             raise InputError(f"{self.file} was rejected ({self.reason}); it has no anomaly map to draw")
-        loaded: Any = radiograph_transforms(self._model.preprocessing, keep_radiograph=True)(
-            {"image": str(self._source)}
-        )
+        loaded: Any = RadiographLoader(self._model.preprocessing, keep_radiograph=True)({"image": str(self._source)})
         radiograph = loaded["radiograph"][0].clamp(0, 1).numpy()
         return Image.fromarray(overlay(radiograph, self.map, self._model.colour_scale))
 
@@ -114,6 +108,22 @@ class Model:
         results = [self._result(*each, folder) for each in zip(names, files, found, strict=True)]
         return results if several else results[0]
 
+    def decision_function(self, images: list[Any] | tuple[Any, ...], batch_size: int = 16) -> NDArray[np.float64]:
+        """Return how far the scores lie above the operating point, as scikit-learn's classifiers do.
+
+        Args:
+            images: list or tuple, as in `predict`.
+            batch_size: images per pass of the network, at least 1.
+
+        Returns:
+            score minus threshold [N]; above 0 is abnormal, NaN for a rejected image.
+
+        Raises:
+            InputError: as `predict`.
+        """
+        threshold = self.trained.calibration.threshold
+        return np.array([result.score - threshold for result in self.predict(list(images), batch_size)], np.float64)
+
     def _result(
         self, name: str, file: Path, prediction: Prediction, folder: tempfile.TemporaryDirectory[str]
     ) -> Result:
@@ -155,6 +165,13 @@ def train(dataset: str | os.PathLike[str], output: str | os.PathLike[str], **opt
     Raises:
         InputError: on an unknown option, or when options, images, memory or disk do not allow the training.
     """
+    # slow to import, and a loaded model predicts without MONAI
+    from monai.bundle import ConfigParser
+
+    from monai_wscxr.training.configs import find_configs, option_names, unknown_option
+    from monai_wscxr.training.once import train_once
+    from monai_wscxr.training.start import quiet_training
+
     configuration = ConfigParser.load_config_file(str(find_configs() / "train.yaml"))
     known = set(option_names(configuration)) - {"dataset_dir", "output_dir"} | {"device"}
     for name in options:

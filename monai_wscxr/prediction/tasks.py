@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_wscxr.data.encoding import encode_jpeg, encode_png
+from monai_wscxr.data.preprocessing import RadiographLoader
 from monai_wscxr.data.radiograph.base import find_radiograph_error, quiet
 from monai_wscxr.data.radiograph.read import read_radiograph
-from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.calibration import ColourScale
 from monai_wscxr.model.networks import WSCXRNet
@@ -104,9 +104,7 @@ class _Setup:
 
     def __init__(self, model: TrainedModel, output: OutputOptions) -> None:
         self.model, self.output = model, output
-        self.load = radiograph_transforms(
-            model.preprocessing, keep_radiograph=True, allow=output.allow, keep_source=True
-        )
+        self.load = RadiographLoader(model.preprocessing, keep_radiograph=True, allow=output.allow, keep_source=True)
 
 
 _setup: _Setup | None = None

@@ -21,6 +21,7 @@ from monai_wscxr.data.encoding import encode_jpeg
 from monai_wscxr.model.calibration import ColourScale
 from monai_wscxr.report.case import KIND, MISSING, Case, class_text, decision_text, number_text, outcome_text
 from monai_wscxr.report.charts import DOTS_PER_CLASS, roc_chart, strip_chart
+from monai_wscxr.report.figures import findings_table, group_tables, operating_points
 from monai_wscxr.report.overlay import THRESHOLD_COLOUR, grey_levels, heatmap, outline, overlay, shrink
 from monai_wscxr.report.page import DISCLAIMER, colour_bar, notes_box, p_value_text, plural, run_section, write_page
 
@@ -28,6 +29,7 @@ OPTIMISTIC = "optimistic: threshold and epoch chosen on the test images, as in t
 
 _PICTURE_SIDE = 320
 _WRONG = {"missed": "missed", "false alarm": "flagged wrongly"}
+_SURPRISING = 0.1  # by how much a rate is below the AUROC when the report explains it
 _METRIC_NAMES = {
     "auroc": "AUROC",
     "accuracy": "Accuracy",
@@ -83,6 +85,9 @@ def write_report(
     shown = choose_cases(cases, max_cases, pictured=True)
     sections = [
         ("results", "Results", _metrics_table(metrics)),
+        ("operating-points", "Operating points", operating_points(metrics)),
+        ("findings", "By finding", findings_table(metrics)),
+        ("groups", "By group", group_tables(metrics)),
         ("localisation", "Localisation", _localisation(metrics.get("pixel") or {})),
         ("scores", "Scores", _charts(cases, metrics, threshold)),
         ("cases", "Cases", _gallery(cases, shown, scale)),
@@ -209,7 +214,25 @@ def _metrics_table(metrics: Mapping[str, Any]) -> str:
         '<table class="figures"><thead><tr><th scope="col">Image-level metric</th>'
         '<th scope="col">honest<span class="small">threshold set without the test images</span></th>'
         f'<th scope="col">paper<span class="small">{OPTIMISTIC}</span></th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
+        f"<tbody>{rows}</tbody></table>{_threshold_words(honest)}"
+    )
+
+
+def _threshold_words(honest: Mapping[str, Any]) -> str:
+    """Return why a rate is far below the AUROC, which surprises readers; empty where none is."""
+    auroc = honest.get("auroc")
+    low = [
+        f"{name} of {number_text(honest[name])}"
+        for name in ("sensitivity", "specificity")
+        if auroc is not None and honest.get(name) is not None and auroc - honest[name] > _SURPRISING
+    ]
+    if not low:
+        return ""
+    return (
+        f"<p>Why a {' and a '.join(low)} beside an AUROC of {number_text(auroc)}? AUROC is about the order of the scores and "
+        "needs no threshold; the rates are about one threshold, which comes from held-out normal images alone. With few of "
+        "them, or images of another site, it lies too high or too low. More normal images in training, or "
+        "<code>monai-wscxr adapt</code> with normal images of this site, move it; the order stays.</p>"
     )
 
 

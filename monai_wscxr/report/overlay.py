@@ -161,27 +161,38 @@ def shrink(array: np.ndarray, limit: int) -> np.ndarray:
     return np.asarray(resized)
 
 
-def colour_bar_symbol(scale: ColourScale) -> str:
+def colour_bar_symbol(scale: ColourScale, opaque: bool = False) -> str:
     """Draw the colour scale as the SVG symbol `#colour-bar`, which a page defines once and uses beside every group of images.
 
-    The colours are those of `overlay` on mid-grey, so the bar looks like the pictures it explains. Text has the page's class
+    The colours are those of `overlay` on mid-grey, and above them those of `heatmap` for pages that show both, so the bar looks
+    like the pictures it explains. Text has the page's class
     `quiet`, the mark of the threshold the class `mark`. A threshold outside the scale is marked at the nearer end, with a
     note.
 
     Args:
         scale: colour scale of the model.
+        opaque: add the colours of `heatmap`.
 
     Returns:
         An invisible `<svg>` element that holds the symbol, 320 by 46 units.
     """
-    ramp = overlay(np.full((1, 17), 0.45), np.linspace(scale.low, scale.high, 17)[None], scale)[0]
-    stops = "".join(
-        f'<stop offset="{i / 16:.4f}" stop-color="rgb({r},{g},{b})"></stop>' for i, (r, g, b) in enumerate(ramp)
+    values = np.linspace(scale.low, scale.high, 17)[None]
+    ramps = {"colour-ramp": overlay(np.full((1, 17), 0.45), values, scale)[0]}
+    bars = '<rect x="10" y="18" width="300" height="12" fill="url(#colour-ramp)"></rect>'
+    if opaque:
+        ramps["opaque-ramp"] = heatmap(values, scale)[0]
+        bars += '<rect x="10" y="18" width="300" height="6" fill="url(#opaque-ramp)"></rect>'
+    gradients = "".join(
+        f'<linearGradient id="{name}">'
+        + "".join(
+            f'<stop offset="{i / 16:.4f}" stop-color="rgb({r},{g},{b})"></stop>' for i, (r, g, b) in enumerate(ramp)
+        )
+        + "</linearGradient>"
+        for name, ramp in ramps.items()
     )
     return (
-        '<svg class="symbols" aria-hidden="true" focusable="false"><defs><linearGradient id="colour-ramp">'
-        f'{stops}</linearGradient></defs><symbol id="colour-bar" viewBox="0 0 320 46">'
-        '<rect x="10" y="18" width="300" height="12" fill="url(#colour-ramp)"></rect>'
+        f'<svg class="symbols" aria-hidden="true" focusable="false"><defs>{gradients}</defs>'
+        f'<symbol id="colour-bar" viewBox="0 0 320 46">{bars}'
         f"{_threshold_mark(scale)}"
         f'<text class="quiet" x="10" y="43">≤ {scale.low:.4g}, left clear</text>'
         f'<text class="quiet" x="310" y="43" text-anchor="end">≥ {scale.high:.4g}</text></symbol></svg>'

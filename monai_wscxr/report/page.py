@@ -30,6 +30,7 @@ def write_page(
     sections: Sequence[tuple[str, str, str]],
     scale: ColourScale,
     images: str = "data:",
+    opaque: bool = False,
 ) -> Path:
     """Fill the template and write the page, atomically.
 
@@ -40,6 +41,7 @@ def write_page(
         sections: (key, heading, HTML content) in order.
         scale: colour scale of the model.
         images: allowed sources of images, as in a Content Security Policy.
+        opaque: the page shows maps without a radiograph, too, so the colour bar has their colours.
 
     Returns:
         Path of the HTML file.
@@ -47,7 +49,7 @@ def write_page(
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(title),
         images=images,
-        symbols=colour_bar_symbol(scale),
+        symbols=colour_bar_symbol(scale, opaque),
         headline=headline,
         links="".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections),
         body="\n".join(

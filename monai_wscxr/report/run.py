@@ -80,7 +80,13 @@ def write_run_report(
     sections.append(("run", "Run", run_section(settings, None)))
     # 'self' alone does not cover pages opened from a disk
     return write_page(
-        path, "WSCXR predictions", _headline(entries, threshold, notes), sections, scale, "'self' file: data:"
+        path,
+        "WSCXR predictions",
+        _headline(entries, threshold, notes),
+        sections,
+        scale,
+        "'self' file: data:",
+        opaque=True,
     )
 
 
@@ -169,10 +175,24 @@ def _row(entry: Entry, short: str) -> str:
     )
 
 
+_VIEW_TOOLS = (
+    '<div class="tools" role="group" aria-label="View" id="viewer-view">'
+    '<button type="button" id="viewer-out" aria-label="Zoom out">&minus;</button>'
+    '<button type="button" id="viewer-fit">Fit</button>'
+    '<button type="button" id="viewer-in" aria-label="Zoom in">+</button>'
+    '<span class="small" id="viewer-zoom" role="status">100 %</span>'
+    '<label class="small">Brightness <input type="range" id="viewer-brightness" min="-80" max="80" step="5" value="0"></label>'
+    '<label class="small">Contrast <input type="range" id="viewer-contrast" min="-80" max="80" step="5" value="0"></label>'
+    '<button type="button" id="viewer-reset">Reset</button>'
+    '<span class="small keys">Keys: + and &minus; zoom, 0 fits, Shift with an arrow or dragging moves the pictures</span></div>'
+)
+
+
 def _viewer(scale: ColourScale) -> str:
     """Return the dialog of the viewer, which the template's script fills."""
     figures = "".join(
-        f'<figure><img data-kind="{kind}" data-words="{words}" alt=""><figcaption>{words}</figcaption></figure>'
+        f'<figure><div class="frame"><img data-kind="{kind}" data-words="{words}" alt="" draggable="false"></div>'
+        f"<figcaption>{words}</figcaption></figure>"
         for kind, words in PICTURES
     )
     buttons = "".join(
@@ -182,7 +202,7 @@ def _viewer(scale: ColourScale) -> str:
     return (
         '<dialog id="viewer" aria-labelledby="viewer-title"><div class="viewer-head">'
         f'<h2 id="viewer-title"></h2><div class="tools">{buttons}</div></div>'
-        f'<div class="viewer-pictures">{figures}</div>'
+        f'{_VIEW_TOOLS}<div class="viewer-pictures">{figures}</div>'
         f'<div class="viewer-foot"><p id="viewer-text" role="status"></p>{colour_bar(scale)}</div>'
         '<p class="small">A white line outlines areas with values that the maps of normal images rarely reach '
         "anywhere. The decision refers to the anomaly score, by default the mean of all patch scores, so outline and decision "

@@ -18,9 +18,9 @@ from torch import Tensor
 from monai_wscxr.bank.cache import fingerprint
 from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.data.datalist import Item
+from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.data.split import TrainingSplit
 from monai_wscxr.data.stream import Rejected
-from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.copies import ALTERED, OPACITIES, Alteration, copied_images, copy_features
 from monai_wscxr.features.extraction import PatchExtractor

@@ -29,7 +29,7 @@ NOT_SETTINGS: Mapping[str, str] = {
     "extract_batch_size": "speed and memory",
     "read_workers": "speed",
     "bank_memory": "memory; the same model bit for bit",
-    "val_interval": "how often figures are logged",
+    "val_interval": "how often figures are logged and states are kept",
     "progress": "what is shown",
     "tensorboard": "what is recorded beside the model",
     "mlflow": "what is recorded beside the model",
@@ -80,7 +80,7 @@ def _enclosing_configuration() -> ConfigParser:
             return owner
         frame = frame.f_back
     raise RuntimeError(
-        "run_settings belongs into a configuration, as the expression $monai_wscxr.training.run_settings()"
+        "this belongs into a configuration, as an expression such as $monai_wscxr.training.run_settings()"
     )
 
 
@@ -89,13 +89,16 @@ def from_command_line() -> bool:
     return Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
 
 
-def check_options(arguments: Sequence[str]) -> None:
+def check_options(arguments: Sequence[str]) -> dict[str, bool]:
     """Refuse a run id or an option that the configuration does not have, and values of the wrong type.
 
     MONAI would ignore the options, and find the rest when the output folder belongs to the run already.
 
     Args:
         arguments: of `python -m monai.bundle run`, without the program's name.
+
+    Returns:
+        values of truth that MONAI keeps as texts, such as "false", by name of their option; see `set_values`.
 
     Raises:
         InputError: with the unknown name and similar ones, or the option and what it takes.
@@ -104,7 +107,7 @@ def check_options(arguments: Sequence[str]) -> None:
     given = _options(arguments)
     files = [f.strip("'\" ") for f in given.get("config_file", "").strip("[]").split(",") if f.strip("'\" ")]
     if not files:
-        return
+        return {}
     if "help" in given:
         print(options_text([Path(file) for file in files]))
         sys.exit(0)
@@ -116,12 +119,36 @@ def check_options(arguments: Sequence[str]) -> None:
         names = [name for name in ("training", "evaluating", "inferring") if name in parser]
         raise InputError(f"the configuration has nothing to run by the name {run_id}; it has {', '.join(names)}")
     plain = option_names(parser.get())
+    truths: dict[str, bool] = {}
     for name, text in given.items():
         if name in plain:
             _check_type(name, parser[name], text)
+            if isinstance(parser[name], bool) and text.lower() in ("true", "false"):
+                truths[name] = text.lower() == "true"
         if name in _OWN | _TRACKING or name.replace("#", "::") in parser:
             continue
         raise unknown_option(name, known, "--")
+    return truths
+
+
+def set_values(values: Mapping[str, bool]) -> None:
+    """Set options of the configuration in which the calling expression stands, before anything has used them.
+
+    Args:
+        values: by name of the option.
+
+    Raises:
+        RuntimeError: when called from outside of a configuration.
+    """
+    if not values:
+        return
+    parser = _enclosing_configuration()
+    config: Any = parser.config
+    for name, value in values.items():
+        config[name] = value  # not through the parser, which would forget what it has resolved
+        item = parser.ref_resolver.get_item(name)
+        if item is not None:
+            item.update_config(value)
 
 
 def _check_type(name: str, default: Any, text: str) -> None:
@@ -133,10 +160,8 @@ def _check_type(name: str, default: Any, text: str) -> None:
     if text.startswith(("$", "@", "%")):
         return
     if isinstance(default, bool):
-        if text in ("false", "FALSE"):  # a text, and any text counts as true
-            raise InputError(f"--{name} {text}: write False, with a capital letter")
-        if text not in ("true", "True", "False") and not text.startswith("--") and text:
-            raise InputError(f"--{name} must be true or False, got {text!r}")
+        if text.lower() not in ("true", "false") and not text.startswith("--") and text:
+            raise InputError(f"--{name} must be true or false, got {text!r}")
         return
     if not isinstance(default, (int, float)):
         return

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from importlib import metadata as packages
 from pathlib import Path
@@ -47,37 +48,45 @@ def pack_bundle(
 
     Args:
         model_folder: output folder of a training; figures of its evaluation go to card and metadata.
-        output: folder of the bundle: new, empty, or an earlier version of it, which is replaced.
+        output: folder of the bundle, or a ZIP file NAME.zip or NAME_vVERSION.zip that holds the folder NAME: new, empty, or an
+            earlier version of it, which is replaced.
         version: version of the bundle, three numbers with dots; higher than earlier ones.
         changes: what is new, for the changelog.
         data_licence: text file with the terms of the training images.
         torchscript: add `models/model.ts`.
 
     Returns:
-        the folder of the bundle.
+        the folder of the bundle, or the ZIP file.
 
     Raises:
         InputError: on a folder without a model, a version that is none or is not higher, a folder that holds something else, or
             one that cannot be written.
     """
-    folder = Path(output).resolve()
-    changelog = {**_earlier_versions(folder, version), version: changes}
+    place = Path(output).resolve()
+    zipped = place.suffix.lower() == ".zip"
+    changelog = {**_earlier_versions(place, zipped, version), version: changes}
+    name = place.stem.removesuffix(f"_v{version}") if zipped else place.name
     terms = read_terms(data_licence)
     model = load_model(model_folder)
     metrics = read_metrics(model)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as made:
-            bundle = Path(made) / folder.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", suffix=".partial", dir=place.parent) as made:
+            bundle = Path(made) / name
             _write(bundle, model, metrics, terms, version, changelog)
             if torchscript:
                 _write_torchscript(bundle, model)
-            _replace(folder, bundle, Path(made) / "before")
+            if zipped:
+                archive = shutil.make_archive(str(Path(made) / "archive"), "zip", root_dir=made, base_dir=name)
+                Path(archive).replace(place)
+                sync(place.parent)
+            else:
+                _replace(place, bundle, Path(made) / "before")
     except DiskFullError:
         raise
     except OSError as error:
-        raise InputError(f"the bundle {folder} cannot be written ({error})") from error
-    return folder
+        raise InputError(f"the bundle {place} cannot be written ({error})") from error
+    return place
 
 
 def read_terms(file: str | Path | None) -> str:
@@ -94,27 +103,44 @@ def read_terms(file: str | Path | None) -> str:
         raise InputError(f"--data_licence {file} cannot be read ({error})") from error
 
 
-def _earlier_versions(folder: Path, version: str) -> dict[str, str]:
-    """Return the changelog of a bundle that lies in the folder; {} for a new one."""
+def _earlier_versions(place: Path, zipped: bool, version: str) -> dict[str, str]:
+    """Return the changelog of a bundle that lies in a folder or ZIP file; {} for a new one."""
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         raise InputError(f"--version must be three numbers with dots, for instance 0.2.0; got {version!r}")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give a folder with --output")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not zipped and place.exists() and not place.is_dir():
+        raise InputError(f"{place} is a file; give a folder with --output, or a name that ends with .zip")
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return {}
+    what = "file" if zipped else "folder"
     try:
-        found = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))["changelog"]
-        earlier = {str(name): str(text) for name, text in found.items()}
+        read = _read_archive if zipped else _read_folder
+        found, whole = read(place)
+        earlier = {str(name): str(text) for name, text in json.loads(found)["changelog"].items()}
         latest = max(earlier, key=_numbers)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise InputError(f"{folder} is not empty and holds no packed bundle; give a new folder with --output") from None
-    if not (folder / "models" / ARTEFACT).is_file():
-        raise InputError(f"{folder} holds a bundle without a model of this package; give a new folder with --output")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, StopIteration, zipfile.BadZipFile):
+        known = "is no packed bundle" if zipped else "is not empty and holds no packed bundle"
+        raise InputError(f"{place} {known}; give a new {what} with --output") from None
+    if not whole:
+        raise InputError(f"{place} holds a bundle without a model of this package; give a new {what} with --output")
     if _numbers(version) <= _numbers(latest):
         raise InputError(
-            f"{folder} holds version {latest}; give a higher one with --version, and --changes for the changelog"
+            f"{place} holds version {latest}; give a higher one with --version, and --changes for the changelog"
         )
     return earlier
+
+
+def _read_folder(folder: Path) -> tuple[str, bool]:
+    """Return the metadata of the bundle in a folder, and whether it holds a model of this package."""
+    text = (folder / "configs" / "metadata.json").read_text(encoding="utf-8")
+    return text, (folder / "models" / ARTEFACT).is_file()
+
+
+def _read_archive(file: Path) -> tuple[str, bool]:
+    """Return the metadata of the bundle in a ZIP file, and whether it holds a model of this package."""
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        name = next(name for name in names if re.fullmatch(r"[^/]+/configs/metadata\.json", name))
+        return archive.read(name).decode(), f"{name.partition('/')[0]}/models/{ARTEFACT}" in names
 
 
 def _numbers(version: str) -> tuple[int, ...]:

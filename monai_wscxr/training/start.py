@@ -18,7 +18,7 @@ from monai_wscxr.ops import EXTENSION, EXTENSION_STATE
 from monai_wscxr.system.atomic import as_disk_full
 from monai_wscxr.system.processes import lost_process
 from monai_wscxr.system.signals import stop_cleanly
-from monai_wscxr.training.options import check_options, from_command_line
+from monai_wscxr.training.options import check_options, from_command_line, set_values
 
 logger = logging.getLogger("monai_wscxr")
 
@@ -36,7 +36,7 @@ def start_run(dataset_dir: Any, output_dir: Any, device: Any, seed: Any = 0, ima
     if from_command_line():
         show_input_errors_plainly(lambda error: find_input_error(error) or as_disk_full(error) or lost_process(error))
         stop_cleanly()
-        check_options(sys.argv[1:])
+        set_values(check_options(sys.argv[1:]))  # MONAI takes the text "false" for true
     if not images_later:
         check_dataset_dir(dataset_dir)
     if not output_dir:

@@ -3,10 +3,11 @@
 import csv
 import json
 import shutil
+import zipfile
 
 import pytest
 import torch
-from monai.bundle import create_workflow
+from monai.bundle import ConfigWorkflow, create_workflow
 from monai.bundle import load as load_bundle
 
 from monai_wscxr.commands.main import main
@@ -108,6 +109,42 @@ def test_inference_runs_from_its_own_folder(packed, phantoms, tmp_path, monkeypa
     for row, prediction in zip(rows, expected, strict=True):
         assert float(row["anomaly_score"]) == pytest.approx(prediction.anomaly_score, abs=1e-5)
     assert len(list((bundle / "eval" / "overlays").iterdir())) == 8
+
+
+def test_a_zip_file_unpacks_to_the_folder_that_monai_loads(trained, phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["bundle", "pack", "--model", str(trained), "--output", "wscxr_phantoms_v0.1.0.zip"])
+    assert "wscxr_phantoms/models/model.pt" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["wscxr_phantoms_v0.1.0.zip"]
+    shutil.unpack_archive("wscxr_phantoms_v0.1.0.zip", tmp_path)
+    network = load_bundle("wscxr_phantoms", bundle_dir=tmp_path, workflow_type="inference", device="cpu").eval()
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(network(image), load_model(trained).network(image))
+    monkeypatch.chdir("wscxr_phantoms")
+    workflow = ConfigWorkflow(
+        "configs/inference.yaml", workflow_type="infer", run_id="inferring", device="cpu", progress=False,
+        dataset_dir=str(phantoms / "test" / "normal"),
+    )  # fmt: skip
+    workflow.initialize()
+    workflow.run()
+    with open(tmp_path / "wscxr_phantoms" / "eval" / "predictions.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(list((phantoms / "test" / "normal").iterdir()))
+
+
+def test_a_zip_file_is_replaced_by_a_higher_version_alone(trained, tmp_path):
+    file = tmp_path / "model.zip"
+    pack_bundle(trained, file)
+    with pytest.raises(InputError, match=r"holds version 0\.1\.0; give a higher one"):
+        pack_bundle(trained, file)
+    pack_bundle(trained, file, "0.2.0", "more images")
+    with zipfile.ZipFile(file) as archive:
+        described = json.loads(archive.read("model/configs/metadata.json"))
+    assert described["changelog"] == {"0.2.0": "more images", "0.1.0": "first version"}
+    file.write_bytes(b"no archive")
+    with pytest.raises(InputError, match="is no packed bundle; give a new file"):
+        pack_bundle(trained, file)
+    assert file.read_bytes() == b"no archive"
 
 
 def test_inference_without_images_says_so(packed, monkeypatch):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from monai.bundle import ConfigParser
 
 from monai_wscxr.commands.exit_status import UNUSABLE
 from monai_wscxr.commands.main import create_parser, main, one_spelling
@@ -94,8 +95,7 @@ def test_a_wrong_command_is_answered_with_one_sentence(tmp_path, monkeypatch, ca
     [
         ("training", "--k", "eight", "--k must be a whole number, for instance 8; got 'eight'"),
         ("training", "--retention", "abc", "--retention must be a number"),
-        ("training", "--overwrite", "perhaps", "--overwrite must be true or False"),
-        ("training", "--strict", "false", "write False"),
+        ("training", "--overwrite", "perhaps", "--overwrite must be true or false"),
         ("trainning", "--k", "8", "nothing to run by the name trainning; it has training"),
     ],
 )
@@ -106,8 +106,22 @@ def test_a_wrong_value_or_run_id_of_the_bundle(run_id, option, value, answer):
 
 
 def test_values_that_are_right_pass():
-    check_options(["run", "training", "--config_file", TRAIN, "--k", "2", "--retention", "1", "--overwrite", "true"])
-    check_options(["run", "--config_file", TRAIN, "--run_id", "training", "--seed", "$1 + 1", "--strict", "False"])
+    run = ["run", "training", "--config_file", TRAIN]
+    assert check_options([*run, "--k", "2", "--retention", "1", "--overwrite", "true"]) == {"overwrite": True}
+    assert check_options([*run, "--progress", "FALSE", "--strict"]) == {"progress": False}
+    assert check_options(["run", "--config_file", TRAIN, "--seed", "$1 + 1", "--strict", "False"]) == {"strict": False}
+
+
+def test_a_word_for_false_is_false_in_the_whole_configuration():
+    parser = ConfigParser({
+        "progress": "false",
+        "strict": "true",
+        "start": ["$options.set_values({'progress': False, 'strict': True})", "$repr(@progress)"],
+        "used": {"_target_": "dict", "shown": "@progress", "also": "$not @progress", "strict": "@strict"},
+        "imports": ["$from monai_wscxr.training import options"],
+    })  # fmt: skip
+    assert parser.get_parsed_content("start")[1] == "False"
+    assert parser.get_parsed_content("used") == {"shown": False, "also": True, "strict": True}
 
 
 def test_hyphens_and_underscores_are_the_same_option():

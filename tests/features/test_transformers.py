@@ -8,7 +8,8 @@ import timm
 import torch
 import torchvision
 
-from monai_wscxr.data.transforms import NormaliseChannelsd, Preprocessing
+from monai_wscxr.data.preprocessing import Preprocessing
+from monai_wscxr.data.transforms import NormaliseChannelsd
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import create_backbone
 from monai_wscxr.features.inference import Inference

@@ -1,4 +1,4 @@
-"""Findings of axe-core, the accessibility checker, on a page in the browser."""
+"""A page in the browser as a screen reader is told it, and findings of axe-core, the accessibility checker."""
 
 from pathlib import Path
 
@@ -22,3 +22,18 @@ def findings(browser: Browser) -> list[dict]:
     """Return the rules that the page in the browser breaks: name, impact (minor to critical) and places."""
     browser.js(AXE.read_text(encoding="utf-8") + "\nwindow.axe = axe;")
     return browser.js(RUN)
+
+
+def spoken(browser: Browser) -> list[tuple[str, str, dict]]:
+    """Return role, name and states of what a screen reader is told, in reading order."""
+    nodes = {node["nodeId"]: node for node in browser.devtools("Accessibility.getFullAXTree")["nodes"]}
+
+    def walk(node):
+        if not node["ignored"]:
+            states = {state["name"]: state["value"].get("value") for state in node.get("properties", [])}
+            yield node["role"]["value"], node.get("name", {}).get("value", ""), states
+        for child in node.get("childIds", []):
+            if child in nodes:
+                yield from walk(nodes[child])
+
+    return [told for node in nodes.values() if "parentId" not in node for told in walk(node)]

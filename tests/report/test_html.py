@@ -133,6 +133,29 @@ def test_full_report_holds_what_a_reader_needs(tmp_path):
     assert list((tmp_path / "report").iterdir()) == [tmp_path / "report" / "index.html"]
 
 
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        (
+            {"auroc": 0.999, "sensitivity": 0.73, "specificity": 1.0},
+            "Why a sensitivity of 0.730 beside an AUROC of 0.999?",
+        ),
+        (
+            {"auroc": 0.95, "sensitivity": 0.5, "specificity": 0.6},
+            "Why a sensitivity of 0.500 and a specificity of 0.600",
+        ),
+        ({"auroc": 0.95, "sensitivity": 0.9, "specificity": 0.9}, None),
+        ({"auroc": None, "sensitivity": 0.1, "specificity": 0.1}, None),
+    ],
+)
+def test_a_rate_far_below_the_auroc_is_explained(tmp_path, rates, words):
+    path = write_report(tmp_path / "r.html", title="t", cases=make_cases([0, 1]), metrics={"honest": rates}, settings={},
+                        scale=ColourScale(0.0, 2.0, 1.0), threshold=1.0)  # fmt: skip
+    text = path.read_text(encoding="utf-8")
+    assert (words is None) == ("beside an AUROC of" not in text)
+    assert words is None or words in text
+
+
 def test_maps_stand_beside_a_constant_map(tmp_path):
     _, page = write(tmp_path, make_cases([0, 1] * 4))
     cells = [cell.strip() for cell in page.table]
@@ -147,6 +170,49 @@ def test_maps_stand_beside_a_constant_map(tmp_path):
     assert all(part in words for part in ("0.765", "0.743", "0.022", "Localisation"))
     without = {name: value for name, value in METRICS.items() if name != "pixel"}
     assert "Localisation" not in write(tmp_path, make_cases([0, 1] * 4), without)[1].words
+
+
+def test_operating_points_findings_and_groups(tmp_path):
+    share = {"value": 0.5, "low": 0.25, "high": 0.76}
+    metrics = {
+        **METRICS,
+        "operating_points": {
+            "patients": 11,
+            "auroc": {"value": 0.87, "low": 0.8, "high": 0.93},
+            "own": {"threshold": 1.0, "specificity": 0.97, "sensitivity": share},
+            "at_90": {"threshold": 0.8, "specificity": 0.9, "sensitivity": share},
+            "at_95": {"threshold": 0.9, "specificity": 0.95, "sensitivity": share},
+        },
+        "findings": {
+            "a <nodule>": {
+                "abnormal": 6,
+                "few_abnormal": True,
+                **dict.fromkeys(("auroc", "sensitivity", "sensitivity_90", "sensitivity_95"), share),
+            }
+        },
+        "groups": {
+            "sex": {
+                "female": {
+                    "normal": 40,
+                    "abnormal": 0,
+                    "few_normal": False,
+                    "few_abnormal": True,
+                    "false_positive_rate": {"value": 0.04, "low": 0.01, "high": 0.13},
+                    "sensitivity": None,
+                    "auroc": None,
+                }
+            }
+        },
+    }
+    text, page = write(tmp_path, make_cases([0, 1] * 4), metrics)
+    assert "<strong>0.50</strong>*" in text
+    assert "<strong>0.04</strong><" in text
+    assert "a &lt;nodule&gt;" in text
+    assert {"operating-points", "findings", "groups"} <= set(page.ids)
+    words = " ".join(page.words)
+    assert "threshold from the normal images of this evaluation" in words
+    assert "not what this model does" in words
+    assert "fewer than 10 patients" in words
 
 
 def test_nothing_is_fetched(tmp_path):

@@ -19,6 +19,7 @@ from monai_wscxr.data.selection import hold_out
 from monai_wscxr.data.split import checked_datalist
 from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation import metrics
+from monai_wscxr.evaluation.operating_points import operating_figures
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.calibration import Calibration, calibrate
 from monai_wscxr.model.predictor import Prediction, in_order
@@ -157,14 +158,15 @@ def run_method(
     held_out = extractor.bank(split.held_out, "held-out normal images")
     test = extractor.bank(split.test, "test images")
     extraction = time.perf_counter() - began
-    known = {item["image"]: item["label"] for item in split.test}
-    labels = [known[file] for file in test.files]
+    items = {item["image"]: item for item in split.test}
+    labels = [items[file]["label"] for file in test.files]
     scored = fit_and_score(method, extractor, normal, held_out, test, labels, false_positive_rate)
     honest = metrics.honest_metrics(labels, scored.epochs[-1], scored.calibration.threshold)
     found = {
         "method": name,
         "honest": honest,
         "paper": metrics.paper_metrics(labels, [np.array(scores) for scores in scored.epochs]),
+        **operating_figures([items[file] for file in test.files], scored.epochs[-1], scored.calibration.threshold),
         "n_normal": labels.count(0),
         "n_abnormal": labels.count(1),
         "n_rejected": len(extractor.done.rejected),
@@ -173,8 +175,10 @@ def run_method(
     }
     scores = zip(test.files, scored.epochs[-1], strict=True)
     predictions = [Prediction.scored(file, score, scored.calibration) for file, score in scores]
-    rows = in_order(known, predictions, extractor.done.rejected)
-    write_predictions(folder.path / "predictions.csv", rows, model_sha256="", labels=list(known.values()))
+    rows = in_order(items, predictions, extractor.done.rejected)
+    write_predictions(
+        folder.path / "predictions.csv", rows, model_sha256="", labels=[item["label"] for item in split.test]
+    )
     write_text_atomic(folder.path / "metrics.json", json.dumps(found, indent=1))
     logger.info("%s: %d normal images train, %.1f s", name, len(normal.files), scored.seconds["training"])
     logger.info(

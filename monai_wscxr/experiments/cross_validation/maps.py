@@ -13,7 +13,7 @@ from torch import Tensor
 
 from monai_wscxr.data.datalist import Item
 from monai_wscxr.data.perturbation import PERTURBATIONS, SHIFTS, Perturbation
-from monai_wscxr.data.transforms import Preprocessing
+from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.features.backbones import create_backbone
 from monai_wscxr.features.copies import ALTERED, OPACITIES, Alteration, copy_features
 from monai_wscxr.features.extraction import PatchExtractor

@@ -14,6 +14,7 @@ from monai.utils import set_determinism
 
 from monai_wscxr.bank.feature_bank import FeatureBank
 from monai_wscxr.data.datalist import Item, load_datalist
+from monai_wscxr.data.description import findings_of_item
 from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation.epochs import epoch_network
 from monai_wscxr.experiments.baselines.common import fit_and_score, normal_split
@@ -109,6 +110,11 @@ class Experiment:
     def labels(self) -> list[int]:
         """Labels of the usable test images."""
         return [item["label"] for item in self.test]
+
+    @property
+    def findings(self) -> list[tuple[str, ...]]:
+        """Findings of the usable test images; none of a normal image."""
+        return [findings_of_item(item) if item["label"] else () for item in self.test]
 
 
 def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def run_protocol(
         "rejected": [[code, message] for _, code, message in experiment.extractor.done.rejected],
         "seconds": {"this run": time.perf_counter() - began, "features": extraction},
     }
-    return write_tables(folder, table, results, experiment.labels, record)
+    return write_tables(folder, table, results, experiment.labels, experiment.findings, record)
 
 
 def grid(table: str, methods: Sequence[str], k: Sequence[int], seeds: int) -> list[Cell]:

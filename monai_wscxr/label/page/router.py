@@ -8,6 +8,7 @@ No answer holds a stack trace or a path.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Collection
 from http import HTTPStatus
 from importlib import resources
@@ -16,14 +17,13 @@ from typing import Annotated, Any, Literal, Protocol
 import numpy as np
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
 
-from monai_wscxr.data.encoding import encode_png
 from monai_wscxr.label.archive.studies import class_name
 from monai_wscxr.label.page.route import RefusedError, page_route
 from monai_wscxr.label.server.guard import LOOPBACK, Refusal
-from monai_wscxr.model.calibration import ColourScale
-from monai_wscxr.report.overlay import overlay
+from monai_wscxr.report.overlay import colour_map
 
 Strategy = Literal["most_suspicious", "most_uncertain", "random", "labelled"]
 _TYPES = {
@@ -134,8 +134,12 @@ def _add_pictures(routes: APIRouter, workbench: WorkbenchLike) -> None:
     def item(image_id: str) -> JSONResponse:
         return JSONResponse(workbench.item(image_id))
 
-    ramp = overlay(np.full((1, 256), 0.45), np.linspace(0.0, 1.0, 256)[None], ColourScale(0.0, 1.0))
-    scale = encode_png(ramp)
+    # as opaque as the maps themselves, so that the legend follows the opacity that the page gives both
+    position = np.linspace(0.0, 1.0, 256)[None]
+    ramp = np.concatenate([colour_map(position), np.rint(255 * position).astype(np.uint8)[..., None]], axis=2)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, format="PNG")
+    scale = buffer.getvalue()
 
     @routes.get("/api/scale.png")
     def colour_scale(if_none_match: Annotated[str | None, Header()] = None) -> Response:

@@ -166,6 +166,7 @@ export interface Elements {
   "read-only": HTMLElement;
   reset: HTMLButtonElement;
   said: HTMLElement;
+  scale: HTMLImageElement;
   score: HTMLElement;
   "single-keys": HTMLInputElement;
   skip: HTMLButtonElement;

@@ -85,6 +85,27 @@ def test_what_table1_leaves(table1):
     assert {row["rules"] for row in summary} == {"honest", "paper"}
 
 
+def test_figures_by_finding(table1, phantoms):
+    from sklearn.metrics import roc_auc_score
+
+    items = load_datalist(str(phantoms))["test"]
+    classes = {item["class"] for item in items if item["label"]}
+    table = rows(table1 / "findings.csv")
+    assert {(row["method"], row["finding"]) for row in table} == {
+        (method, name) for method in ("wscxr", "patchcore", "simplenet", "cutpaste") for name in classes
+    }
+    cell = json.loads((table1 / "cells" / "patchcore_s0.json").read_text())
+    for name in classes:
+        kept = [n for n, item in enumerate(items) if item["class"] in ("normal", name)]
+        area = roc_auc_score([items[n]["label"] for n in kept], [cell["scores"][n] for n in kept])
+        found = [cell["scores"][n] > cell["honest"]["threshold_95"] for n in kept if items[n]["label"]]
+        [row] = [row for row in table if row["method"] == "patchcore" and row["finding"] == name]
+        assert float(row["auroc"]) == pytest.approx(area, abs=1e-6)
+        assert float(row["sensitivity_95"]) == pytest.approx(sum(found) / len(found), abs=1e-6)
+        assert row["images"] == str(len(found))
+        assert f"| {name} | {len(found)} | " in (table1 / "results.md").read_text()
+
+
 def test_figures_follow_from_the_cells_scores(table1, phantoms):
     from sklearn.metrics import roc_auc_score
 

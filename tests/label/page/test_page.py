@@ -14,6 +14,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from monai_wscxr.data.radiograph.read import read_radiograph
+from monai_wscxr.report.overlay import colour_map
 from tests.helpers.fake_workbench import FakeWorkbench, application, phantom_files, served
 from tests.helpers.webdriver import until
 
@@ -63,7 +64,9 @@ def test_pictures_of_one_image_have_one_size(client):
     colour = Image.open(io.BytesIO(client.get(f"{API}/items/{image_id}/map.png").content))
     assert (grey.mode, colour.mode, colour.size) == ("L", "RGBA", grey.size)
     scale = np.asarray(Image.open(io.BytesIO(client.get(f"{API}/scale.png").content)))
-    assert scale.shape == (1, 256, 3)
+    assert scale.shape == (1, 256, 4)
+    assert (scale[0, :, 3] == np.arange(256)).all()  # opaque as a map is at this position
+    assert (scale[0, :, :3] == colour_map(np.linspace(0, 1, 256))).all()
 
 
 @pytest.mark.parametrize(

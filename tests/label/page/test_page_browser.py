@@ -143,7 +143,11 @@ def test_the_view_by_keys_and_mouse(page):
         brightness: Number(document.getElementById("brightness").value),
         slope: Number(document.querySelector("#window feFuncR").getAttribute("slope"))};
     """
-    page.until('return !document.getElementById("map").hidden')
+    page.until('return document.getElementById("map-text").textContent !== ""')
+    assert (page.js(look)["map"], page.js(look)["peak"]) == (False, True)  # the model knows no abnormal image
+    assert page.text("#map-text") == "Map off until the model knows an abnormal image; O shows it."
+    page.press("o")
+    assert page.text("#map-text") == ""
     start = page.js(look)
     assert (start["map"], start["peak"], start["filter"]) == (True, True, "none")
     page.press("o", "p")
@@ -160,6 +164,37 @@ def test_the_view_by_keys_and_mouse(page):
     assert (page.js(look)["contrast"], page.js(look)["brightness"]) == (20, 10)
     page.click("#reset")
     assert page.js(look)["filter"] == "none"
+
+
+def test_maps_come_with_the_first_abnormal_label_unless_they_were_switched_off(page, workbench):
+    page.until('return document.getElementById("map-text").textContent !== ""')
+    label(page, "a", "Enter")
+    page.press("r")
+    page.until('return !document.getElementById("map").hidden')
+    assert page.js('return getComputedStyle(document.getElementById("scale")).opacity') == "0.7"  # as the map
+    page.press("o")
+    label(page, "a", "Enter")
+    page.press("r")
+    page.until('return document.getElementById("model").textContent.includes("2 abnormal")')
+    assert page.js('return document.getElementById("map").hidden')
+
+
+def test_a_phone_stays_at_the_radiograph(page):
+    page.emulate(width=390, height=844)
+    address = page.js("return location.href")
+    page.open("about:blank")
+    page.open(address)
+    page.until(SEEN, "")
+    assert page.js("return scrollY") == 0
+    for _ in range(9):
+        page.press("j")
+    assert page.js("return scrollY") == 0
+    inside = """
+      const row = document.querySelector('[aria-selected="true"]').getBoundingClientRect();
+      const box = document.getElementById("list").parentElement.getBoundingClientRect();
+      return row.top >= box.top - 1 && row.bottom <= box.bottom + 1;
+    """
+    assert page.js(inside)
 
 
 def test_the_strategies_and_the_labelled_images(page, workbench):

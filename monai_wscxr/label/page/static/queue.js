@@ -148,7 +148,19 @@ export class Queue {
     }
     chosen.setAttribute("aria-selected", "true");
     this.list.setAttribute("aria-activedescendant", chosen.id);
-    chosen.scrollIntoView({ block: "nearest" });
+    this.reveal(chosen);
+  }
+
+  /**
+   * Scroll the list until an entry is visible; never the page, which on a phone would leave the radiograph.
+   * @param {Element} entry
+   */
+  reveal(entry) {
+    const box = this.list.parentElement;
+    if (!box) { return; }
+    const room = box.getBoundingClientRect(), place = entry.getBoundingClientRect();
+    if (place.top < room.top) { box.scrollTop += place.top - room.top; }
+    if (place.bottom > room.bottom) { box.scrollTop += place.bottom - room.bottom; }
   }
 
   /**

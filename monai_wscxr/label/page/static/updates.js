@@ -5,7 +5,7 @@ import { updateControls } from "./controls.js";
 import { by } from "./dom.js";
 import { loadQueue, openImage } from "./navigation.js";
 import { announce, connectionFound, report, say } from "./notices.js";
-import { pictures, state, unscored } from "./state.js";
+import { pictures, state, unscored, viewer } from "./state.js";
 import { changesWords, showChanges, showLabels, showTraining } from "./training.js";
 
 const IDLE_INTERVAL = 5000;  // milliseconds between two refreshes while the server neither trains nor scores
@@ -43,6 +43,7 @@ async function update() {
   const failed = state.training.state === "running" && training.state === "failed";
   state.status = status;
   state.training = training;
+  viewer.expectMaps(status.model?.abnormal ?? 0);
   by("read-only").hidden = !status.read_only;
   by("drift").hidden = status.drift.named !== true;
   showLabels(status);

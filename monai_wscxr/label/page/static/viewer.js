@@ -28,6 +28,7 @@ export class Viewer {
     /** @type {Item | null} */
     this.asked = null;  // the image to show, on the screen or still loading
     this.hasMap = false;
+    this.mapChosen = false;  // whether the map was switched on or off by hand
     this.zoom = 1;
     this.x = 0;  // offset of the image's centre from the stage's, in CSS pixels
     this.y = 0;
@@ -117,6 +118,16 @@ export class Viewer {
     by("map-text").textContent = onMap;
   }
 
+  /**
+   * Show maps or leave them off until somebody chooses: a model that knows no abnormal image marks all that is unusual.
+   * @param {number} abnormal  number of abnormal images that the model was trained on
+   */
+  expectMaps(abnormal) {
+    if (this.mapChosen) { return; }
+    by("overlay").setAttribute("aria-pressed", String(abnormal > 0));
+    this.paint();
+  }
+
   /** Fit the image to the stage. */
   fit() {
     this.zoom = 1;
@@ -183,6 +194,10 @@ export class Viewer {
   toggle(id) {
     by(id).setAttribute("aria-pressed", String(!pressed(id)));
     this.inverted = pressed("invert");
+    if (id === "overlay") {
+      this.mapChosen = true;
+      this.say("", "");
+    }
     this.paint();
   }
 
@@ -190,7 +205,10 @@ export class Viewer {
   paint() {
     by("invert").setAttribute("aria-pressed", String(this.inverted));
     this.map.hidden = by("legend").hidden = !(this.hasMap && pressed("overlay"));
-    this.map.style.opacity = String(Number(by("opacity").value) / 100);
+    this.map.style.opacity = by("scale").style.opacity = String(Number(by("opacity").value) / 100);
+    if (this.hasMap && this.map.hidden && !this.mapChosen) {
+      by("map-text").textContent = "Map off until the model knows an abnormal image; O shows it.";
+    }
     const at = this.hasMap && this.asked ? this.asked.peak : null;
     this.peak.hidden = !(at && pressed("marker"));
     if (at) {
