@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import threading
+import warnings
 
 from monai_wscxr.commands.parsers import Commands
 from monai_wscxr.data.radiograph.base import GATES
@@ -73,8 +75,10 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(
             f"the node needs a package that is not installed ({error.name}): pip install 'monai-wscxr[node]'"
         ) from error
-    for name in ("pynetdicom", "pydicom"):  # their messages quote what they receive
+    for name in ("pynetdicom", "pydicom"):  # their messages and warnings quote what they receive
         logging.getLogger(name).propagate = False
+    warnings.simplefilter("ignore")
+    threading.excepthook = _thread_ended
     from monai_wscxr.node.run import Node, NodeOptions, stopping
 
     names = NodeOptions.__dataclass_fields__
@@ -88,3 +92,8 @@ def run(options: argparse.Namespace) -> int:
             )
         )
     return 0
+
+
+def _thread_ended(arguments: threading.ExceptHookArgs) -> None:
+    """Log the error that ended a thread by its type: its text may quote what was received."""
+    logging.getLogger("monai_wscxr.node").error("a thread ended with %s", arguments.exc_type.__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import warnings
 
 from monai_wscxr.commands.parsers import Commands
 from monai_wscxr.data.radiograph.base import GATES
@@ -51,7 +52,8 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the service until it is stopped."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("pydicom").propagate = False  # its messages quote what it reads
+    logging.getLogger("pydicom").propagate = False  # its messages and warnings quote what it reads
+    warnings.simplefilter("ignore")
     try:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401

@@ -222,6 +222,11 @@ class Queue:
             )
             return [_item(row) for row in rows]
 
+    def not_tried(self, item: Item) -> None:
+        """Take back that an image was being scored: it was not its fault that this did not end."""
+        with self._changed:
+            self._database.execute("UPDATE items SET tries = MAX(tries - 1, 0) WHERE number = ?", (item.number,))
+
     def image(self, item: Item) -> Path:
         """Return the file of an image that waits for its score."""
         return self.images / f"{item.id}.dcm"

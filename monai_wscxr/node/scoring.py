@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from concurrent.futures import Future
 from typing import Any
@@ -12,6 +13,7 @@ from monai_wscxr.node import results
 from monai_wscxr.node.queue import Item, Queue
 from monai_wscxr.prediction.scoring import Score, Scorer
 from monai_wscxr.prediction.tasks import Loaded
+from monai_wscxr.system.atomic import is_disk_full
 from monai_wscxr.system.workers import WorkerLostError
 
 logger = logging.getLogger("monai_wscxr.node")
@@ -21,6 +23,7 @@ ALONE_AFTER = 2
 MOST_TRIES = 10
 """Tries after which an image is given up: the process has ended that often while it was scored."""
 _AHEAD = 2  # batches being read
+_DISK_SECONDS = 10.0
 
 Reading = list[tuple[Item, "Future[Loaded]"]]
 Writing = list[tuple[Item, "Score | RadiographError", "Future[Any]"]]
@@ -37,11 +40,11 @@ class QueueScorer:
 
     def __init__(self, queue: Queue, scorer: Scorer, batch_size: int = 8) -> None:
         self.queue, self.scorer, self.batch_size = queue, scorer, batch_size
-        self._stopping = False
+        self._stopped = threading.Event()
 
     def stop(self) -> None:
         """Take no more images; `run` ends when those under way are done."""
-        self._stopping = True
+        self._stopped.set()
         self.queue.wake()
 
     def run(self) -> None:
@@ -49,7 +52,7 @@ class QueueScorer:
         reading: deque[Reading] = deque()
         writing: deque[Writing] = deque()
         while True:
-            while not self._stopping and len(reading) < _AHEAD:
+            while not self._stopped.is_set() and len(reading) < _AHEAD:
                 busy = [entry[0].number for batch in (*reading, *writing) for entry in batch]
                 if not (batch := self._begin(busy)):
                     break
@@ -59,7 +62,7 @@ class QueueScorer:
             while writing and (len(writing) > 1 or not reading):
                 self._finish(writing.popleft())
             if not reading and not writing:
-                if self._stopping:
+                if self._stopped.is_set():
                     return
                 self.queue.wait(("received",), 1.0)
 
@@ -107,6 +110,9 @@ class QueueScorer:
                 written = task.result()
             except WorkerLostError:
                 written = "crashed", "a library crashed while the results were written"
+            except OSError as error:
+                self._not_written(item, error)
+                continue
             if not isinstance(written, tuple):
                 self.queue.scored(item, written, outcome, reason)
                 logger.info("scored %s: %s", item.id, reason or ("flagged" if outcome["abnormal"] else "not flagged"))
@@ -116,3 +122,11 @@ class QueueScorer:
             self.queue.error(reason or code, f"no results for the archive: {message}", item.id)
             self.queue.scored(item, [], outcome, reason or code)
             logger.warning("no results for %s: %s", item.id, reason or code)
+
+    def _not_written(self, item: Item, error: OSError) -> None:
+        """Leave an image whose results could not be written for later, and wait a while."""
+        self.queue.not_tried(item)
+        reason = "disk_full" if is_disk_full(error) else "disk_error"
+        self.queue.error(reason, "results could not be written to the folder of the queue", item.id)
+        logger.error("results of %s could not be written: %s", item.id, reason)
+        self._stopped.wait(_DISK_SECONDS)

@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -185,6 +186,28 @@ def test_an_image_that_ends_the_process_again_and_again_is_given_up(model, level
         assert [entry[0].id for entry in node.scoring._begin([])] != []
         one = Running(node, found)
         one.until(done=2, failed=1)
+        one.stop()
+
+
+def test_a_full_disk_under_the_results_delays_them(model, levels, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "_DISK_SECONDS", 0.2)
+    with archive() as found:
+        node = Node(options(model, tmp_path / "queue", found.port))
+        submit, failures = node.scorer.submit, [OSError(28, "full"), OSError(28, "full")]
+
+        def fail_twice(*arguments, **more):
+            if failures:
+                future = Future()
+                future.set_exception(failures.pop())
+                return future
+            return submit(*arguments, **more)
+
+        monkeypatch.setattr(node.scorer, "submit", fail_twice)
+        one = Running(node, found)
+        assert send(node.receiver.port, dx(levels[0])) == [0]
+        one.until(done=1)
+        assert [error["reason"] for error in node.queue.errors(9)] == ["disk_full"] * 2
+        assert node.queue.rows(1)[0]["tries"] == 1
         one.stop()
 
 
