@@ -30,6 +30,7 @@ SLOW = (
     "fuzz/test_requests.py",
     "fuzz/test_structured.py",
     "fuzz/test_killing.py",
+    "fuzz/test_node_kills.py",
     "fuzz/test_fuzz.py",
     "bundle/test_results.py",
 )
