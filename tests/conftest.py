@@ -30,6 +30,7 @@ SLOW = (
     "fuzz/test_requests.py",
     "fuzz/test_structured.py",
     "fuzz/test_killing.py",
+    "fuzz/test_node_kills.py",
     "fuzz/test_fuzz.py",
     "bundle/test_results.py",
 )
@@ -102,13 +103,14 @@ def make_features():
 def make_model(make_features):
     """Writes an untrained but complete model to a folder and returns its network."""
 
-    def make(folder, depth=2, bias=True, layers=("3",), seed=0, align_to="finest"):
-        from monai_wscxr.data.transforms import Preprocessing
+    def make(folder, depth=2, bias=True, layers=("3",), seed=0, align_to="finest", backbone=None):
+        from monai_wscxr.data.preprocessing import Preprocessing
+        from monai_wscxr.features.patches import PatchFeatures
         from monai_wscxr.model.artefact import save_model
         from monai_wscxr.model.calibration import calibrate
         from monai_wscxr.model.networks import Discriminator, WSCXRNet
 
-        features = make_features(layers, align_to=align_to)
+        features = make_features(layers, align_to=align_to) if backbone is None else PatchFeatures(backbone)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = WSCXRNet(features, Discriminator(features.channels, depth, 8, bias)).eval()

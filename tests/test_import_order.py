@@ -11,6 +11,7 @@ ROOT = Path(monai_wscxr.__file__).parent
 # from top to bottom; rooms on one floor do not import each other
 FLOORS = (
     {"commands"},
+    {"node"},
     {"label"},
     {"experiments"},
     {"planning"},

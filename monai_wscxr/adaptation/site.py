@@ -30,6 +30,7 @@ from monai_wscxr.model.drift import Drift, measure_drift
 from monai_wscxr.model.local_map import LocalMap
 from monai_wscxr.model.networks import WSCXRNet, anomaly_score
 from monai_wscxr.model.predictor import check_images, map_peaks
+from monai_wscxr.model.whitening import Moments
 
 logger = logging.getLogger("monai_wscxr")
 
@@ -208,10 +209,14 @@ def _usable(
 
 
 def aligned_with(network: WSCXRNet, rows: Tensor) -> WSCXRNet:
-    """Return a copy of a network, aligned with images with features [n, h*w, C]."""
-    new = copy.deepcopy(network)
-    new.whitening.align(rows.flatten(0, 1))
-    return new
+    """Return a network aligned with images with features [n, h*w, C]; backbone and discriminator are those of the given one."""
+    return _aligned(network, Moments.of(rows.flatten(0, 1)), network.whitening.colouring())
+
+
+def _aligned(network: WSCXRNet, moments: Moments, colouring: Tensor) -> WSCXRNet:
+    whitening = copy.deepcopy(network.whitening)
+    whitening.align(moments, colouring)
+    return WSCXRNet(network.features, network.discriminator, whitening).eval()
 
 
 def _folds(count: int) -> list[Tensor]:
@@ -221,7 +226,13 @@ def _folds(count: int) -> list[Tensor]:
 
 def cross_fitted(network: WSCXRNet, rows: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return patch scores [n, 1, h, w], each fold's from a network that was aligned with the other folds."""
-    return _by_fold(len(rows), lambda fold, rest: patch_scores_of(aligned_with(network, rows[rest]), rows[fold], grid))
+    colouring, everything = network.whitening.colouring(), Moments.of(rows.flatten(0, 1))
+
+    def scores(fold: Tensor, rest: Tensor) -> Tensor:
+        others = everything.without(Moments.of(rows[fold].flatten(0, 1)))
+        return patch_scores_of(_aligned(network, others, colouring), rows[fold], grid)
+
+    return _by_fold(len(rows), scores)
 
 
 def _cross_fitted_peaks(model: TrainedModel, maps: Tensor) -> list[float]:

@@ -1,6 +1,8 @@
 from monai_wscxr.data.datalist import DatalistError as DatalistError
 from monai_wscxr.data.datalist import load_datalist as load_datalist
 from monai_wscxr.data.phantom import write_phantoms as write_phantoms
+from monai_wscxr.data.preprocessing import Preprocessing as Preprocessing
+from monai_wscxr.data.preprocessing import RadiographLoader as RadiographLoader
 from monai_wscxr.data.radiograph.base import Radiograph as Radiograph
 from monai_wscxr.data.radiograph.base import RadiographError as RadiographError
 from monai_wscxr.data.radiograph.read import read_radiograph as read_radiograph
@@ -10,7 +12,6 @@ from monai_wscxr.data.stream import RadiographStream as RadiographStream
 from monai_wscxr.data.transforms import LoadMaskd as LoadMaskd
 from monai_wscxr.data.transforms import LoadRadiographd as LoadRadiographd
 from monai_wscxr.data.transforms import NormaliseChannelsd as NormaliseChannelsd
-from monai_wscxr.data.transforms import Preprocessing as Preprocessing
 from monai_wscxr.data.transforms import ResizeRadiographd as ResizeRadiographd
 from monai_wscxr.data.transforms import StandardiseIntensityd as StandardiseIntensityd
 from monai_wscxr.data.transforms import radiograph_transforms as radiograph_transforms

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 COLUMNS = ("image", "split", "label", "class", "patient", "mask")
+DESCRIPTIONS = ("findings", "sex", "age", "view", "site", "device")
+"""Optional columns that an evaluation reports by; see `data.description`."""
 _OTHER_NAMES = {"subject": "patient", "subjectid": "patient", "person": "patient", "personid": "patient"}
 _ADDITIONS = frozenset(
     ("code", "file", "filename", "id", "ids", "index", "key", "lesion", "name", "no", "number", "path")

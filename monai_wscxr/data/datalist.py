@@ -1,8 +1,8 @@
 """Datalists from folders, JSON and CSV files.
 
 An item is a dictionary: `image` (path), `label` (0 normal, 1 abnormal), `class` ("normal" or the name of the abnormal class),
-`patient` and, for an image with a lesion mask, `mask` (path). Pixels are not read here; `patients` says which images are of one
-patient, for which headers of DICOM files may be read.
+`patient`, for an image with a lesion mask, `mask` (path), and what a file says of the columns in `columns.DESCRIPTIONS`. Pixels
+are not read here; `patients` says which images are of one patient, for which headers of DICOM files may be read.
 
 A folder holds `train/normal`, `train/abnormal[/CLASS]`, `test/normal` and `test/abnormal[/CLASS]`. `training`, `testing` and,
 for `abnormal`, `PNEUMONIA` are other names for the same, in upper or lower case; `val` is left out. `listing` decides which
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai_wscxr.data.columns import COLUMNS, mistaken
+from monai_wscxr.data.columns import COLUMNS, DESCRIPTIONS, mistaken
 from monai_wscxr.data.listing import (
     HIDDEN,
     IMAGE_SUFFIXES,
@@ -90,9 +90,9 @@ def load_datalist(source: str | os.PathLike[str]) -> dict[str, list[Item]]:
 
     Args:
         source: a folder in the layout of the module's docstring; or a MONAI datalist {"training": [..], "test": [..]} whose
-            items have `image`, `label` and optionally `class`, `patient`, `mask`; or a CSV file with the columns `image`,
-            `split`, `label` and optionally `class`, `patient`, `mask`. Additional columns are named in the log and not read.
-            Relative paths in a file start at the folder of that file.
+            items have `image`, `label` and optionally `class`, `patient`, `mask`, `findings`, `sex`, `age`, `view`, `site`,
+            `device`; or a CSV file with the column `split` besides these. Additional columns are named in the log and not
+            read. Relative paths in a file start at the folder of that file.
 
     Returns:
         {"training": items, "test": items}, in the order of the file, or sorted by path for a folder; "test" may be empty.
@@ -273,6 +273,7 @@ def _from_json(path: Path, left_out: list[tuple[Path, str]]) -> dict[str, list[I
     datalist: dict[str, list[Item]] = {"training": [], "test": []}
     allowed = [name for name in COLUMNS if name != "split"]
     additional: dict[str, None] = {}
+    present: set[str] = set()
     for split, entries in lists.items():
         for number, entry in enumerate(entries):
             where = f"{path}: item {number} of {split}"
@@ -281,8 +282,9 @@ def _from_json(path: Path, left_out: list[tuple[Path, str]]) -> dict[str, list[I
             if "split" in entry:
                 raise DatalistError(f"{where} has the key 'split'; the lists training and test decide. Remove it.")
             additional.update(dict.fromkeys(_check_keys(where, entry, allowed, ["image", "label"], additional)))
+            present.update(entry)
             datalist[split].append(_entry(where, path.parent, entry))
-    _log_additional(path, additional)
+    _log_additional(path, additional, present)
     return datalist
 
 
@@ -325,7 +327,7 @@ def _from_csv(path: Path, left_out: list[tuple[Path, str]]) -> dict[str, list[It
         )
     if len(set(header)) < len(header):
         raise DatalistError(f"{path}: a column is named twice: {', '.join(header)}. Keep one of each.")
-    _log_additional(path, _check_keys(f"{path}: the header", header, COLUMNS, ["image", "split", "label"]))
+    _log_additional(path, _check_keys(f"{path}: the header", header, COLUMNS, ["image", "split", "label"]), header)
     for number, row in enumerate(rows[1:], start=2):
         if not any(cell.strip() for cell in row):
             continue
@@ -360,7 +362,26 @@ def _entry(where: str, base: Path, entry: Mapping[str, Any]) -> Item:
     stated = None if patient is None else str(patient)
     item = _item(str(base / image), label, "normal" if label == 0 else name, stated, Path(image).as_posix())
     mask = entry.get("mask")
-    return item if mask in (None, "") else {**item, "mask": str(base / str(mask))}
+    item = item if mask in (None, "") else {**item, "mask": str(base / str(mask))}
+    return {**item, **_description(where, entry)}
+
+
+def _description(where: str, entry: Mapping[str, Any]) -> Item:
+    """Return what an entry says of `DESCRIPTIONS`: `findings` as a list of texts, others as texts; empty ones are left out."""
+    found: Item = {}
+    for name in DESCRIPTIONS:
+        value = entry.get(name)
+        if name == "findings" and isinstance(value, list) and all(isinstance(part, str) for part in value):
+            value = "|".join(value)
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            expected = (
+                "a list of texts, or one text with | between findings" if name == "findings" else "a text or a number"
+            )
+            raise DatalistError(f"{where}: {name} is {type(value).__name__}; expected {expected}.")
+        text = "" if value is None else str(value).strip()
+        if text:
+            found[name] = [part.strip() for part in text.split("|") if part.strip()] if name == "findings" else text
+    return found
 
 
 def _item(image: str, label: int, name: str, patient: str | None, own: str) -> Item:
@@ -381,23 +402,27 @@ def _check_keys(
     """
     keys = list(keys)
     known = set(known)
-    unknown = [key for key in keys if key not in allowed and key not in known]
+    unknown = [key for key in keys if key not in allowed and key not in DESCRIPTIONS and key not in known]
     meant = {key: column for key in unknown if (column := mistaken(key, keys, allowed)) is not None}
     missing = [key for key in needed if key not in keys]
     if meant or missing:
         what = [f"unknown: {key!r} (did you mean {column!r}?)" for key, column in meant.items()]
         what += [f"missing: {', '.join(map(repr, missing))}"] if missing else []
         raise DatalistError(
-            f"{where} has {'; '.join(what)}. Needed: {', '.join(needed)}; allowed: {', '.join(allowed)}, and additional ones "
-            "with clearly other names."
+            f"{where} has {'; '.join(what)}. Needed: {', '.join(needed)}; allowed: {', '.join((*allowed, *DESCRIPTIONS))}, and "
+            "additional ones with clearly other names."
         )
     return unknown
 
 
-def _log_additional(path: Path, names: Iterable[str]) -> None:
-    listed = ", ".join(map(repr, names))
+def _log_additional(path: Path, names: Iterable[str], present: Iterable[str]) -> None:
+    """Log the columns that are not read; a warning where one was probably meant to describe the images."""
+    names = list(names)
+    meant = {name: column for name in names if (column := mistaken(name, present, DESCRIPTIONS)) is not None}
+    listed = ", ".join(f"{name!r} (did you mean {meant[name]!r}?)" if name in meant else repr(name) for name in names)
     if listed:
-        logger.info("%s: additional columns that are not read: %s", path, listed)
+        level = logging.WARNING if meant else logging.INFO
+        logger.log(level, "%s: additional columns that are not read: %s", path, listed)
 
 
 def _check_paths(source: Path, datalist: Mapping[str, list[Item]]) -> None:

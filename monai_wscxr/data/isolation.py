@@ -21,7 +21,7 @@ from monai_wscxr.system.workers import WorkerLostError, WorkerPool
 
 SECONDS = 10.0
 """Time limit for reading a file, in seconds; one second more per MiB."""
-PRELOAD = ("monai_wscxr.data.transforms",)
+PRELOAD = ("monai_wscxr.data.preprocessing",)
 """Modules that workers import."""
 
 _SECONDS_PER_MEBIBYTE = 1.0

@@ -11,13 +11,20 @@ from __future__ import annotations
 
 import math
 import random
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
+
+from monai_wscxr.system.lazy import LazyModule
+
+if TYPE_CHECKING:
+    from scipy import ndimage
+else:
+    ndimage = LazyModule("scipy.ndimage")
 
 _SIDE = 160  # pixels per side at which lungs are found
 _SMALLEST = 400 / 256**2  # share of the picture below which a dark region is no lung

@@ -16,25 +16,19 @@ Nothing of a header leaves this module in clear: a patient known by the header o
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
 import re
 import stat
 import threading
 import unicodedata
-import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydicom.filereader import read_dataset, read_partial
-from pydicom.tag import Tag
 
 from monai_wscxr.data.radiograph.base import quiet
-from monai_wscxr.data.radiograph.dicom import has_preamble, is_bare_dicom
+from monai_wscxr.data.radiograph.head import read_head
 from monai_wscxr.system.progress import progress_bar
 
 logger = logging.getLogger("monai_wscxr")
@@ -81,8 +75,6 @@ _PLACEHOLDERS = frozenset(
         ),
     )
 )
-_HEAD_BYTES = 2**20  # PatientID stands near the beginning of a header
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _THREADS = 8
 _SHOWN_FROM = 500  # files; fewer take less than a second
 
@@ -201,34 +193,14 @@ def _header_patient(file: str) -> str | None:
         with _lock:
             if key in _known:
                 return _known[key]
-        with open(file, "rb") as opened:
-            head = opened.read(132)
-            if has_preamble(head) or is_bare_dicom(head):
-                head += opened.read(_HEAD_BYTES)
-                number = _patient_id(head)
-            else:
-                number = ""
+        header = read_head(file, ("PatientID",))
+        number = "" if header is None else str(header.get("PatientID") or "")
         patient = None if is_placeholder(number) else patient_digest(number)
     except Exception:  # a damaged header fails in many ways; reading the image will name the reason
         return None
     with _lock:
         _known[key] = patient
     return patient
-
-
-def _patient_id(head: bytes) -> str:
-    """Return PatientID from the beginning of a DICOM file."""
-
-    def beyond(tag: Any, _vr: Any, _length: Any) -> bool:
-        return int(tag) > 0x00100020
-
-    if has_preamble(head) and _DEFLATED in head[:2048]:
-        start = 144 + int.from_bytes(head[140:144], "little")  # behind the file meta information, by its group length
-        unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head[start:], _HEAD_BYTES)
-        ds: Any = read_dataset(io.BytesIO(unpacked), False, True, stop_when=beyond)
-    else:
-        ds = read_partial(io.BytesIO(head), stop_when=beyond, force=True, specific_tags=[Tag(0x00100020)])
-    return str(ds.get("PatientID") or "")
 
 
 def patient_digest(text: str) -> str:

@@ -9,13 +9,20 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
+
+from monai_wscxr.system.lazy import LazyModule
+
+if TYPE_CHECKING:
+    from torchvision.transforms.v2 import functional as TF
+else:
+    TF = LazyModule("torchvision.transforms.v2.functional")
 
 Perturbation = Callable[[Tensor, random.Random], Tensor]
 

@@ -26,7 +26,7 @@ class RadiographStream(IterableDataset[Item]):
 
     Args:
         items: datalist items; `image` is the path, which the loaded item keeps as `file`.
-        transform: loads an item, for instance `radiograph_transforms(...)`.
+        transform: loads an item, for instance a `RadiographLoader`.
         threads: number of decoding threads, at least 1.
         depth: number of items decoded ahead.
         workers: number of processes that decode instead of the threads, with limits on memory and time; 0 for none. A file on

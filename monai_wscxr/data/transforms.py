@@ -1,65 +1,25 @@
-"""Preprocessing of radiographs for the network, as MONAI dictionary transforms."""
+"""Preprocessing of radiographs for the network, as MONAI dictionary transforms: `preprocessing`'s steps under MONAI's names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.transforms import Compose, MapTransform
-from torchvision.transforms.v2 import functional as TF
+from torch import Tensor
 
 from monai_wscxr.data.masks import read_mask, resize_mask
-from monai_wscxr.data.radiograph.gates import check_allowed
-from monai_wscxr.data.radiograph.read import READER_CHAIN, read_radiograph
-from monai_wscxr.errors import InputError
-
-INTENSITIES = ("standardised", "as_read")
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Settings of all steps between a file and the network; part of a trained model.
-
-    Attributes:
-        image_size: side in pixels to which radiographs are resized without keeping their aspect ratio, as published; 32 to
-            4096.
-        mean, std: per-channel mean and standard deviation that the backbone's weights expect, for images in [0, 1]; three
-            values, or one for a backbone that takes one channel.
-        reader_chain: version of the loader (`READER_CHAIN`); a model trained with another version is refused.
-        intensity: "standardised" gives every radiograph the same brightness and contrast (`StandardiseIntensityd`), so that
-            exposure and windowing hardly change a score; "as_read" keeps the loader's values, as published.
-    """
-
-    image_size: int = 256
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    reader_chain: str = READER_CHAIN
-    intensity: str = "as_read"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.image_size, int) or not 32 <= self.image_size <= 4096:
-            raise InputError(
-                f"image_size must be a whole number from 32 to 4096 (published: 256), got {self.image_size}"
-            )
-        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
-            raise InputError(
-                f"mean and std must have one value per channel, three or one each, got {len(self.mean)} and {len(self.std)}"
-            )
-        if self.intensity not in INTENSITIES:
-            raise InputError(f"intensity must be one of {', '.join(INTENSITIES)}, got {self.intensity!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Make the settings from the values of `to_dict`."""
-        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return cls(**plain)
+from monai_wscxr.data.preprocessing import (
+    Preprocessing,
+    check_reader_chain,
+    checked_gates,
+    normalise_channels,
+    resize_radiograph,
+    standardise_intensity,
+)
+from monai_wscxr.data.radiograph.read import read_radiograph
 
 
 class LoadRadiographd(MapTransform):
@@ -76,10 +36,7 @@ class LoadRadiographd(MapTransform):
 
     def __init__(self, keys: KeysCollection, allow: Collection[str] = (), keep_source: bool = False) -> None:
         super().__init__(keys)
-        try:
-            self.allow = check_allowed(allow)
-        except ValueError as error:
-            raise InputError(f"allow: {error}") from error
+        self.allow = checked_gates(allow)
         self.keep_source = keep_source
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -125,25 +82,17 @@ class ResizeRadiographd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            out[key] = TF.resize(out[key], [self.size, self.size], antialias=True)
+            out[key] = resize_radiograph(_plain(out[key]), self.size)
         return out
 
 
 class StandardiseIntensityd(MapTransform):
-    """Shift and scale radiographs [1, H, W] to mean 1/2 and standard deviation 0.22 in their centre, and clip to [0, 1].
-
-    The centre excludes an eighth of the image on every side, where collimation, letters and air are. 0.22 is about the standard
-    deviation of a radiograph that fills [0, 1], so clipping changes few pixels. A constant centre becomes 1/2.
-    """
+    """Shift and scale radiographs [1, H, W] to the same brightness and contrast, see `standardise_intensity`."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            image = torch.as_tensor(out[key]).as_subclass(torch.Tensor)
-            height, width = image.shape[-2:]
-            centre = image[..., height // 8 : height - height // 8, width // 8 : width - width // 8]
-            spread = centre.std().clamp(min=1e-3)
-            out[key] = (0.5 + (image - centre.mean()) * (0.22 / spread)).clamp(0, 1)
+            out[key] = standardise_intensity(_plain(out[key]))
         return out
 
 
@@ -157,13 +106,12 @@ class NormaliseChannelsd(MapTransform):
 
     def __init__(self, keys: KeysCollection, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(keys)
-        self.mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
-        self.std = torch.tensor(std, dtype=torch.float32)[:, None, None]
+        self.mean, self.std = tuple(mean), tuple(std)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            out[key] = (torch.as_tensor(out[key]) - self.mean).div_(self.std)
+            out[key] = normalise_channels(_plain(out[key]), self.mean, self.std)
         return out
 
 
@@ -188,22 +136,14 @@ def radiograph_transforms(
     Raises:
         InputError: when the model was trained with another version of the loader.
     """
-    if preprocessing.reader_chain != READER_CHAIN:
-        raise InputError(
-            f"this model was trained with radiographs read by chain {preprocessing.reader_chain}, but this installation "
-            f"reads with chain {READER_CHAIN}, so its scores would not be comparable. Retrain, or install the version that "
-            "trained the model (see artefact.json)"
-        )
+    check_reader_chain(preprocessing)
     steps: list[Any] = [LoadRadiographd(keys, allow, keep_source), ResizeRadiographd(keys, preprocessing.image_size)]
     steps += after_resize
     if keep_radiograph:
         steps.append(_KeepRadiograph())
     if preprocessing.intensity == "standardised":
         steps.append(StandardiseIntensityd(keys))
-    steps += [
-        NormaliseChannelsd(keys, preprocessing.mean, preprocessing.std),
-        _PlainTensord(keys),
-    ]
+    steps.append(NormaliseChannelsd(keys, preprocessing.mean, preprocessing.std))
     return Compose(steps)
 
 
@@ -214,8 +154,6 @@ class _KeepRadiograph:
         return {**data, "radiograph": data["image"]}
 
 
-class _PlainTensord(MapTransform):
-    """Convert MONAI's metadata tensors to plain tensors, so that nothing of a file's header is passed on."""
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return {k: torch.as_tensor(v).as_subclass(torch.Tensor) if k in self.keys else v for k, v in data.items()}
+def _plain(image: Any) -> Tensor:
+    """Convert MONAI's metadata tensors to plain ones, so that nothing of a file's header is passed on."""
+    return torch.as_tensor(image).as_subclass(Tensor)

@@ -9,13 +9,22 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.data.stream import RadiographStream
 from monai_wscxr.evaluation.items import Item
-from monai_wscxr.evaluation.results import evaluation_metrics, log_metrics, write_evaluation_report, write_pictures
+from monai_wscxr.evaluation.results import (
+    evaluation_metrics,
+    log_metrics,
+    observed_rate,
+    write_evaluation_report,
+    write_pictures,
+)
 from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.drift import Drift, measure_drift
 from monai_wscxr.model.networks import anomaly_score
 from monai_wscxr.model.predictor import Prediction, check_images, in_order, to_prediction
 from monai_wscxr.report.predictions import write_predictions
@@ -78,6 +87,7 @@ class ResultHandler:
         self.model, self.stream, self.folder = model, stream, Path(folder)
         self.items: list[Item] = []
         self.predictions: list[Prediction] = []
+        self.places: list[Tensor] = []
         self._began = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -88,7 +98,7 @@ class ResultHandler:
 
     def start(self, engine: Engine) -> None:
         """Discard the results of an earlier run."""
-        self.items, self.predictions, self._began = [], [], time.perf_counter()
+        self.items, self.predictions, self.places, self._began = [], [], [], time.perf_counter()
 
     def collect(self, engine: Engine) -> None:
         """Collect the predictions of one batch."""
@@ -101,6 +111,17 @@ class ResultHandler:
             self.items.append(item)
             self.predictions.append(to_prediction(self.model, item["file"], patch_scores[-1]))
 
+    def place(self, image_features: Tensor, refusals: Sequence[RadiographError | None]) -> None:
+        """Keep the coordinates for drift of the images [B, C] of a batch that are not refused."""
+        if self.model.drift is not None:
+            coordinates = self.model.drift.coordinates(image_features.float())
+            self.places += [one for one, refusal in zip(coordinates, refusals, strict=True) if refusal is None]
+
+    @property
+    def drift(self) -> Drift:
+        """Comparison of the images with the normals that calibrated the model; those unlike a chest do not count."""
+        return measure_drift(self.model.drift, torch.stack(self.places) if self.places else torch.empty(0))
+
     @property
     def seconds(self) -> float:
         """Seconds since the run started."""
@@ -111,7 +132,8 @@ class ResultHandler:
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = in_order([str(i["image"]) for i in self.stream.items], self.predictions, self.stream.rejected)
         labels = [item["label"] for item in self.stream.items if "label" in item]
-        write_predictions(self.folder / "predictions.csv", rows, self.model.sha256, labels or None)
+        named = self.drift.named
+        write_predictions(self.folder / "predictions.csv", rows, self.model.sha256, labels or None, named)
         for file, code, message in self.stream.rejected:
             logger.warning("rejected (%s): %s: %s", code, file, message)
 
@@ -156,6 +178,7 @@ class EvaluationHandler(ResultHandler):
         self.keep(state.batch["items"], scores)
         self.epoch_scores += anomaly_score(scores, self.model.score_share).tolist()
         refusals = check_images(self.model, means, self.allow)
+        self.place(means, refusals)
         self.unlike += [
             item["file"] for item, one in zip(state.batch["items"], refusals, strict=True) if one is not None
         ]
@@ -171,13 +194,18 @@ class EvaluationHandler(ResultHandler):
                 "%d of %d test images are unlike a chest radiograph, so predict refuses them; they count here (first: %s)",
                 *(len(self.unlike), len(self.items), self.unlike[0]),
             )
+        drift = self.drift
+        found["drift"] = drift.to_dict()
         found["seconds"] = {**self.model.training["seconds"], "evaluation": self.seconds}
         self.metrics = found
         write_text_atomic(self.folder / "metrics.json", json.dumps(found, indent=1))
         page = self.folder / "report" / "index.html"
-        write_evaluation_report(page, self.model, self.items, self.predictions, found, self.max_cases)
+        rate = observed_rate(self.model, self.items, self.predictions)
+        write_evaluation_report(page, self.model, self.items, self.predictions, found, self.max_cases, rate, drift)
         log_metrics(found)
         logger.info("report: %s", page.resolve())
+        logger.log(logging.WARNING if rate.disagrees else logging.INFO, "%s", rate.sentence())
+        _warn_of_drift(self.model, drift)
 
 
 class InferenceHandler(ResultHandler):
@@ -210,6 +238,7 @@ class InferenceHandler(ResultHandler):
         state: Any = engine.state
         scores, means = state.output["pred"]
         refusals = check_images(self.model, means, self.allow)
+        self.place(means, refusals)
         for item, patch_scores, refusal in zip(state.batch["items"], scores, refusals, strict=True):
             if refusal is not None:
                 self.stream.rejected.append((item["file"], refusal.code, refusal.message))
@@ -227,3 +256,10 @@ class InferenceHandler(ResultHandler):
             "%d images, %d flagged, %d rejected, %.1f s; results in %s",
             *(len(self.stream.items), flagged, len(self.stream.rejected), self.seconds, self.folder.resolve()),
         )
+        _warn_of_drift(self.model, self.drift)
+
+
+def _warn_of_drift(model: TrainedModel, drift: Drift) -> None:
+    """Warn of drift as the last line of a run, as `predict` does."""
+    if sentence := drift.sentence(str(model.folder)):
+        logger.warning("%s", sentence)

@@ -13,16 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_wscxr.data.encoding import encode_png
+from monai_wscxr.data.masks import read_mask, resize_mask
+from monai_wscxr.data.preprocessing import RadiographLoader
 from monai_wscxr.data.split import count_classes
-from monai_wscxr.data.transforms import LoadMaskd, radiograph_transforms
 from monai_wscxr.evaluation.epochs import candidate_epochs
 from monai_wscxr.evaluation.items import Item
 from monai_wscxr.evaluation.localisation import localisation_metrics
 from monai_wscxr.evaluation.metrics import honest_metrics, paper_metrics
+from monai_wscxr.evaluation.operating_points import operating_figures
 from monai_wscxr.model.artefact import TrainedModel
-from monai_wscxr.model.calibration import p_value_error
+from monai_wscxr.model.calibration import ObservedRate, p_value_error
+from monai_wscxr.model.drift import Drift
 from monai_wscxr.model.predictor import Prediction, to_map
 from monai_wscxr.report.case import NORMALS_ONLY, Case
+from monai_wscxr.report.figures import figure_text
 from monai_wscxr.report.html import choose_cases, write_report
 from monai_wscxr.report.maps import encode_map
 from monai_wscxr.report.overlay import overlay
@@ -48,7 +52,8 @@ def evaluation_metrics(
         rejected: number of test images that could not be used.
     """
     labels = [item["label"] for item in items]
-    honest = honest_metrics(labels, [p.anomaly_score for p in predictions], model.calibration.threshold)
+    scores = [p.anomaly_score for p in predictions]
+    honest = honest_metrics(labels, scores, model.calibration.threshold)
     by_epoch = list(np.array(epoch_scores).T)
     found: dict[str, Any] = {
         "honest": honest,
@@ -64,10 +69,19 @@ def evaluation_metrics(
             "supported_false_positive_rate": model.calibration.supported_rate,
             "false_positive_rate": 1 - honest["specificity"],
             "p_value_error": p_value_error([p.p_value for p, y in zip(predictions, labels, strict=True) if y == 0]),
+            "observed": observed_rate(model, items, predictions).to_dict(),
         },
+        **operating_figures(items, scores, model.calibration.threshold),
     }
     pixel = lesion_metrics(model, items, predictions)
     return found if pixel is None else {**found, "pixel": pixel}
+
+
+def observed_rate(model: TrainedModel, items: Sequence[Item], predictions: Sequence[Prediction]) -> ObservedRate:
+    """Compare the rate of false alarms among the normal test images, at least one, with the promised one."""
+    normal = [(item, p.anomaly_score) for item, p in zip(items, predictions, strict=True) if item["label"] == 0]
+    patients = [str(item.get("patient") or item["file"]) for item, _ in normal]
+    return model.calibration.observed_rate([score for _, score in normal], patients)
 
 
 def lesion_metrics(
@@ -101,6 +115,18 @@ def log_metrics(metrics: Mapping[str, Any]) -> None:
         "paper (optimistic, epoch and threshold chosen on the test images): AUROC %.4f, accuracy %.4f, F1 %.4f",
         *(paper[k] for k in ("auroc", "accuracy", "f1")),
     )
+    points = metrics["operating_points"]
+    at_90, at_95, own = (figure_text(points[key]["sensitivity"]) for key in ("at_90", "at_95", "own"))
+    logger.info(
+        "sensitivity %s at 90 %% and %s at 95 %% specificity (thresholds from the normals of these images), %s as set",
+        *(at_90, at_95, own),
+    )
+    if metrics["findings"]:
+        listed = ", ".join(
+            f"{name} {row['sensitivity']['value']:.2f} of {row['abnormal']}"
+            for name, row in metrics["findings"].items()
+        )
+        logger.info("sensitivity by finding: %s", listed)
     if pixel is not None:
         logger.info(
             "pixel AUROC %.4f, AUPRO %.4f, pointing game %.4f; a constant map: %.4f, %.4f, %.4f",
@@ -120,6 +146,8 @@ def write_evaluation_report(
     predictions: Sequence[Prediction],
     metrics: Mapping[str, Any],
     max_cases: int,
+    rate: ObservedRate,
+    drift: Drift,
 ) -> Path:
     """Write the HTML report of an evaluation.
 
@@ -130,6 +158,8 @@ def write_evaluation_report(
         predictions: prediction of each item.
         metrics: content of `metrics.json`.
         max_cases: maximum number of images under each heading of the gallery.
+        rate: rate of false alarms, beside the promised one.
+        drift: comparison of the images with the normals that calibrated the model.
 
     Returns:
         Path of the HTML file.
@@ -149,7 +179,11 @@ def write_evaluation_report(
     for index in {i for _, shown in choose_cases(cases, max_cases) for i in shown}:
         cases[index] = _with_pictures(cases[index], model, items[index], predictions[index])
     rejected, calibration = metrics["n_rejected"], model.calibration
-    notes = [f"Threshold: {calibration.rate_text}."]
+    notes = [f"Threshold: {calibration.rate_text}.", f"{rate.sentence()}."]
+    if rate.disagrees:
+        notes.reverse()
+    if sentence := drift.sentence(str(model.folder)):
+        notes.insert(0, f"{sentence}.")
     if model.normals_only:
         notes.append(NORMALS_ONLY)
     if rejected:
@@ -194,7 +228,7 @@ def write_pictures(
 
 def _with_pictures(case: Case, model: TrainedModel, item: Item, prediction: Prediction) -> Case:
     """Add radiograph, anomaly map and, if there is one, lesion mask to a case."""
-    loaded: Any = radiograph_transforms(model.preprocessing, keep_radiograph=True)({"image": item["file"]})
+    loaded: Any = RadiographLoader(model.preprocessing, keep_radiograph=True)({"image": item["file"]})
     return dataclasses.replace(
         case,
         image=loaded["radiograph"][0].clamp(0, 1).numpy(),
@@ -205,4 +239,4 @@ def _with_pictures(case: Case, model: TrainedModel, item: Item, prediction: Pred
 
 def _load_mask(item: Item, size: int) -> NDArray[np.bool_]:
     """Load the lesion mask of an item, bool [size, size]."""
-    return LoadMaskd("mask", size)({"mask": item["mask"]})["mask"][0].numpy()
+    return resize_mask(read_mask(item["mask"]), size)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from torch import Tensor
 from monai_wscxr.bank.cache import FeatureCache
 from monai_wscxr.data.opacities import with_opacity
 from monai_wscxr.data.perturbation import altered
+from monai_wscxr.data.preprocessing import RadiographLoader
 from monai_wscxr.data.stream import RadiographStream
-from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.system.progress import progress_bar
@@ -82,6 +83,29 @@ def copy_features(
     return torch.stack([found[key] for key in keys]) if cache is None else cache.read(keys)
 
 
+T = TypeVar("T")
+_kept: weakref.WeakKeyDictionary[PatchExtractor, dict[str, tuple[Any, Any]]] = weakref.WeakKeyDictionary()
+
+
+def kept(extractor: PatchExtractor, what: str, key: Any, make: Callable[[], T]) -> T:
+    """Return what `make` returns, or what it returned when this was last asked of the extractor with the same key.
+
+    A label server trains again and again on nearly the same normals, whose copies then tell the same.
+
+    Args:
+        extractor: it keeps the latest result for each `what`.
+        what: name of the result.
+        key: everything that the result depends on besides the extractor's settings.
+        make: makes the result, which must not be changed afterwards.
+    """
+    results = _kept.setdefault(extractor, {})
+    if what not in results or results[what][0] != key:
+        results.pop(what, None)  # frees its memory first
+        results[what] = key, make()
+    found: T = results[what][1]
+    return found
+
+
 def copied_images(extractor: PatchExtractor, files: Sequence[str], count: int) -> list[int]:
     """Choose the images that are copied: the numbers of those with the smallest digests.
 
@@ -102,7 +126,7 @@ def _extract(
     def alter(item: dict[str, Any]) -> dict[str, Any]:
         return {**item, "image": alteration.change(item["image"], _seed(f"{alteration.name}:{item['key']}"))}
 
-    load = radiograph_transforms(extractor.preprocessing, allow=extractor.allow, after_resize=[alter])
+    load = RadiographLoader(extractor.preprocessing, allow=extractor.allow, after_resize=[alter])
     items = [{"image": file, "key": key} for file, key in wanted]
     stream = RadiographStream(items, load, extractor.read_threads, extractor.runner.read_ahead)
     for item, rows in extractor.run(stream):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -99,3 +101,16 @@ def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
             renamed[f"blocks.{part[1]}.attn.qkv.{part[3]}"] = torch.cat([t for t in three if t is not None])
     renamed.setdefault("mask_token", torch.zeros(1, 1))  # tells timm's filter which format it is
     return renamed
+
+
+@contextlib.contextmanager
+def download_explained(name: str) -> Iterator[None]:
+    """Turn an error of a download into one sentence with three ways out."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"the ImageNet weights of {name} are not on this machine and could not be downloaded "
+            f"({type(error).__name__}): connect to the internet once, or give a local file with --weights FILE, "
+            "or use --backbone efficientnet_lite0, whose weights are installed with this package"
+        ) from error

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from monai_wscxr.data.isolation import SECONDS, lost_error, single_threaded, time_limit
+from monai_wscxr.data.preprocessing import Preprocessing, RadiographLoader
 from monai_wscxr.data.radiograph.base import MEMORY_LIMIT, find_radiograph_error
 from monai_wscxr.data.radiograph.read import read_radiograph
-from monai_wscxr.data.transforms import Preprocessing, radiograph_transforms
 from monai_wscxr.label.archive.studies import Refused
 from monai_wscxr.system.workers import WorkerLostError, WorkerPool
 
@@ -132,7 +132,7 @@ def _prepare(preprocessing: Preprocessing, allow: Collection[str]) -> None:
     """Initialise a worker process."""
     global _load
     single_threaded()
-    _load = radiograph_transforms(preprocessing, allow=allow)
+    _load = RadiographLoader(preprocessing, allow=allow)
 
 
 def _result(

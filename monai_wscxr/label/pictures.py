@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_wscxr.data.encoding import encode_png
+from monai_wscxr.data.preprocessing import Preprocessing, standardise_intensity
 from monai_wscxr.data.radiograph.read import read_radiograph
-from monai_wscxr.data.transforms import Preprocessing, StandardiseIntensityd
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.report.overlay import colour_map, grey_levels, overlay, shrink
 
@@ -29,7 +29,7 @@ def shown_radiograph(file: Path, preprocessing: Preprocessing, allow: Collection
     picture = shrink(read_radiograph(file, allow=allow).image, LARGEST_SIDE)
     if preprocessing.intensity == "standardised":
         image = torch.from_numpy(picture.copy())[None]
-        picture = StandardiseIntensityd(["image"])({"image": image})["image"][0].numpy()
+        picture = standardise_intensity(image)[0].numpy()
     return np.clip(picture, 0.0, 1.0)
 
 

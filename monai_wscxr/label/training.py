@@ -45,6 +45,8 @@ class Trainer:
         with quiet_training():
             parser = training_workflow(models.root, models.root, {**self.options, "seed": seed}, configs).parser
         self.extractor: PatchExtractor = parser.get_parsed_content("extractor")
+        # nobody reads the figures of the epochs, and only the last one's model is used
+        self.options.setdefault("val_interval", int(parser["epochs"]))
         self.extractor.max_bad_share = (
             1.0  # an archive holds files of all kinds; unreadable ones are listed, not ranked
         )

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.transforms import Compose
 
 from monai_wscxr.data.datalist import Item
 from monai_wscxr.errors import InputError
@@ -111,7 +110,7 @@ class Workbench:
         self.decoders = Decoders(extractor.preprocessing, extractor.allow)
         self._closing.callback(self.decoders.close)
         # all decoding of the archive takes place in the workers, also that of scoring and training
-        extractor.transform, extractor.read_workers, extractor.trusted = Compose([self._load]), 0, True
+        extractor.transform, extractor.read_workers, extractor.trusted = self._load, 0, True
         cache = None if extractor.cache is None else extractor.cache.folder
         hide_folders(self.studies.source, self.folder, normals, model, bundle, cache)
         self.labelled = LabelledImages(self.studies, known, self.trainer.extractor.digest)

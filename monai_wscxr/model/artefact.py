@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import monai_wscxr
-from monai_wscxr.data.transforms import Preprocessing
+from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import create_backbone, weights_hash
 from monai_wscxr.features.patches import PatchFeatures

@@ -1,6 +1,6 @@
 """Operating point, calibrated p-values and colour scale from normal images (split conformal prediction).
 
-Every sentence about rates of false alarms is made here (`Calibration.rate_text`, `images_text`).
+Every sentence about rates of false alarms is made here (`Calibration.rate_text`, `images_text`, `ObservedRate.sentence`).
 
 If the held-out normals and a new normal image are exchangeable, the probability that the new image has p <= rate is at most
 `rate` (Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005).
@@ -12,7 +12,7 @@ import bisect
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact_schema import check_calibration
+from monai_wscxr.model.proportions import chance_at_rate, chance_of_alarms, effective_number, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ FEWEST_UNLABELLED = 50
 """Unlabelled images from which the scores of normal images can be estimated."""
 _LOWER_LEVELS = np.linspace(0.05, 0.40, 12)  # of unlabelled scores; normal images rule there
 _SAFETY = 1.3  # width of the upper half beside the fitted one: shapes differ between sites
+_DISAGREES = 0.05  # probability of an observed rate below which it contradicts the promised one
 _OWN_SHAPE = 0.75  # weight of the shape of the training's scores beside the normal distribution
 
 
@@ -144,6 +146,25 @@ class Calibration:
         """Return whether an image with this score is flagged."""
         return score > self.threshold
 
+    def observed_rate(self, scores: Sequence[float], patients: Sequence[Hashable]) -> ObservedRate:
+        """Compare the rate of false alarms among labelled normal images with what the calibration promises.
+
+        Args:
+            scores: anomaly scores of normal images that calibrated and trained nothing, at least one.
+            patients: of each image; images of one patient count less than independent ones.
+        """
+        flagged = [self.abnormal(score) for score in scores]
+        share = sum(flagged) / len(flagged)
+        independent = effective_number(flagged, patients)
+        images = max(1, round(independent))
+        count, n = round(share * images), len(self.normal_scores)
+        exceeding = n - bisect.bisect_right(self.normal_scores, self.threshold)
+        if self.basis == "site_unlabelled":
+            chance = chance_at_rate(count, images, self.supported_rate)
+        else:
+            chance = chance_of_alarms(count, images, exceeding, n)
+        return ObservedRate(self, sum(flagged), len(flagged), *wilson_interval(share, independent), chance)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the calibration as plain JSON values."""
         return {
@@ -181,6 +202,70 @@ class Calibration:
                 f"not {values['threshold']}; train again with another --false_positive_rate to move it"
             )
         return calibration
+
+
+@dataclass(frozen=True)
+class ObservedRate:
+    """Rate of false alarms among labelled normal images, beside the promised one.
+
+    Attributes:
+        calibration: what promises.
+        flagged, images: numbers of flagged and of all normal images.
+        low, high: 95 % interval of the rate.
+        chance: two-sided probability of so many or so few, if these images were like those that calibrate.
+    """
+
+    calibration: Calibration
+    flagged: int
+    images: int
+    low: float
+    high: float
+    chance: float
+
+    @property
+    def rate(self) -> float:
+        """Observed share of normal images that are flagged."""
+        return self.flagged / self.images
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether the observed rate contradicts the promised one."""
+        return self.chance < _DISAGREES
+
+    def sentence(self) -> str:
+        """Return both rates and whether they agree, in one sentence without its full stop."""
+        calibration = self.calibration
+        promised = (
+            f"{percent(calibration.supported_rate)}, from {len(calibration.normal_scores)} {calibration.images_text}"
+        )
+        words = (
+            f"{self.flagged} of {self.images} normal images were flagged, {percent(self.rate)} (95 % interval "
+            f"{percent(self.low)} to {percent(self.high)})"
+        )
+        chance = f"chance does this in {percent(self.chance)} of cases" if self.chance >= 1e-4 else "this is not chance"
+        if not self.disagrees:
+            return f"{words}, which agrees with the promised rate of at most {promised}"
+        if self.rate > calibration.supported_rate:
+            return (
+                f"MORE FALSE ALARMS THAN PROMISED: {words} where at most {promised}, was promised; {chance}, so p-values and "
+                "flags cannot be relied on for images like these"
+            )
+        return (
+            f"FEWER FALSE ALARMS THAN PROMISED: {words} where the rate would be {promised}; {chance}, so the threshold is too "
+            "high for images like these, and abnormal ones are missed"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as JSON values."""
+        return {
+            "flagged": self.flagged,
+            "images": self.images,
+            "rate": self.rate,
+            "low": self.low,
+            "high": self.high,
+            "chance": self.chance,
+            "disagrees": self.disagrees,
+        }
 
 
 def calibrate(

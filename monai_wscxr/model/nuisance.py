@@ -9,13 +9,14 @@ Advances in channel compensation for SVM speaker recognition, 2005).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
-from monai_wscxr.features.copies import ALTERED, copied_images, copy_features
+from monai_wscxr.features.copies import ALTERED, copied_images, copy_features, kept
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.regions import region_means
 
@@ -68,6 +69,13 @@ def nuisance_of(extractor: PatchExtractor, normal: FeatureBank | BankOnDisk, cou
         InputError: as `copy_features`.
     """
     chosen = copied_images(extractor, normal.files, count)
+    key = [extractor.digests[normal.files[n]] for n in chosen], copies
+    return kept(extractor, "nuisance", key, lambda: _measured(extractor, normal, chosen, copies))
+
+
+def _measured(
+    extractor: PatchExtractor, normal: FeatureBank | BankOnDisk, chosen: Sequence[int], copies: int
+) -> Nuisance:
     made = copy_features(extractor, [normal.files[n] for n in chosen], ALTERED, copies)
     patches = len(normal) // len(normal.files)
     total = torch.zeros(made.shape[-1], made.shape[-1], dtype=torch.float64)

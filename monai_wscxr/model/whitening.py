@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,30 @@ from monai_wscxr.bank.rows import BLOCK_ROWS, RowSource, row_blocks
 from monai_wscxr.errors import InputError
 
 _PART_NUMBERS = 1 << 19  # numbers in the rows that are whitened at a time: 2 MB of float32
+
+
+class Moments(NamedTuple):
+    """Sums over rows [N, C], float64. Those of a part of the rows can be subtracted.
+
+    Attributes:
+        rows: N.
+        total: sum of the rows, [C].
+        products: sum of the outer products of each row with itself, [C, C].
+    """
+
+    rows: int
+    total: Tensor
+    products: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Moments:
+        """Return the moments of rows [N, C]."""
+        values = rows.double()
+        return cls(len(values), values.sum(0), values.T @ values)
+
+    def without(self, part: Moments) -> Moments:
+        """Return the moments of the rows that do not belong to a part."""
+        return Moments(self.rows - part.rows, self.total - part.total, self.products - part.products)
 
 
 class NormalWhitening(nn.Module):
@@ -43,7 +68,8 @@ class NormalWhitening(nn.Module):
         self.mean: Tensor
         self.matrix: Tensor
         self.register_buffer("mean", torch.zeros(kept))
-        self.register_buffer("matrix", torch.eye(kept))
+        # torch.eye would import torch's compiler where a model's shapes are checked without memory
+        self.register_buffer("matrix", torch.zeros(kept, kept).fill_diagonal_(1))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return whitened rows [N, C] or maps [B, C, h, w]."""
@@ -113,7 +139,19 @@ class NormalWhitening(nn.Module):
         self.matrix.copy_((vectors * root) @ vectors.T)
 
     @torch.jit.unused
-    def align(self, rows: Tensor) -> None:
+    def colouring(self) -> Tensor:
+        """Return W^(-1), float64 [C, C] in main memory, for `align`.
+
+        Raises:
+            InputError: when the whitening is not active.
+        """
+        if not self.active:
+            raise InputError("features of this model are not whitened, so they cannot be aligned with a site")
+        inverse: Tensor = torch.linalg.inv(self.matrix.cpu().double())
+        return inverse
+
+    @torch.jit.unused
+    def align(self, site: Moments, colouring: Tensor) -> None:
         """Align the whitening with another site, from patch features of its normal images.
 
         The mean becomes that of the site. A discriminator that is linear, w, has the direction W w in features, which by
@@ -122,20 +160,17 @@ class NormalWhitening(nn.Module):
         directions in which the site's normals vary count less. With Sigma_site = S nothing changes.
 
         Args:
-            rows: [N, C], not whitened, N >= 1.
+            site: moments of the rows [N, C], not whitened, N >= 1, in main memory.
+            colouring: result of `colouring` before any alignment.
 
         Raises:
-            InputError: when the whitening is not active, or all rows are equal.
+            InputError: when all rows are equal.
         """
-        if not self.active:
-            raise InputError("features of this model are not whitened, so they cannot be aligned with a site")
-        values, matrix = rows.to(self.mean.device).double(), self.matrix.double()
-        centre = values.mean(0)
-        centred = values - centre
-        covariance = centred.T @ centred / len(values)
-        if not float(covariance.diagonal().mean()) > 0:
+        centre = site.total / site.rows
+        covariance = site.products / site.rows - centre.outer(centre)
+        # beside rounding of the products, which are sums of squares
+        if not float(covariance.diagonal().mean()) > 1e-12 * float(centre.square().mean()):
             raise InputError("all patches of the normal images are equal; are the images blank?")
-        inverse = torch.linalg.inv(matrix)  # symmetric as `fit` left it
-        own = inverse @ inverse
+        both = torch.linalg.cholesky(colouring @ colouring + covariance)  # W is symmetric as `fit` left it
         self.mean.copy_(centre)
-        self.matrix.copy_(2 * torch.linalg.solve(own + covariance, own @ matrix))
+        self.matrix.copy_(2 * torch.cholesky_solve(colouring, both))

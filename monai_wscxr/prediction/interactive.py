@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from dataclasses import dataclass
@@ -11,18 +12,15 @@ from typing import Any, overload
 import numpy as np
 import pydicom
 import torch
-from monai.bundle import ConfigParser
 from numpy.typing import NDArray
 from PIL import Image
 
-from monai_wscxr.data.transforms import radiograph_transforms
+from monai_wscxr.data.preprocessing import RadiographLoader
 from monai_wscxr.errors import InputError, find_input_error
+from monai_wscxr.features.parallel import ThreadParallel
 from monai_wscxr.model.artefact import TrainedModel, load_model
-from monai_wscxr.model.predictor import Prediction, predict_files, to_map
+from monai_wscxr.model.predictor import Prediction, predict_files, prediction_network, to_map
 from monai_wscxr.report.overlay import overlay
-from monai_wscxr.training.configs import find_configs, option_names, unknown_option
-from monai_wscxr.training.once import train_once
-from monai_wscxr.training.start import quiet_training
 
 Picture = str | os.PathLike[str] | NDArray[Any] | Image.Image | pydicom.Dataset
 """What can be predicted: a file, an array [H, W], a PIL image or a pydicom data set."""
@@ -59,9 +57,7 @@ class Result:
         """
         if self.map is None:
             raise InputError(f"{self.file} was rejected ({self.reason}); it has no anomaly map to draw")
-        loaded: Any = radiograph_transforms(self._model.preprocessing, keep_radiograph=True)(
-            {"image": str(self._source)}
-        )
+        loaded: Any = RadiographLoader(self._model.preprocessing, keep_radiograph=True)({"image": str(self._source)})
         radiograph = loaded["radiograph"][0].clamp(0, 1).numpy()
         return Image.fromarray(overlay(radiograph, self.map, self._model.colour_scale))
 
@@ -71,13 +67,19 @@ class Model:
 
     Args:
         trained: the loaded model.
+        runtime: library that executes the backbone, see `Inference`.
 
     Attributes:
         trained: the loaded model, with network, preprocessing, calibration and settings.
     """
 
-    def __init__(self, trained: TrainedModel) -> None:
-        self.trained = trained
+    def __init__(self, trained: TrainedModel, runtime: str = "auto") -> None:
+        self.trained, self.runtime = trained, runtime
+
+    @functools.cached_property
+    def _network(self) -> ThreadParallel:
+        """The network, ready for prediction."""
+        return prediction_network(self.trained, self.runtime)
 
     def __repr__(self) -> str:
         """Return the folder and the hash of the weights."""
@@ -110,7 +112,7 @@ class Model:
             str(picture) if isinstance(picture, (str, os.PathLike)) else f"image {number}"
             for number, picture in enumerate(pictures)
         ]
-        found = predict_files(self.trained, files, batch_size)
+        found = predict_files(self.trained, files, batch_size, network=self._network)
         results = [self._result(*each, folder) for each in zip(names, files, found, strict=True)]
         return results if several else results[0]
 
@@ -147,17 +149,18 @@ class Model:
         )
 
 
-def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> Model:
+def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu", runtime: str = "auto") -> Model:
     """Load a trained model.
 
     Args:
         folder: output folder of a training.
         device: "cpu" or "cuda".
+        runtime: library that executes the backbone, see `Inference`.
 
     Raises:
         InputError: when the folder holds no model, or a damaged one.
     """
-    return Model(load_model(Path(folder), device))
+    return Model(load_model(Path(folder), device), runtime)
 
 
 def train(dataset: str | os.PathLike[str], output: str | os.PathLike[str], **options: Any) -> Model:
@@ -171,6 +174,13 @@ def train(dataset: str | os.PathLike[str], output: str | os.PathLike[str], **opt
     Raises:
         InputError: on an unknown option, or when options, images, memory or disk do not allow the training.
     """
+    # slow to import, and a loaded model predicts without MONAI
+    from monai.bundle import ConfigParser
+
+    from monai_wscxr.training.configs import find_configs, option_names, unknown_option
+    from monai_wscxr.training.once import train_once
+    from monai_wscxr.training.start import quiet_training
+
     configuration = ConfigParser.load_config_file(str(find_configs() / "train.yaml"))
     known = set(option_names(configuration)) - {"dataset_dir", "output_dir"} | {"device"}
     for name in options:

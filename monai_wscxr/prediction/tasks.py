@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_wscxr.data.encoding import encode_jpeg, encode_png
+from monai_wscxr.data.preprocessing import RadiographLoader
 from monai_wscxr.data.radiograph.base import find_radiograph_error, quiet
 from monai_wscxr.data.radiograph.read import read_radiograph
-from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.calibration import ColourScale
 from monai_wscxr.model.networks import WSCXRNet
 from monai_wscxr.model.predictor import Prediction, to_map
 from monai_wscxr.report.maps import MAP_SUFFIXES, encode_map
@@ -103,9 +104,7 @@ class _Setup:
 
     def __init__(self, model: TrainedModel, output: OutputOptions) -> None:
         self.model, self.output = model, output
-        self.load = radiograph_transforms(
-            model.preprocessing, keep_radiograph=True, allow=output.allow, keep_source=True
-        )
+        self.load = RadiographLoader(model.preprocessing, keep_radiograph=True, allow=output.allow, keep_source=True)
 
 
 _setup: _Setup | None = None
@@ -167,11 +166,9 @@ def write(number: int, path: str, prediction: Prediction, loaded: Loaded) -> Wri
     """
     began = time.perf_counter()
     assert _setup is not None
-    output, scale = _setup.output, _setup.model.colour_scale
+    output = _setup.output
     stem = f"{number:06d}"
-    anomaly_map = to_map(_setup.model, prediction)
-    if loaded.padding is not None:  # nothing was measured there: the low end of the scale, where nothing is drawn
-        anomaly_map = np.where(loaded.padding, np.float32(scale.low), anomaly_map)
+    anomaly_map = map_of(prediction, loaded)
     results: dict[str, tuple[str, bytes]] = {}  # kind to file name and contents
     if output.maps != "none":
         results["map"] = f"maps/{stem}.{MAP_SUFFIXES[output.maps]}", encode_map(anomaly_map, output.maps)
@@ -181,7 +178,7 @@ def write(number: int, path: str, prediction: Prediction, loaded: Loaded) -> Wri
     if output.dicom and loaded.format != "dicom":
         without_dicom = "not_dicom", "the image is not a DICOM file, so it belongs to no patient or study"
     elif output.dicom:
-        made = _dicom_results(path, prediction, anomaly_map)
+        made = dicom_results(path, prediction, anomaly_map, datetime.datetime.fromisoformat(output.began))
         if isinstance(made, tuple):
             without_dicom = made
         else:
@@ -192,6 +189,21 @@ def write(number: int, path: str, prediction: Prediction, loaded: Loaded) -> Wri
     files = {kind: name for kind, (name, _) in results.items()}
     sizes = {kind: len(data) for kind, (_, data) in results.items()}
     return Written(files, sizes, without_dicom, instance, identity, time.perf_counter() - began)
+
+
+def colour_scale() -> ColourScale:
+    """Return the colour scale of the model."""
+    assert _setup is not None
+    return _setup.model.colour_scale
+
+
+def map_of(prediction: Prediction, loaded: Loaded) -> NDArray[np.float32]:
+    """Compute the anomaly map [S, S] of an image, with the low end of the colour scale where the file has padding."""
+    assert _setup is not None
+    anomaly_map = to_map(_setup.model, prediction)
+    if loaded.padding is not None:  # nothing was measured there, and nothing is drawn at the low end
+        anomaly_map = np.where(loaded.padding, np.float32(_setup.model.colour_scale.low), anomaly_map)
+    return anomaly_map
 
 
 def _pictures(
@@ -216,10 +228,20 @@ def _pictures(
     return results
 
 
-def _dicom_results(
-    path: str, prediction: Prediction, anomaly_map: NDArray[np.float32]
+def dicom_results(
+    path: str, prediction: Prediction, anomaly_map: NDArray[np.float32], created: datetime.datetime
 ) -> DicomResults | tuple[str, str]:
-    """Create the DICOM results; returns them, or reason code and message when the header does not allow them."""
+    """Create the DICOM results of an image.
+
+    Args:
+        path: the image.
+        prediction: its prediction.
+        anomaly_map: float32 [S, S], see `map_of`.
+        created: date and time of creation.
+
+    Returns:
+        the results, or reason code and message when the header does not allow them.
+    """
     from monai_wscxr.report import dicom
 
     assert _setup is not None
@@ -236,10 +258,9 @@ def _dicom_results(
     )
     # read again: only DICOM results need the image in full size
     image = read_radiograph(path, allow=_setup.output.allow).image
-    began = datetime.datetime.fromisoformat(_setup.output.began)
     try:
         with quiet:
-            return dicom.encode_results(path, image, finding, began)
+            return dicom.encode_results(path, image, finding, created)
     except dicom.HeaderError as error:
         return error.code, str(error)
     except Exception as error:  # unusual headers fail in many ways, and the error's text may quote them

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 import numpy as np
-from sklearn.metrics import roc_curve
 
 from monai_wscxr.report.case import KIND, MISSING, Case, class_text, number_text
 
@@ -102,6 +101,8 @@ def roc_chart(cases: Sequence[Case], threshold: float, auroc: str) -> str:
 
     def at(fpr: float, tpr: float) -> str:
         return f"{44 + 300 * fpr:.1f} {326 - 300 * tpr:.1f}"
+
+    from sklearn.metrics import roc_curve  # slow to import, and predictions of unlabelled images have no curve
 
     fpr, tpr, _ = roc_curve(label, score)
     curve = "L".join(at(a, b) for a, b in zip(fpr, tpr, strict=True))

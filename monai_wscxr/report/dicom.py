@@ -7,6 +7,8 @@
 * regions: binary Segmentation of the areas where the map reaches the line of the colour scale.
 * report: Comprehensive SR (TID 1500) with score, p-value, decision, operating point and model.
 
+An image that a model cannot score may get one object instead, a Comprehensive SR that says why (`encode_refusal`).
+
 None of them needs a frame of reference, so CR, DX and Secondary Capture images are all supported. UIDs are derived from the
 image (its UIDs, patient ID and pixels) and the model. So the same image and model give the same objects (byte for byte with the
 same time of creation), and repeated runs do not accumulate objects in an archive, while two pictures that share a SOP Instance
@@ -50,7 +52,7 @@ NAME = "monai_wscxr"
 SCHEME = "99WSCXR"
 DISCLAIMER = "For research use only. Not for diagnosis."
 _LARGEST_SIDE = 1024
-_SERIES = {"overlay": 9001, "map": 9002, "regions": 9003, "report": 9004}
+_SERIES = {"overlay": 9001, "map": 9002, "regions": 9003, "report": 9004, "refusal": 9006}
 _REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _IDENTITY = {
     "PatientID": 64,
@@ -158,6 +160,56 @@ def encode_results(path: str, image: NDArray[np.float32], finding: Finding, crea
     }
     objects = {kind: encoded_dataset(ds) for kind, ds in made.items()}
     return DicomResults(objects, derived_uid("instance", source.SOPInstanceUID), _uid(source, finding, "results"))
+
+
+def encode_refusal(path: str, code: str, digest: str, model_sha256: str, created: datetime.datetime) -> DicomResults:
+    """Encode a structured report that says why an image has no score.
+
+    Args:
+        path: the source image; only its header is read.
+        code: reason code.
+        digest: of the file, on which the UID of the report depends, as an unreadable image has no pixels.
+        model_sha256: hash of the model's weights.
+        created: date and time of creation.
+
+    Raises:
+        HeaderError: when a report cannot refer to the image, see `read_source`.
+    """
+    source = read_source(path)
+    uid = derived_uid(*_filed(source), source.SOPInstanceUID, digest, model_sha256, "refusal")
+    group = hd.sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=derived_uid(uid, "tracking"), identifier="anomaly"),
+        algorithm_id=_algorithm(model_sha256),
+        qualitative_evaluations=[
+            hd.sr.QualitativeEvaluation(
+                name=_code("decision", "Decision at the operating point"),
+                value=_code("not_analysed", "Not analysed"),
+            ),
+            hd.sr.QualitativeEvaluation(
+                name=_code("reason", "Reason"), value=_code(code, code.replace("_", " ").capitalize())
+            ),
+        ],
+        source_images=[hd.sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID)],
+    )
+    made = hd.sr.ComprehensiveSR(
+        evidence=[source],
+        content=_content(group, model_sha256),
+        manufacturer=NAME,
+        is_complete=True,
+        is_final=False,
+        series_instance_uid=derived_uid(*_filed(source), model_sha256, "refusal", "series"),
+        series_number=_SERIES["refusal"],
+        sop_instance_uid=uid,
+        instance_number=int(source.InstanceNumber),
+        manufacturer_model_name="WSCXR",
+        software_versions=monai_wscxr.__version__,
+        series_description="WSCXR not analysed (research)",
+        coding_schemes=[coding_scheme()],
+        device_serial_number=model_sha256[:16],
+    )
+    return DicomResults(
+        {"refusal": encoded_dataset(dated(made, created))}, derived_uid("instance", source.SOPInstanceUID), uid
+    )
 
 
 def read_source(path: str) -> Dataset:
@@ -440,16 +492,6 @@ def segmentation(source: Dataset, finding: Finding, created: datetime.datetime, 
 
 def structured_report(source: Dataset, finding: Finding, created: datetime.datetime) -> hd.sr.ComprehensiveSR:
     """Create the structured report (TID 1500): score, p-value, decision, operating point and model."""
-    device = hd.sr.ObserverContext(
-        observer_type=codes.DCM.Device,
-        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
-            uid=derived_uid("device", finding.model_sha256),
-            name=NAME,
-            manufacturer_name=NAME,
-            model_name="WSCXR",
-            serial_number=finding.model_sha256[:16],
-        ),
-    )
     one = codes.UCUM.NoUnits
     measurements = [
         hd.sr.Measurement(name=name, value=float(value), unit=one)
@@ -463,32 +505,49 @@ def structured_report(source: Dataset, finding: Finding, created: datetime.datet
     decision = _code("flagged", "Flagged") if finding.abnormal else _code("not_flagged", "Not flagged")
     group = hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=_uid(source, finding, "tracking"), identifier="anomaly"),
-        algorithm_id=hd.sr.AlgorithmIdentification(
-            name=NAME,
-            version=monai_wscxr.__version__,
-            parameters=[f"model_sha256={finding.model_sha256}"],
-        ),
+        algorithm_id=_algorithm(finding.model_sha256),
         measurements=measurements,
         qualitative_evaluations=[
             hd.sr.QualitativeEvaluation(name=_code("decision", "Decision at the operating point"), value=decision)
         ],
         source_images=[hd.sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID)],
     )
-    content = hd.sr.MeasurementReport(
-        observation_context=hd.sr.ObservationContext(observer_device_context=device),
-        procedure_reported=CodedConcept("399208008", "SCT", "Plain chest X-ray"),
-        imaging_measurements=[group],
-        title=codes.DCM.ImagingMeasurementReport,
-    )
     made = hd.sr.ComprehensiveSR(
         evidence=[source],
-        content=content,
+        content=_content(group, finding.model_sha256),
         manufacturer=NAME,
         is_complete=True,
         is_final=False,
         **_common(source, finding, "report", created),
     )
     return dated(made, created)
+
+
+def _algorithm(model_sha256: str) -> hd.sr.AlgorithmIdentification:
+    """Name the program and the model."""
+    return hd.sr.AlgorithmIdentification(
+        name=NAME, version=monai_wscxr.__version__, parameters=[f"model_sha256={model_sha256}"]
+    )
+
+
+def _content(group: hd.sr.MeasurementsAndQualitativeEvaluations, model_sha256: str) -> hd.sr.MeasurementReport:
+    """Create the content of a report with one group."""
+    device = hd.sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+            uid=derived_uid("device", model_sha256),
+            name=NAME,
+            manufacturer_name=NAME,
+            model_name="WSCXR",
+            serial_number=model_sha256[:16],
+        ),
+    )
+    return hd.sr.MeasurementReport(
+        observation_context=hd.sr.ObservationContext(observer_device_context=device),
+        procedure_reported=CodedConcept("399208008", "SCT", "Plain chest X-ray"),
+        imaging_measurements=[group],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
 
 
 # ---- shared by all

@@ -21,6 +21,7 @@ from monai_wscxr.data.encoding import encode_jpeg
 from monai_wscxr.model.calibration import ColourScale
 from monai_wscxr.report.case import KIND, MISSING, Case, class_text, decision_text, number_text, outcome_text
 from monai_wscxr.report.charts import DOTS_PER_CLASS, roc_chart, strip_chart
+from monai_wscxr.report.figures import findings_table, group_tables, operating_points
 from monai_wscxr.report.overlay import THRESHOLD_COLOUR, grey_levels, heatmap, outline, overlay, shrink
 from monai_wscxr.report.page import DISCLAIMER, colour_bar, notes_box, p_value_text, plural, run_section, write_page
 
@@ -84,6 +85,9 @@ def write_report(
     shown = choose_cases(cases, max_cases, pictured=True)
     sections = [
         ("results", "Results", _metrics_table(metrics)),
+        ("operating-points", "Operating points", operating_points(metrics)),
+        ("findings", "By finding", findings_table(metrics)),
+        ("groups", "By group", group_tables(metrics)),
         ("localisation", "Localisation", _localisation(metrics.get("pixel") or {})),
         ("scores", "Scores", _charts(cases, metrics, threshold)),
         ("cases", "Cases", _gallery(cases, shown, scale)),

@@ -1,4 +1,4 @@
-"""Lazy imports of the names that a package exports.
+"""Lazy imports: of the names that a package exports, and of libraries that take long to import.
 
 The names are listed once, in the package's `__init__.pyi`, which type checkers and editors read as well. A configuration or a
 user writes `monai_wscxr.features.PatchFeatures` without knowing the module of the class, and importing a package is cheap.
@@ -10,6 +10,7 @@ import ast
 import importlib
 import importlib.resources
 import importlib.util
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -49,3 +50,22 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
         return sorted(names)
 
     return get, list_names, sorted(names)
+
+
+class LazyModule(types.ModuleType):
+    """A module that is imported when it is first used, for libraries whose import takes longer than most commands need them.
+
+    Type checkers get the import itself: `if TYPE_CHECKING: from scipy import ndimage`, `else: ndimage = LazyModule(...)`.
+
+    Args:
+        name: full name of the module.
+    """
+
+    def __getattr__(self, attribute: str) -> Any:
+        """Return an attribute of the module.
+
+        Raises:
+            AttributeError: when the module has none of that name.
+            ImportError: when the module cannot be imported.
+        """
+        return getattr(importlib.import_module(self.__name__), attribute)

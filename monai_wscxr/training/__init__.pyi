@@ -12,6 +12,7 @@ from monai_wscxr.training.epoch_handlers import NormalsOnlyHandler as NormalsOnl
 from monai_wscxr.training.epoch_handlers import OpacityHandler as OpacityHandler
 from monai_wscxr.training.epoch_handlers import RegionHandler as RegionHandler
 from monai_wscxr.training.epoch_handlers import ThreadsHandler as ThreadsHandler
+from monai_wscxr.training.epoch_handlers import kept_epochs as kept_epochs
 from monai_wscxr.training.mining_handler import MiningHandler as MiningHandler
 from monai_wscxr.training.mining_handler import release_banks as release_banks
 from monai_wscxr.training.normals_only import check_normals_only as check_normals_only

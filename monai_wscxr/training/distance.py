@@ -193,11 +193,14 @@ def check_opacity_options(share: float, map_weight: float) -> None:
 def _weights(discriminator: Discriminator, distance: float | None = None) -> Iterator[None]:
     """Put a discriminator into evaluation mode, without regions and opacities; `distance` replaces its distance weight."""
     mode = discriminator.training
-    changed = (discriminator.distance_weight, discriminator.regions.weight, discriminator.opacity)
+    # `opacity_map` has no influence but rounding, which would depend on how often weights were set before
+    opacities = (discriminator.opacity, discriminator.opacity_map)
+    changed = (discriminator.distance_weight, discriminator.regions.weight, *opacities)
     before = [value.clone() for value in changed]
     discriminator.eval()
     discriminator.regions.weight.zero_()
-    discriminator.opacity.zero_()
+    for direction in opacities:
+        direction.zero_()
     if distance is not None:
         discriminator.distance_weight.fill_(distance)
     try:

@@ -9,10 +9,11 @@ import logging
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import CallableEventWithFilter, Engine, Events
 from torch import nn
 
 from monai_wscxr.data.split import count_classes
+from monai_wscxr.errors import InputError
 from monai_wscxr.model.mixing import PatchBatches
 from monai_wscxr.model.networks import Discriminator, check_score_share
 from monai_wscxr.system.atomic import require_space, torch_bytes
@@ -36,8 +37,21 @@ from monai_wscxr.training.run_folder import RunFolder
 logger = logging.getLogger("monai_wscxr")
 
 
+def kept_epochs(interval: int) -> CallableEventWithFilter:
+    """Return the event of an epoch that has ended and is kept: every `interval`-th one and the last one.
+
+    Only then are the terms of image scores weighed, scores validated and a state saved; learning needs none of it.
+
+    Raises:
+        InputError: when the interval is no whole number of at least 1.
+    """
+    if not isinstance(interval, int) or interval < 1:
+        raise InputError(f"val_interval must be a whole number of at least 1, got {interval!r}")
+    return Events.EPOCH_COMPLETED(event_filter=lambda engine, n: n % interval == 0 or n == engine.state.max_epochs)
+
+
 class EpochStateHandler:
-    """Save the training state after every epoch and continue from the last undamaged one.
+    """Save the training state after every kept epoch and continue from the last undamaged one.
 
     Batches and mixing depend on (seed, epoch) alone, so a continued run ends at the weights of an uninterrupted one. A state
     belongs to the images that it was trained on: when they have changed, training starts again. Attach it after
@@ -47,6 +61,7 @@ class EpochStateHandler:
         folder: output folder of the run.
         discriminator, optimizer: objects in training.
         dataset: its epoch is set when the run continues.
+        interval: see `kept_epochs`.
     """
 
     def __init__(
@@ -55,14 +70,15 @@ class EpochStateHandler:
         discriminator: nn.Module,
         optimizer: torch.optim.Optimizer,
         dataset: PatchBatches,
+        interval: int = 1,
     ) -> None:
-        self.folder = folder
+        self.folder, self.kept = folder, kept_epochs(interval)
         self.discriminator, self.optimizer, self.dataset = discriminator, optimizer, dataset
 
     def attach(self, engine: Engine) -> None:
-        """Continue when training starts, save after every epoch."""
+        """Continue when training starts, save after every kept epoch."""
         engine.add_event_handler(Events.STARTED, self.resume)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        engine.add_event_handler(self.kept, self.save)
 
     def resume(self, engine: Engine) -> None:
         """Load the last state if it belongs to the images of this run."""
@@ -100,7 +116,7 @@ class EpochStateHandler:
 
 
 class DistanceHandler:
-    """After every epoch, weigh the distance to the normals against what the discriminator has learned (`distance_weight`).
+    """After every kept epoch, weigh the distance to the normals against what the discriminator has learned (`distance_weight`).
 
     Attach it after `MiningHandler` and before the handlers that keep a state or validate.
 
@@ -108,17 +124,21 @@ class DistanceHandler:
         discriminator: its `distance_weight` is set.
         share: share of the distance, >= 0; 0 switches it off, as in the paper.
         score_share: see `anomaly_score`.
+        interval: see `kept_epochs`.
     """
 
-    def __init__(self, discriminator: Discriminator, share: float = 0.0, score_share: float = 0.0) -> None:
+    def __init__(
+        self, discriminator: Discriminator, share: float = 0.0, score_share: float = 0.0, interval: int = 1
+    ) -> None:
+        self.kept = kept_epochs(interval)
         self.discriminator, self.share = discriminator, check_distance_share(share)
         self.score_share = check_score_share(score_share)
         self._spread: float | None = None  # of the distance term; the same after every epoch
 
     def attach(self, engine: Engine) -> None:
-        """Run after every epoch."""
+        """Run after every kept epoch."""
         engine.add_event_handler(Events.STARTED, self._forget)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        engine.add_event_handler(self.kept, self)
 
     def _forget(self, engine: Engine) -> None:
         self._spread = None
@@ -191,7 +211,7 @@ class NormalsOnlyHandler(_OpacityWeights):
 
 
 class RegionHandler:
-    """Fit the opinion of the regions when training starts, and weigh it after every epoch (`RegionHead`, `region_weight`).
+    """Fit the opinion of the regions when training starts, and weigh it after every kept epoch (`RegionHead`, `region_weight`).
 
     Attach it after `MiningHandler` and `DistanceHandler`, and before the handlers that keep a state or validate.
 
@@ -201,6 +221,7 @@ class RegionHandler:
         shrinkage: shrinkage of the covariance of region means, in (0, 1].
         nuisance: weight, in that covariance, of what alterations do to region means; >= 0.
         score_share: see `anomaly_score`.
+        interval: see `kept_epochs`.
 
     Raises:
         InputError: on a value outside its range.
@@ -213,16 +234,18 @@ class RegionHandler:
         shrinkage: float = 0.7,
         nuisance: float = 6.0,
         score_share: float = 0.0,
+        interval: int = 1,
     ) -> None:
+        self.kept = kept_epochs(interval)
         check_region_options(share, shrinkage, nuisance)
         self.discriminator, self.share = discriminator, share
         self.shrinkage, self.nuisance = shrinkage, nuisance
         self.score_share = check_score_share(score_share)
 
     def attach(self, engine: Engine) -> None:
-        """Fit when training starts, weigh after every epoch."""
+        """Fit when training starts, weigh after every kept epoch."""
         engine.add_event_handler(Events.STARTED, self.fit)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        engine.add_event_handler(self.kept, self)
 
     def fit(self, engine: Engine) -> None:
         """Fit the opinion to the banks, if it has a share and an abnormal image; the first of several processes does."""
@@ -237,15 +260,30 @@ class RegionHandler:
 
 
 class OpacityHandler(_OpacityWeights):
-    """After every epoch, add the direction of synthetic opacities with its weight (`weigh_opacity`).
+    """After every kept epoch, add the direction of synthetic opacities with its weight (`weigh_opacity`).
 
     Attach it after `MiningHandler`, `DistanceHandler` and `RegionHandler`, before the handlers that keep a state or validate.
     The share falls with the number of abnormal images, see `opacity_share`.
+
+    Args:
+        discriminator, share, map_weight, score_share: as for `_OpacityWeights`.
+        interval: see `kept_epochs`.
     """
 
+    def __init__(
+        self,
+        discriminator: Discriminator,
+        share: float = 0.0,
+        map_weight: float = 0.0,
+        score_share: float = 0.0,
+        interval: int = 1,
+    ) -> None:
+        super().__init__(discriminator, share, map_weight, score_share)
+        self.kept = kept_epochs(interval)
+
     def attach(self, engine: Engine) -> None:
-        """Run after every epoch."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        """Run after every kept epoch."""
+        engine.add_event_handler(self.kept, self)
 
     def __call__(self, engine: Engine) -> None:
         """Set both directions."""

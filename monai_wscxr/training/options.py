@@ -28,8 +28,9 @@ NOT_SETTINGS: Mapping[str, str] = {
     "cache": "a path",
     "extract_batch_size": "speed and memory",
     "read_workers": "speed",
+    "runtime": "the same model up to rounding; recorded in the artefact",
     "bank_memory": "memory; the same model bit for bit",
-    "val_interval": "how often figures are logged",
+    "val_interval": "how often figures are logged and states are kept",
     "progress": "what is shown",
     "tensorboard": "what is recorded beside the model",
     "mlflow": "what is recorded beside the model",
@@ -143,8 +144,9 @@ def set_values(values: Mapping[str, bool]) -> None:
     if not values:
         return
     parser = _enclosing_configuration()
+    config: Any = parser.config
     for name, value in values.items():
-        parser.config[name] = value
+        config[name] = value  # not through the parser, which would forget what it has resolved
         item = parser.ref_resolver.get_item(name)
         if item is not None:
             item.update_config(value)

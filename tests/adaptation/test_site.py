@@ -13,7 +13,7 @@ from monai_wscxr.adaptation import adapt, extractor_for
 from monai_wscxr.commands.exit_status import UNUSABLE
 from monai_wscxr.commands.main import main
 from monai_wscxr.data.phantom import write_phantoms
-from monai_wscxr.data.transforms import Preprocessing
+from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.artefact import load_model, save_model

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from monai_wscxr.data.datalist import load_datalist
+from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.data.radiograph.read import file_digest
-from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.features.backbones import create_backbone
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.features.patches import PatchFeatures

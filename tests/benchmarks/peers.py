@@ -257,7 +257,7 @@ def anomalib(folder: Path, size: int = SIZE, layers: Sequence[str] = ("blocks.6"
     from lightning.pytorch.callbacks import Callback
 
     from monai_wscxr.evaluation.metrics import auroc
-    from monai_wscxr.features.backbones import _packaged_weights
+    from monai_wscxr.features.backbones import create_backbone
 
     class Scores(Callback):
         """Scores as they come: anomalib's own AUROC wants them scaled to [0, 1], and rounds large ones to 1."""
@@ -292,7 +292,9 @@ def anomalib(folder: Path, size: int = SIZE, layers: Sequence[str] = ("blocks.6"
         visualizer=False,
     )
     body = model.model.feature_extractor.feature_extractor
-    missing = body.load_state_dict(_packaged_weights("efficientnet_lite0"), strict=False).missing_keys
+    missing = body.load_state_dict(
+        create_backbone("efficientnet_lite0", ["4"]).body.state_dict(), strict=False
+    ).missing_keys
     if missing:
         raise SystemExit(f"the weights do not fit anomalib's network: {missing[:3]}")
     torch.manual_seed(0)

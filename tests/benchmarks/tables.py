@@ -121,8 +121,8 @@ def kinds(kind: str, n_query: int, n_bank: int, channels: int) -> tuple[torch.Te
 
 def real_features(folder: str, images: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Patch features of at most so many training images of each class: abnormal ones ask, normal ones are the bank."""
+    from monai_wscxr.data.preprocessing import Preprocessing
     from monai_wscxr.data.split import training_split
-    from monai_wscxr.data.transforms import Preprocessing
     from monai_wscxr.features.backbones import create_backbone
     from monai_wscxr.features.extraction import PatchExtractor
     from monai_wscxr.features.patches import PatchFeatures

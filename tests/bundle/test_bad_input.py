@@ -176,3 +176,10 @@ def test_the_command_line_says_it_in_one_line(phantoms, tmp_path):
     assert done.stderr.rstrip().splitlines()[-1] == "error: unknown option --retentoin: did you mean --retention?"
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("interval", [0, -1, 1.5, "often"])
+def test_an_interval_that_is_no_whole_number(phantoms, tmp_path, interval):
+    message = refusal("train", phantoms, tmp_path / "run", val_interval=interval)
+    assert message == f"val_interval must be a whole number of at least 1, got {interval!r}"
+    assert not (tmp_path / "run").exists()

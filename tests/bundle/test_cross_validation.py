@@ -60,7 +60,7 @@ def test_it_trains_what_the_bundle_trains(phantoms, tmp_path):
 
 
 def test_mined_rows_are_those_of_mine(phantoms, make_features):
-    from monai_wscxr.data.transforms import Preprocessing
+    from monai_wscxr.data.preprocessing import Preprocessing
 
     features = make_features()
     preprocessing = Preprocessing(64, features.backbone.mean, features.backbone.std)

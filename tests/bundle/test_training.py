@@ -173,3 +173,7 @@ def test_validation_may_run_less_often_than_every_epoch(phantoms, tmp_path, caps
     run("train", phantoms, tmp_path / "run", val_interval=2)
     lines = [line for line in capsys.readouterr().out.splitlines() if " INFO epoch " in line]
     assert [("separation" in line) for line in lines] == [False, True, False]
+    # the epochs that are kept are those and the last one, and the model does not depend on which are
+    assert [p.name for p in sorted((tmp_path / "run" / "training").glob("*.pt"))] == ["epoch_0002.pt", "epoch_0003.pt"]
+    run("train", phantoms, tmp_path / "every")
+    assert artefact(tmp_path / "run")["model_sha256"] == artefact(tmp_path / "every")["model_sha256"]

@@ -144,6 +144,7 @@ def test_chexpert_policies(tmp_path, policy, expected):
     records = READERS["chexpert"](chexpert(tmp_path), left_out, uncertain=policy)
     assert {r.patient: r.findings for r in records} == expected
     assert all(r.image.is_file() for r in records)
+    assert records[0].description == {"sex": "Female", "age": "68", "view": "AP"}
     assert left_out["lateral view"] == 1
     assert left_out["neither a finding nor No Finding"] == 1
     assert left_out["uncertain finding"] == (2 if policy == "exclude" else 0)
@@ -187,6 +188,7 @@ def test_nih_with_its_lists_and_boxes(tmp_path):
     assert found["00000001_000.png"].part == "training"
     assert found["00000003_000.png"].boxes == ((10.5, 20.0, 8.0, 16.0), (40.0, 4.0, 10.0, 10.0))
     assert found["00000003_001.png"].patient == "3"
+    assert found["00000003_000.png"].description == {"sex": "M", "age": "58", "view": "AP"}
     assert read_boxes(tmp_path / "BBox_List_2017.csv")["00000003_000.png"][0][0] == "Infiltration"
     only, left_out = read("nih", tmp_path, view="PA")
     assert "00000003_000.png" not in only
@@ -205,6 +207,8 @@ def test_nih_boxes_become_masks_that_evaluation_reads(tmp_path):
     assert "lesion boxes: 2 on 1 test images" in text
     datalist = load_datalist(tmp_path / "out" / "list.json")
     (ill,) = [item for item in datalist["test"] if item["label"]]
+    assert (ill["findings"], ill["sex"], ill["age"], ill["view"]) == (["Infiltration"], "M", "58", "AP")
+    assert not any("findings" in item for item in datalist["test"] if not item["label"])
     mask = np.asarray(Image.open(ill["mask"]))
     expected = np.zeros((64, 64), np.uint8)  # a copy of 64 pixels; the boxes are in pixels of the 1,024 of the original
     expected[20:36, 10:18] = 255

@@ -273,16 +273,16 @@ def test_keys_of_a_json_file(tmp_path):
 def test_additional_columns_are_named_once(tmp_path, caplog):
     caplog.set_level(logging.INFO, "monai_wscxr")
     put(tmp_path, "a.png", "b.png")
-    table = "image,split,label,view,sex,age,findings,boxes,mass,\n" + "".join(
-        f'{name}.png,train,0,PA,F,70,"A|B","[[1, 2]]",0,\n' for name in "ab"
+    table = "image,split,label,colour,boxes,mass,\n" + "".join(
+        f'{name}.png,train,0,grey,"[[1, 2]]",0,\n' for name in "ab"
     )
     from_csv = load_datalist(csv_file(tmp_path, table))
-    entries = [{"image": f"{name}.png", "label": 0, "fold": 1, "age": 3} for name in "ab"]
+    entries = [{"image": f"{name}.png", "label": 0, "fold": 1, "weight": 3} for name in "ab"]
     assert load_datalist(json_file(tmp_path, {"training": entries})) == from_csv
     lines = [record.getMessage() for record in caplog.records if "additional col" in record.getMessage()]
     assert lines == [
-        f"{tmp_path}/list.csv: additional columns that are not read: 'view', 'sex', 'age', 'findings', 'boxes', 'mass', ''",
-        f"{tmp_path}/list.json: additional columns that are not read: 'fold', 'age'",
+        f"{tmp_path}/list.csv: additional columns that are not read: 'colour', 'boxes', 'mass', ''",
+        f"{tmp_path}/list.json: additional columns that are not read: 'fold', 'weight'",
     ]
 
 

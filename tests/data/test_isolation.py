@@ -13,9 +13,9 @@ from PIL import Image
 from monai_wscxr.data import duplicates, isolation
 from monai_wscxr.data.duplicates import pixel_digests
 from monai_wscxr.data.isolation import Isolation, crash_of, may_crash
+from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.data.radiograph.base import GATES
 from monai_wscxr.data.radiograph.read import file_digest
-from monai_wscxr.data.transforms import Preprocessing
 from monai_wscxr.features import extraction
 from tests.helpers.radiograph_files import WINDOW, dicom
 

@@ -11,6 +11,7 @@ import pytest
 from monai_wscxr.data import patients
 from monai_wscxr.data.datalist import DatalistError, load_datalist
 from monai_wscxr.data.patients import Mention, header_patients, identify, patient_key
+from monai_wscxr.data.radiograph import head
 from monai_wscxr.data.split import training_split
 from tests.helpers.radiograph_files import WINDOW, dicom
 
@@ -109,8 +110,8 @@ def test_headers_are_read_once_and_no_further_than_needed(tmp_path, monkeypatch)
     with open(file, "ab") as opened:
         opened.truncate(2**28)  # a sparse file of 256 MiB
     sizes = []
-    parse = patients._patient_id
-    monkeypatch.setattr(patients, "_patient_id", lambda head: sizes.append(len(head)) or parse(head))
+    parse = head._parse
+    monkeypatch.setattr(head, "_parse", lambda content, tags: sizes.append(len(content)) or parse(content, tags))
     first = header_patients([str(file), str(file)])
     assert header_patients([str(file)]) == first
     assert len(first) == 1

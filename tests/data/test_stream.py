@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from monai_wscxr.data import stream as stream_module
+from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.data.radiograph.base import RadiographError, find_radiograph_error
 from monai_wscxr.data.stream import RadiographStream
-from monai_wscxr.data.transforms import Preprocessing, radiograph_transforms
+from monai_wscxr.data.transforms import radiograph_transforms
 from tests.helpers.radiograph_files import png
 
 

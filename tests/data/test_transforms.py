@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from monai_wscxr.data.preprocessing import Preprocessing, RadiographLoader
 from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.data.radiograph.read import READER_CHAIN, read_radiograph
 from monai_wscxr.data.transforms import (
     LoadMaskd,
     LoadRadiographd,
-    Preprocessing,
     ResizeRadiographd,
     StandardiseIntensityd,
     radiograph_transforms,
@@ -86,6 +86,32 @@ def test_chain_is_load_squash_repeat_normalise(picture, size, mean, std):
     assert "radiograph" not in radiograph_transforms(Preprocessing(size, mean, std))({"image": path})
 
 
+@pytest.mark.parametrize("mean", [MEAN, (0.5,)])
+@pytest.mark.parametrize("intensity", ["standardised", "as_read"])
+@pytest.mark.parametrize("size", [32, 50, 64])
+def test_loader_without_monai_takes_the_same_steps(picture, size, intensity, mean):
+    preprocessing = Preprocessing(size, mean, mean, intensity=intensity)
+
+    def double(item):
+        return {**item, "image": 2 * item["image"]}
+
+    options = {"keep_radiograph": True, "keep_source": True, "after_resize": [double]}
+    item = {"image": picture[0], "label": 1}
+    own, monai = RadiographLoader(preprocessing, **options)(item), radiograph_transforms(preprocessing, **options)(item)
+    assert own.keys() == monai.keys() == {"image", "label", "radiograph", "source"}
+    assert own["image"].shape == (len(mean), size, size)
+    for key in ("image", "radiograph"):
+        assert torch.equal(own[key], monai[key])
+    assert np.array_equal(own["source"].image, monai["source"].image)
+    assert item == {"image": picture[0], "label": 1}
+
+
+@pytest.mark.parametrize("make", [RadiographLoader, radiograph_transforms])
+def test_unknown_gate_is_refused(make):
+    with pytest.raises(InputError, match="allow: unknown gate 'everything'"):
+        make(Preprocessing(32), allow=["everything"])
+
+
 def test_chain_is_constant(picture):
     preprocessing = Preprocessing(64, MEAN, STD)
     first, second = radiograph_transforms(preprocessing), radiograph_transforms(preprocessing)
@@ -107,8 +133,9 @@ def test_chain_takes_the_size_of_the_preprocessing_whatever_the_aspect(tmp_path)
 
 
 def test_another_reading_chain_is_refused():
-    with pytest.raises(InputError, match=f"read by chain 0, but this installation reads with chain {READER_CHAIN}"):
-        radiograph_transforms(Preprocessing(reader_chain="0"))
+    for make in (RadiographLoader, radiograph_transforms):
+        with pytest.raises(InputError, match=f"read by chain 0, but this installation reads with chain {READER_CHAIN}"):
+            make(Preprocessing(reader_chain="0"))
     assert radiograph_transforms(Preprocessing(reader_chain=READER_CHAIN)).transforms
 
 

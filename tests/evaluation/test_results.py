@@ -1,21 +1,38 @@
 """Results of an evaluation without an engine: metrics, lesions, epochs and overlap with the training."""
 
+import csv
+import dataclasses
 import json
+import logging
+from html import escape
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from torch.utils.data import DataLoader
 
 from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.data.radiograph.read import file_digest
+from monai_wscxr.data.stream import RadiographStream
+from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation.epochs import candidate_epochs
+from monai_wscxr.evaluation.handlers import EvaluationHandler, InferenceHandler
 from monai_wscxr.evaluation.items import evaluation_items, inference_items
-from monai_wscxr.evaluation.results import evaluation_metrics, lesion_metrics, write_evaluation_report, write_pictures
+from monai_wscxr.evaluation.results import (
+    evaluation_metrics,
+    lesion_metrics,
+    observed_rate,
+    write_evaluation_report,
+    write_pictures,
+)
 from monai_wscxr.model.artefact import load_model
-from monai_wscxr.model.predictor import predict_files, to_map, to_prediction
+from monai_wscxr.model.chest_check import CheckedNet
+from monai_wscxr.model.drift import Drift, DriftReference
+from monai_wscxr.model.predictor import collate, predict_files, to_map, to_prediction
 
 
 @pytest.fixture
@@ -73,7 +90,12 @@ def test_an_abnormal_image_without_a_mask_is_left_out(model, scored):
 def test_report_of_an_evaluation(model, scored, tmp_path):
     items, predictions = scored
     found = evaluation_metrics(model, items, predictions, [[p.anomaly_score] for p in predictions], 3)
-    text = write_evaluation_report(tmp_path / "report.html", model, items, predictions, found, 1).read_text()
+    rate, drift = observed_rate(model, items, predictions), Drift(50, 0.5)
+    page = tmp_path / "report.html"
+    text = write_evaluation_report(page, model, items, predictions, found, 1, rate, drift).read_text()
+    assert escape(rate.sentence()) in text
+    assert text.index(escape(drift.sentence(str(model.folder)))) < text.index("Threshold: ")
+    assert "90 % specificity" in text
     assert "3 test images could not be used." in text
     assert text.count("data:image/jpeg") == 2 * 4  # highest and lowest of each label
 
@@ -126,3 +148,35 @@ def test_inference_takes_every_image_below_a_folder(phantoms, tmp_path, caplog):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no radiograph"):
         inference_items(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("kind", [EvaluationHandler, InferenceHandler])
+def test_evaluating_and_inferring_name_drift_as_predict_does(kind, model, phantoms, tmp_path, caplog):
+    """The reference for drift is made from the images themselves, or from such that are brighter in every feature."""
+    caplog.set_level(logging.INFO, "monai_wscxr")
+    datalist = load_datalist(phantoms)
+    transform = radiograph_transforms(model.preprocessing, keep_radiograph=kind is InferenceHandler)
+    stream = RadiographStream(datalist["training"] + datalist["test"], transform)
+    batches = list(DataLoader(stream, batch_size=16, collate_fn=collate))
+    with torch.inference_mode():
+        outputs = [CheckedNet(model.network)(batch["image"]) for batch in batches]
+    own = torch.cat([means for _, means in outputs])
+    model.training["seconds"] = {}
+    for name, moved in (("here", 0.0), ("elsewhere", 10 * float(own.std()))):
+        there = dataclasses.replace(model, drift=DriftReference.fit(own + moved, own[:20] + moved))
+        handler = kind(there, stream, tmp_path / name)
+        handler.start(None)
+        for batch, output in zip(batches, outputs, strict=True):
+            items = [dict(item) for item in batch["items"]]
+            handler.collect(SimpleNamespace(state=SimpleNamespace(batch={"items": items}, output={"pred": output})))
+        caplog.clear()
+        handler.write(None)
+        with open(tmp_path / name / "predictions.csv", newline="") as file:
+            assert {row["drift"] for row in csv.DictReader(file)} == {str(moved > 0).lower()}
+        last = caplog.records[-1].getMessage()
+        assert last.startswith("DRIFT: these 32 radiographs") == (moved > 0)
+        if kind is EvaluationHandler:
+            metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+            assert metrics["drift"]["named"] == (moved > 0)
+            assert ("DRIFT" in (tmp_path / name / "report" / "index.html").read_text()) == (moved > 0)
+            assert metrics["calibration"]["observed"]["images"] == 24

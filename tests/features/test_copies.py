@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from monai_wscxr.bank.shard import Shard
-from monai_wscxr.data.transforms import Preprocessing
+from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.errors import InputError
-from monai_wscxr.features.copies import ALTERED, Alteration, copied_images, copy_features
+from monai_wscxr.features.copies import ALTERED, Alteration, copied_images, copy_features, kept
 from monai_wscxr.features.extraction import PatchExtractor
 
 
@@ -55,6 +55,23 @@ def test_cached_copies_are_not_made_again(extractor, normal_items, monkeypatch):
     assert len(passed) == 6
     copy_features(extractor, files_of(bank), Alteration("altered", 3, ALTERED.change), 2)  # another version
     assert len(passed) == 12
+
+
+def test_a_result_is_kept_for_its_key_and_extractor(extractor, make_features):
+    made = []
+
+    def make():
+        made.append(object())
+        return made[-1]
+
+    first = kept(extractor, "a", [1, 2], make)
+    assert kept(extractor, "a", [1, 2], make) is first
+    assert kept(extractor, "b", [1, 2], make) is made[1]
+    assert kept(extractor, "a", [1, 3], make) is made[2]
+    assert kept(extractor, "a", [1, 2], make) is made[3]  # only the latest is kept
+    other = PatchExtractor(make_features(), extractor.preprocessing, cache=False, progress=False)
+    assert kept(other, "a", [1, 2], make) is made[4]
+    assert kept(extractor, "a", [1, 2], make) is made[3]
 
 
 def test_the_copied_images_hardly_depend_on_the_others(extractor, normal_items):

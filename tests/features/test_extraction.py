@@ -15,7 +15,8 @@ from monai_wscxr.bank import cache as cache_module
 from monai_wscxr.bank.cache import fingerprint
 from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.bank.shard import Shard
-from monai_wscxr.data.transforms import Preprocessing, radiograph_transforms
+from monai_wscxr.data.preprocessing import Preprocessing
+from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.features.patches import to_rows

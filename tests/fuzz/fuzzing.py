@@ -103,7 +103,7 @@ def tiny_model(folder: Path) -> None:
     """Write an untrained but complete model with a network of a few thousand weights."""
     import torch
 
-    from monai_wscxr.data.transforms import Preprocessing
+    from monai_wscxr.data.preprocessing import Preprocessing
     from monai_wscxr.features.backbones import create_backbone
     from monai_wscxr.features.patches import PatchFeatures
     from monai_wscxr.model.artefact import save_model

@@ -6,8 +6,9 @@ import signal
 import numpy as np
 import pytest
 
+from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.data.radiograph.base import RadiographError
-from monai_wscxr.data.transforms import Preprocessing, radiograph_transforms
+from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.label import decoding
 from monai_wscxr.label.archive.studies import Refused
 from monai_wscxr.label.decoding import Decoders, image_size, network_input

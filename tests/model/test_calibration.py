@@ -314,3 +314,40 @@ def test_held_out_scores_that_are_all_equal_leave_the_normal_shape():
     flat = calibrate([1.0] * 40)
     scores = np.random.default_rng(5).normal(0, 1, 2000)
     assert estimate_null(flat, scores.tolist()).threshold == pytest.approx(1.3 * 1.645, abs=0.2)
+
+
+def test_observed_rates_in_words():
+    calibration = calibrate([float(n) for n in range(99)], false_positive_rate=0.05)
+    patients = range(200)
+
+    def rate(flagged):
+        return calibration.observed_rate([1000.0] * flagged + [0.0] * (200 - flagged), patients)
+
+    agrees, more, fewer = rate(11), rate(60), rate(0)
+    assert "11 of 200 normal images were flagged, 5.5 % (95 % interval 3.1 % to 9.58 %)" in agrees.sentence()
+    assert "agrees with the promised rate of at most 5 %, from 99 held-out normals" in agrees.sentence()
+    assert not agrees.disagrees
+    assert more.disagrees
+    assert more.sentence().startswith("MORE FALSE ALARMS THAN PROMISED: 60 of 200")
+    assert "this is not chance" in more.sentence()
+    assert fewer.disagrees
+    assert fewer.sentence().startswith("FEWER FALSE ALARMS THAN PROMISED: 0 of 200")
+    assert json.loads(json.dumps(more.to_dict()))["rate"] == 0.3
+
+
+def test_few_held_out_normals_excuse_what_many_do_not():
+    def chance(normals):
+        calibration = quiet([float(n) for n in range(normals)], false_positive_rate=0.05)
+        return calibration.observed_rate([1e6] * 20 + [-1.0] * 180, range(200)).chance
+
+    assert chance(19) > 0.05 > chance(399)
+
+
+def test_images_of_one_patient_are_no_evidence_of_their_own():
+    calibration = calibrate([float(n) for n in range(99)], false_positive_rate=0.05)
+    scores = ([1000.0] * 3 + [0.0] * 17) * 10
+    alone = calibration.observed_rate(scores, range(200))
+    together = calibration.observed_rate(scores, list(range(20)) * 10)
+    assert alone.disagrees
+    assert not together.disagrees
+    assert together.high > alone.high

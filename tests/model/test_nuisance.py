@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_wscxr.data.transforms import Preprocessing
+from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.features.copies import ALTERED, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.nuisance import nuisance_covariance, nuisance_of

@@ -10,7 +10,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.model.losses import HingeLoss
 from monai_wscxr.model.mixing import MixingInferer, PatchBatches, prepare_patch_batch
 from monai_wscxr.model.networks import Discriminator
-from monai_wscxr.model.whitening import NormalWhitening
+from monai_wscxr.model.whitening import Moments, NormalWhitening
 
 
 def rows(n=500, channels=6, seed=0):
@@ -135,7 +135,7 @@ def test_aligned_scores_follow_fishers_discriminant_with_both_covariances_added(
     own = own @ own  # the shrunken covariance of the training
     w = torch.randn(6, generator=torch.Generator().manual_seed(3)).double()
     difference = own @ (whitening.matrix.double() @ w)  # what w stands for
-    whitening.align(site)
+    whitening.align(Moments.of(site), whitening.colouring())
     expected = 2 * torch.linalg.solve(own + covariance_of(site), difference)
     torch.testing.assert_close(whitening.matrix.double() @ w, expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(whitening(site).mean(0), torch.zeros(6), atol=1e-4, rtol=0)
@@ -146,15 +146,24 @@ def test_aligned_with_its_own_covariance_only_the_mean_moves():
     whitening = NormalWhitening(6)
     whitening.fit(x, 1e-9)  # no shrinkage: the site's covariance is the same
     matrix = whitening.matrix.clone()
-    whitening.align(x + 4)
+    whitening.align(Moments.of(x + 4), whitening.colouring())
     torch.testing.assert_close(whitening.matrix, matrix, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(whitening.mean, x.mean(0) + 4, rtol=1e-4, atol=1e-4)
 
 
 def test_alignment_needs_an_active_whitening_and_rows_that_differ():
     with pytest.raises(InputError, match="not whitened"):
-        NormalWhitening(6, active=False).align(rows())
+        NormalWhitening(6, active=False).colouring()
     whitening = NormalWhitening(6)
     whitening.fit(rows(), 1.0)
     with pytest.raises(InputError, match="images blank"):
-        whitening.align(torch.ones(50, 6))
+        whitening.align(Moments.of(torch.full((50, 6), 0.3)), whitening.colouring())
+
+
+def test_moments_without_a_part_are_those_of_the_rest():
+    x = rows(300) + 20
+    rest = Moments.of(x).without(Moments.of(x[40:90]))
+    expected = Moments.of(torch.cat([x[:40], x[90:]]))
+    assert rest.rows == expected.rows == 250
+    torch.testing.assert_close(rest.total, expected.total, rtol=1e-12, atol=0)
+    torch.testing.assert_close(rest.products, expected.products, rtol=1e-12, atol=0)

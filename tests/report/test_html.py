@@ -172,6 +172,55 @@ def test_maps_stand_beside_a_constant_map(tmp_path):
     assert "Localisation" not in write(tmp_path, make_cases([0, 1] * 4), without)[1].words
 
 
+def test_operating_points_findings_and_groups(tmp_path):
+    share = {"value": 0.5, "low": 0.25, "high": 0.76}
+    metrics = {
+        **METRICS,
+        "operating_points": {
+            "patients": 11,
+            "auroc": {"value": 0.87, "low": 0.8, "high": 0.93},
+            "own": {"threshold": 1.0, "specificity": 0.97, "sensitivity": share},
+            "at_90": {"threshold": 0.8, "specificity": 0.9, "sensitivity": share, "few_normal": False},
+            "at_95": {
+                "threshold": 0.9,
+                "specificity": 0.95,
+                "sensitivity": {**share, "value": 0.6},
+                "few_normal": True,
+            },
+        },
+        "findings": {
+            "a <nodule>": {
+                "abnormal": 6,
+                "few_abnormal": True,
+                **dict.fromkeys(("auroc", "sensitivity", "sensitivity_90", "sensitivity_95"), share),
+            }
+        },
+        "groups": {
+            "sex": {
+                "female": {
+                    "normal": 40,
+                    "abnormal": 0,
+                    "few_normal": False,
+                    "few_abnormal": True,
+                    "false_positive_rate": {"value": 0.04, "low": 0.01, "high": 0.13},
+                    "sensitivity": None,
+                    "auroc": None,
+                }
+            }
+        },
+    }
+    text, page = write(tmp_path, make_cases([0, 1] * 4), metrics)
+    assert "<strong>0.50</strong>*" in text
+    assert "<strong>0.04</strong><" in text
+    assert "<strong>0.60</strong>*" in text
+    assert "a &lt;nodule&gt;" in text
+    assert {"operating-points", "findings", "groups"} <= set(page.ids)
+    words = " ".join(page.words)
+    assert "threshold from the normal images of this evaluation" in words
+    assert "not what this model does" in words
+    assert "fewer than 10 patients" in words
+
+
 def test_nothing_is_fetched(tmp_path):
     text, page = write(tmp_path, make_cases([0, 1] * 4))
     assert not re.search(r"https?://|url\((?!#)|@import|<link|\bsrcset\b", text)

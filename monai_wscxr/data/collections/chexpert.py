@@ -59,7 +59,8 @@ def read_chexpert(root: Path, left_out: Counter[str], uncertain: str = "exclude"
             patient = _PATIENT.search(row["Path"])
             if patient is None:
                 raise DatalistError(f"{root / table}: {row['Path']!r} names no patient; expected .../patientNNNNN/...")
-            records.append(Record(_locate(root, row["Path"]), findings, patient.group(1)))
+            said = {"sex": row.get("Sex", ""), "age": row.get("Age", ""), "view": row.get("AP/PA", "")}
+            records.append(Record(_locate(root, row["Path"]), findings, patient.group(1), description=said))
     return records
 
 

@@ -45,6 +45,7 @@ class Record:
         boxes: (x, y, width, height) of lesions in pixels of the original image.
         box_size: (width, height) in pixels of that original; None where the collection does not record it, so that only the
             original DICOM file can be used with its boxes.
+        description: what the tables say of `columns.DESCRIPTIONS` besides the findings; empty texts say nothing.
     """
 
     image: Path
@@ -53,6 +54,7 @@ class Record:
     part: str | None = None
     boxes: tuple[Box, ...] = ()
     box_size: Size | None = None
+    description: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,9 @@ def assemble(
                 continue
             label = int(bool(record.findings))
             name = min(record.findings, key=lambda f: (frequency[f], f)) if record.findings else "normal"
-            items.append({"image": str(record.image), "label": label, "class": name, "patient": record.patient})
+            item: Item = {"image": str(record.image), "label": label, "class": name, "patient": record.patient}
+            said = {key: text for key, text in record.description.items() if text}
+            items.append({**item, **({"findings": list(record.findings)} if label else {}), **said})
             if part == "test" and record.boxes:
                 boxes[str(record.image)] = record.boxes
         parts[part] = _limit(items, part, limits, counts, names, draw_patients)

@@ -51,5 +51,5 @@ def read_mimic(root: Path, left_out: Counter[str], uncertain: str = "exclude") -
             continue
         subject, study, name = row["subject_id"], row["study_id"], row["dicom_id"]
         image = root / "files" / f"p{subject[:2]}" / f"p{subject}" / f"s{study}" / f"{name}.jpg"
-        records.append(Record(image, findings, subject, split.get(name)))
+        records.append(Record(image, findings, subject, split.get(name), description={"view": row["ViewPosition"]}))
     return records

@@ -51,6 +51,11 @@ def read_nih(root: Path, left_out: Counter[str], view: str = "all") -> list[Reco
                 parts.get(name),
                 tuple(box for _, box in boxes.get(name, ())) if findings else (),
                 _BOX_SIZE,
+                {
+                    "sex": row.get("Patient Sex") or row.get("Patient Gender", ""),
+                    "age": row.get("Patient Age", ""),
+                    "view": row["View Position"],
+                },
             )
         )
     return records

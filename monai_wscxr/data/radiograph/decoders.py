@@ -70,6 +70,11 @@ def installed_decoders() -> dict[str, str]:
     return found
 
 
+def decodable_syntaxes() -> list[str]:
+    """Return the UIDs of the compressed transfer syntaxes that can be decoded here."""
+    return [uid for uid, (wanted, _) in _DECODERS.items() if set(wanted) & set(available_plugins(UID(uid)))]
+
+
 def decode(ds: Any) -> np.ndarray:
     """Decode the pixel data of a data set with the preferred library.
 

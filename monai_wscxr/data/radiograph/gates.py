@@ -14,14 +14,13 @@ The shape gate refuses strips. Whether an image shows a chest is checked later, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from pydicom.multival import MultiValue
-from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
 from pydicom.uid import DigitalXRayImageStorageForProcessing
 
 from monai_wscxr.data.radiograph.base import GATES, RadiographError
@@ -43,12 +42,6 @@ POLARITY_LIMIT = -0.2
 LARGEST_ASPECT = 4.0
 """Largest ratio of the longer to the shorter side; detectors have up to 1.3, cropped radiographs seldom over 2.5."""
 
-_NOT_FRONTAL_CODES = tuple(
-    code
-    for name in codes.cid4010.dir()
-    for code in [getattr(codes.cid4010, name)]
-    if any(word in code.meaning.lower() for word in ("lateral", "oblique", "sagittal"))
-)  # views of PS3.16 CID 4010; pydicom compares them equal to their older codes
 _NOT_FRONTAL = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO"}
 _CHEST_WORDS = ("CHEST", "THORA", "TORAX", "LUNG", "MEDIASTIN")
 _UNSPECIFIC = {"UNKNOWN", "OTHER", "DEFAULT", "UNDEFINED", "NONE"}
@@ -200,10 +193,21 @@ def _has_side_code(header: Any) -> bool:
     sequence = header.get("ViewCodeSequence")
     if not sequence:
         return False
+    from pydicom.sr.coding import Code  # slow to import, and few headers have such codes
+
     value, scheme = (str(sequence[0].get(name) or "") for name in ("CodeValue", "CodingSchemeDesignator"))
     found = Code(value, scheme, "")
     # pydicom compares codes across schemes but hashes them by scheme, so a set would miss some
-    return any(found == code for code in _NOT_FRONTAL_CODES)
+    return any(found == code for code in _not_frontal_codes())
+
+
+@functools.cache
+def _not_frontal_codes() -> tuple[Any, ...]:
+    """Return the views of PS3.16 CID 4010 that are not frontal; pydicom compares them equal to their older codes."""
+    from pydicom.sr.codedict import codes
+
+    views = [getattr(codes.cid4010, name) for name in codes.cid4010.dir()]
+    return tuple(v for v in views if any(word in v.meaning.lower() for word in ("lateral", "oblique", "sagittal")))
 
 
 def _orientation(header: Any) -> list[str]:

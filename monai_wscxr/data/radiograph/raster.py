@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageFile
-from torchvision.io import ImageReadMode, decode_png
 
 from monai_wscxr.data.radiograph import whole
 from monai_wscxr.data.radiograph.base import Radiograph, RadiographError, check_bytes, check_size
@@ -165,6 +164,8 @@ def _grey(image: Image.Image, content: bytes) -> tuple[np.ndarray, str]:
 
 def _grey_16(content: bytes) -> np.ndarray:
     """Return the grey values of a 16-bit PNG with alpha or colour, of which Pillow keeps only the upper 8 bits."""
+    from torchvision.io import ImageReadMode, decode_png  # slow to import, and such files are rare
+
     data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     channels = decode_png(data, ImageReadMode.UNCHANGED).numpy()
     red, *others = channels[:3] if len(channels) > 2 else channels[:1]

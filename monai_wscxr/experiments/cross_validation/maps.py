@@ -13,7 +13,7 @@ from torch import Tensor
 
 from monai_wscxr.data.datalist import Item
 from monai_wscxr.data.perturbation import PERTURBATIONS, SHIFTS, Perturbation
-from monai_wscxr.data.transforms import Preprocessing
+from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.features.backbones import create_backbone
 from monai_wscxr.features.copies import ALTERED, OPACITIES, Alteration, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
@@ -56,7 +56,11 @@ class BackboneMaps:
             options["image_size"], backbone.mean, backbone.std, intensity=options["intensity"]
         )
         self.extractor = PatchExtractor(
-            PatchFeatures(backbone, 1, None, "coarsest"), preprocessing, cache=options["cache"], max_bad_share=0.0
+            PatchFeatures(backbone, 1, None, "coarsest"),
+            preprocessing,
+            cache=options["cache"],
+            max_bad_share=0.0,
+            runtime=options["runtime"],
         )
         self.channels = dict(zip(backbone.layers, backbone.channels, strict=True))
         self.images = self.extractor.bank(items).images

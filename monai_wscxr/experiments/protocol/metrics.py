@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
 from monai_wscxr.evaluation.epochs import candidate_epochs
-from monai_wscxr.evaluation.metrics import at_threshold, honest_metrics, paper_metrics
+from monai_wscxr.evaluation.metrics import at_threshold, auroc, honest_metrics, paper_metrics
 from monai_wscxr.model.calibration import calibrate
 
 SPECIFICITIES = (0.90, 0.95)
 HONEST = ("auroc", "accuracy", "f1", "sensitivity", "specificity", "sensitivity_90", "sensitivity_95")
+BY_FINDING = ("auroc", "sensitivity", "sensitivity_90", "sensitivity_95")
 PAPER = ("auroc", "accuracy", "f1", "sensitivity_90", "sensitivity_95")
 
 
@@ -102,6 +104,36 @@ def sensitivity_at(labels: NDArray, scores: NDArray, specificity: float) -> floa
     """Return the highest sensitivity on the ROC of these images at a specificity of at least the given one."""
     false_positive, true_positive, _ = roc_curve(labels, scores, drop_intermediate=False)
     return float(true_positive[false_positive <= 1 - specificity + 1e-12].max())
+
+
+def finding_metrics(
+    labels: Sequence[int], findings: Sequence[Sequence[str]], cells: Sequence[dict[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """Compute figures by finding, each against all normal test images; an image with several findings counts for each.
+
+    Args:
+        labels: labels of the test images, 0 or 1.
+        findings: findings of each test image, none of a normal one.
+        cells: results of the same method and k with different seeds.
+
+    Returns:
+        By finding, the most frequent first: "images", and the means over the cells of "auroc" and of the sensitivity at the
+        operating point and at the thresholds of `cell_metrics`: "sensitivity", "sensitivity_90" and "sensitivity_95".
+    """
+    normal = np.asarray(labels) == 0
+    counts = Counter(name for several in findings for name in several)
+    found = {}
+    for name, images in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
+        ill = np.array([name in several for several in findings])
+        figures = []
+        for cell in cells:
+            scores, honest = np.asarray(cell["scores"], dtype=np.float64), cell["honest"]
+            cuts = [honest["threshold"], honest["threshold_90"], honest["threshold_95"]]
+            area = auroc(ill[normal | ill], scores[normal | ill])
+            figures.append([area, *((scores[ill] > cut).mean() for cut in cuts)])
+        means = np.mean(figures, axis=0).tolist()
+        found[name] = {"images": images, **dict(zip(BY_FINDING, means, strict=True))}
+    return found
 
 
 class Bootstrap:

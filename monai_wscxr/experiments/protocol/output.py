@@ -1,4 +1,4 @@
-"""Files of a finished table: results.csv (cells), summary.csv, results.md, results.svg and protocol.json."""
+"""Files of a finished table: results.csv (cells), summary.csv, findings.csv, results.md, results.svg and protocol.json."""
 
 from __future__ import annotations
 
@@ -11,11 +11,28 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
-from monai_wscxr.experiments.protocol.metrics import HONEST, PAPER, Bootstrap, interval, summarise
+from monai_wscxr.experiments.protocol.metrics import (
+    BY_FINDING,
+    HONEST,
+    PAPER,
+    Bootstrap,
+    finding_metrics,
+    interval,
+    summarise,
+)
 from monai_wscxr.model.calibration import percent
+from monai_wscxr.report.predictions import escape_cell
 from monai_wscxr.system.atomic import write_text_atomic
 
-NAMES = {"wscxr": "WSCXR", "patchcore": "PatchCore", "simplenet": "SimpleNet", "cutpaste": "CutPaste"}
+NAMES = {
+    "wscxr": "WSCXR",
+    "discriminant": "LDA on image means",
+    "logistic": "logistic regression on image means",
+    "nearest": "nearest normal image mean",
+    "patchcore": "PatchCore",
+    "simplenet": "SimpleNet",
+    "cutpaste": "CutPaste",
+}
 VARIANTS = {"neither": "neither", "mining": "mining only", "mixing": "mixing only", "both": "mining and mixing"}
 _TITLES = {
     "auroc": "AUROC",
@@ -31,7 +48,12 @@ Key = tuple[str, int | None]  # method or variant, k
 
 
 def write_tables(
-    folder: Path, table: str, results: Sequence[dict[str, Any]], labels: Sequence[int], record: dict[str, Any]
+    folder: Path,
+    table: str,
+    results: Sequence[dict[str, Any]],
+    labels: Sequence[int],
+    findings: Sequence[Sequence[str]],
+    record: dict[str, Any],
 ) -> Path:
     """Write all files, each atomically.
 
@@ -40,6 +62,7 @@ def write_tables(
         table: "table1" or "table2".
         results: results of all cells.
         labels: labels of the test images, in the order of the cells' scores.
+        findings: findings of each of them, none of a normal one.
         record: command, versions and settings of the run.
 
     Returns:
@@ -50,12 +73,14 @@ def write_tables(
     for result in results:
         grouped.setdefault((result["variant"] or result["method"], result["k"]), []).append(result)
     summary = {key: summarise(cells, bootstrap) for key, cells in grouped.items()}
+    by_finding = {key: finding_metrics(labels, findings, cells) for key, cells in grouped.items()}
+    write_text_atomic(folder / "findings.csv", _findings_csv(by_finding))
     write_text_atomic(folder / "results.csv", _cells_csv(results))
     write_text_atomic(folder / "summary.csv", _summary_csv(summary))
     write_text_atomic(folder / "results.svg", chart(summary))
     write_text_atomic(folder / "protocol.json", json.dumps(record, indent=1))
     path = folder / "results.md"
-    write_text_atomic(path, markdown(table, summary, results, labels, record))
+    write_text_atomic(path, markdown(table, summary, by_finding, results, labels, record))
     return path
 
 
@@ -100,6 +125,7 @@ def _summary_csv(summary: dict[Key, dict[str, Any]]) -> str:
 def markdown(
     table: str,
     summary: dict[Key, dict[str, Any]],
+    by_finding: dict[Key, dict[str, dict[str, float]]],
     results: Sequence[dict[str, Any]],
     labels: Sequence[int],
     record: dict[str, Any],
@@ -138,6 +164,7 @@ def markdown(
     for (name, k), s in _ordered(summary):
         cells = [f"{s['paper'][n]:.3f}" for n in PAPER]
         lines.append(f"| {title(name)} | {'-' if k is None else k} | " + " | ".join(cells) + " |")
+    lines += _by_finding(by_finding)
     lines += ["", "## Differences in honest AUROC", "", *_differences(table, summary), ""]
     lines += _false_positives(results)
     lines += [
@@ -162,6 +189,40 @@ def markdown(
         "",
     ]
     return "\n".join(lines)
+
+
+def _findings_csv(by_finding: dict[Key, dict[str, dict[str, float]]]) -> str:
+    """Return the content of findings.csv, one row per method, k and finding."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "k_per_class", "finding", "images", *BY_FINDING])
+    for (name, k), found in by_finding.items():
+        for finding, row in found.items():
+            figures = [f"{row[figure]:.6f}" for figure in BY_FINDING]
+            writer.writerow([name, "-" if k is None else k, escape_cell(finding), row["images"], *figures])
+    return text.getvalue()
+
+
+def _by_finding(by_finding: dict[Key, dict[str, dict[str, float]]]) -> list[str]:
+    """Return the section of figures by finding, of each method with its largest k."""
+    largest = max((k for _, k in by_finding if k is not None), default=None)
+    shown = [(key, found) for key, found in _ordered(by_finding) if key[1] in (None, largest)]
+    names = [title(name) if k is None else f"{title(name)}, k = {k}" for (name, k), _ in shown]
+    lines = [
+        "",
+        "## By finding",
+        "",
+        "AUROC against all normal test images / sensitivity at the operating point, mean over seeds; findings.csv has all k "
+        "and 90 and 95 % specificity. An image with several findings counts for each.",
+        "",
+        "| finding | images | " + " | ".join(names) + " |",
+        "|" + "---|" * (2 + len(names)),
+    ]
+    for finding, row in shown[0][1].items():
+        cells = [f"{found[finding]['auroc']:.3f} / {found[finding]['sensitivity']:.3f}" for _, found in shown]
+        plain = finding.replace("|", "\\|").replace("\n", " ")
+        lines.append(f"| {plain} | {row['images']} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _false_positives(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -228,8 +289,8 @@ def _mean_seconds(results: Sequence[dict[str, Any]], method: str) -> float:
     return sum(seconds) / len(seconds)
 
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
-_DASHES = ("", "6 3", "2 3", "8 3 2 3", "4 4")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
+_DASHES = ("", "6 3", "2 3", "8 3 2 3", "4 4", "10 3", "1 2")
 
 
 def chart(summary: dict[Key, dict[str, Any]]) -> str:

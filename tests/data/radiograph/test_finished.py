@@ -7,11 +7,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.data.radiograph import read
 from monai_wscxr.data.radiograph.base import GATES, Radiograph, RadiographError, check_picture, percentile_window
 from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.data.stream import RadiographStream
-from monai_wscxr.data.transforms import Preprocessing, radiograph_transforms
+from monai_wscxr.data.transforms import radiograph_transforms
 from tests.helpers.radiograph_files import GREY, dicom, png, rejected, smooth, stretched, table
 
 PICTURE = smooth(12)

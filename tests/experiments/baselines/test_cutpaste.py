@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from monai_wscxr.bank.feature_bank import FeatureBank
-from monai_wscxr.data.transforms import Preprocessing
+from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.errors import InputError
 from monai_wscxr.experiments.baselines.cutpaste import CutPaste, cutpaste, pooled, scar
 from monai_wscxr.features.copies import Alteration, copy_features

@@ -1,0 +1,1 @@
+"""The DICOM node and the HTTP service: radiographs come in over the network, results go back, without a person."""
