@@ -142,7 +142,7 @@ def _key(kind: Any, name: str, features: PatchFeatures, image_size: int) -> dict
 
 def _make(kind: Any, features: PatchFeatures, image_size: int) -> tuple[dict[str, bytes], Check]:
     """Convert a network, compare it with torch on a few pictures and time both."""
-    logger.info("converting %s for the runtime %s", features.backbone.name, kind.name)
+    logger.debug("converting %s for the runtime %s", features.backbone.name, kind.name)
     torch_runtime = TorchRuntime(JoinedLayers(features))
     images = pictures(features.backbone, image_size)
     try:
@@ -208,5 +208,5 @@ def _read(folder: Path) -> tuple[dict[str, bytes], Check] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.info("the converted network in %s is damaged (%s); it is made again", folder, error)
+        logger.debug("the converted network in %s is damaged (%s); it is made again", folder, error)
         return None
