@@ -110,7 +110,7 @@ def test_predictions_have_the_precision_of_the_calibration(made):
     assert prediction_features(trained, "torch").record()["precision"] == "float32"
 
 
-def test_doctor_and_plan_name_the_runtimes(capsys):
+def test_doctor_names_the_runtimes(capsys):
     cli.main(["doctor"])
     printed = capsys.readouterr().out
     assert f"openvino: {runtime_states()['openvino']}" in printed
