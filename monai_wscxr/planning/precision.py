@@ -23,7 +23,7 @@ from monai_wscxr.planning.timing import timed
 _SHARE = 1.0  # of the patches that make an image score, as in train.yaml
 _RETENTION = 0.5
 _MOST_IMAGES = 400
-SCORE_TOLERANCE = 0.2  # another draw of the few abnormal images and held-out normals changes scores by 0.45 and 0.66 (docs/scale.md)
+SCORE_TOLERANCE = 0.2  # another draw of abnormal images and held-out normals makes 0.45 and 0.66 (docs/scale.md)
 
 
 @dataclass(frozen=True)
