@@ -155,12 +155,12 @@ def _make(kind: Any, features: PatchFeatures, image_size: int) -> tuple[dict[str
     with torch.inference_mode():
         expected = torch_runtime(images)
         found = difference(runtime(images), expected, channels)
-    if bool(torch.isfinite(expected).all()) and not found <= TOLERANCE:
-        refused = (
-            f"the runtime {kind.name} is not used: its features differ from those of torch by {found:.1e} (relative), "
-            f"allowed are {TOLERANCE:.0e}; choose --runtime torch"
-        )
-        return {}, Check(found if found == found else -1.0, -1.0, -1.0, torch_runtime.folded, refused)
+    if not found <= TOLERANCE:
+        why = f"its features differ from those of torch by {found:.1e} (relative), allowed are {TOLERANCE:.0e}"
+        if not bool(torch.isfinite(expected).all()):
+            why = "the network gives NaN or Inf"
+        refused = f"the runtime {kind.name} is not used: {why}; choose --runtime torch"
+        return {}, Check(-1.0, -1.0, -1.0, torch_runtime.folded, refused)
     own, torch_seconds = _seconds([runtime, torch_runtime], images[2:3])
     return files, Check(found, own, torch_seconds, torch_runtime.folded)
 
