@@ -263,7 +263,7 @@ class Queue:
         """Return the images whose results wait for this storage commitment."""
         with self._changed:
             rows = self._database.execute(
-                f"SELECT {_COLUMNS} FROM items WHERE state = 'sent' AND commitment = ? AND commitment != ''",
+                f"SELECT {_COLUMNS} FROM items WHERE state = 'sent' AND commitment = ?",
                 (transaction,),
             )
             return [_item(row) for row in rows]
