@@ -433,5 +433,5 @@ def _claim(folder: Path) -> None:
 
 
 def _item(row: tuple[Any, ...]) -> Item:
-    *values, files = row
-    return Item(*values, tuple(json.loads(files)))
+    number, name, digest, state, reason, tries, sends, received, files = row
+    return Item(number, name, digest, state, reason, tries, sends, received, tuple(json.loads(files)))

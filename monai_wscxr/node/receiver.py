@@ -165,14 +165,19 @@ class Receiver:
             ae.add_supported_context(storage, transfer_syntaxes())
         # the archive is the SCP of storage commitment, also on associations that it opens for its reports
         ae.add_supported_context(StorageCommitmentPushModel, list(_NATIVE), scu_role=True, scp_role=True)
-        handlers = [
+        handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._requested),
             (evt.EVT_C_ECHO, lambda event: SUCCESS),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_ACTION, lambda event: (_NO_ARCHIVE, None)),
             (evt.EVT_N_EVENT_REPORT, self._event_report),
         ]
-        limits = {"folder": queue.incoming, "largest": largest_image, "connections": associations + 16, "tls": tls}
+        limits: dict[str, Any] = {
+            "folder": queue.incoming,
+            "largest": largest_image,
+            "connections": associations + 16,
+            "tls": tls,
+        }
         try:
             self.server: Any = ae.make_server((host, port), evt_handlers=handlers, server_class=BoundedServer, **limits)
         except OSError as error:

@@ -367,7 +367,7 @@ def test_many_associations_at_once_and_one_more(start):
 def test_connections_beyond_the_limit_are_closed(start):
     receiver = start(associations=2)
     held = [connect(receiver.port, associated=False) for _ in range(18)]
-    time.sleep(0.3)
+    wait_until(lambda: receiver.server.open == 18)
     more = connect(receiver.port, associated=False)
     more.settimeout(10)
     assert read_pdu(more) == (None, 0)
