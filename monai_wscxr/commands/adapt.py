@@ -7,6 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
+from monai_wscxr.commands.backbone_options import add_runtime_option
 from monai_wscxr.commands.parsers import Commands
 from monai_wscxr.data.radiograph.base import GATES
 from monai_wscxr.errors import InputError
@@ -55,6 +56,7 @@ def add_parser(commands: Commands) -> None:
         "--accept_flagged", action="store_true", help="take images as normal that look abnormal to the model"
     )
     parser.add_argument("--device", help="cpu or cuda (default: cpu)", default="cpu")
+    add_runtime_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an adapted model in NEW")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
@@ -94,6 +96,7 @@ def run(options: argparse.Namespace) -> int:
         max_bad_share=options.max_bad_share,
         allow=options.allow,
         progress=not options.quiet,
+        runtime=options.runtime,
     )
     done = adapt(model, files, output, extractor, options.unlabelled is not None, options.align, options.accept_flagged)
     print(

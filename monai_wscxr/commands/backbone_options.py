@@ -9,6 +9,16 @@ if TYPE_CHECKING:
     from monai_wscxr.features.extraction import PatchExtractor
 
 
+def add_runtime_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses what executes the backbone."""
+    parser.add_argument(
+        "--runtime",
+        default="auto",
+        choices=("auto", "torch", "openvino", "onnxruntime"),
+        help="library that executes the backbone; auto: the fastest that agrees with torch (default: %(default)s)",
+    )
+
+
 def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that describe a backbone and its patch features; their defaults are those of `train.yaml`."""
     parser.add_argument(
@@ -27,7 +37,7 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--neighbourhood",
         type=int,
-        default=5,
+        default=3,
         metavar="P",
         help="side of the neighbourhood, odd (default: %(default)s)",
     )
@@ -45,6 +55,7 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
         help="side of the network's input in pixels (default: %(default)s)",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    add_runtime_option(parser)
 
 
 def extractor_of(options: argparse.Namespace, precision: str = "float32") -> PatchExtractor:
@@ -71,4 +82,5 @@ def extractor_of(options: argparse.Namespace, precision: str = "float32") -> Pat
         max_bad_share=getattr(options, "max_bad_share", 0.05),
         precision=precision,
         read_workers=getattr(options, "workers", 0),
+        runtime=options.runtime,
     )

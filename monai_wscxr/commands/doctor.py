@@ -25,6 +25,7 @@ def run(options: argparse.Namespace) -> None:
     from monai_wscxr import ops
     from monai_wscxr.bank.cache import cache_root
     from monai_wscxr.data.radiograph.decoders import installed_decoders
+    from monai_wscxr.features.inference import runtime_states
 
     def line(name: str, value: object) -> None:
         print(f"{name:<16} {value}")
@@ -49,7 +50,9 @@ def run(options: argparse.Namespace) -> None:
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             chosen = ops.backend(operator, device)
             line(operator, f"{device}: {chosen.name} ({chosen.reason})")
-    line("feature cache", cache_root())
+    for runtime, state in runtime_states().items():
+        line("runtime", f"{runtime}: {state}")
+    line("cache", cache_root())
     print("DICOM decoders")
     for syntax, library in installed_decoders().items():
         line(f"  {library}", syntax)

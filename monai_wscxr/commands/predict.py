@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 
+from monai_wscxr.commands.backbone_options import add_runtime_option
 from monai_wscxr.commands.exit_status import INTERRUPTED, SOME_REJECTED
 from monai_wscxr.commands.parsers import Commands
 from monai_wscxr.data.radiograph.base import GATES
@@ -39,6 +40,7 @@ def add_parser(commands: Commands) -> None:
     )
     predict.add_argument("--batch_size", type=int, default=16, metavar="N", help="images per pass of the network")
     predict.add_argument("--device", help="cpu or cuda; default: a GPU if there is one")
+    add_runtime_option(predict)
     predict.add_argument(
         "--allow",
         action="append",
@@ -71,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
         workers=options.workers,
         batch_size=options.batch_size,
         device=options.device,
+        runtime=options.runtime,
         allow=tuple(options.allow),
         seconds=options.seconds,
         overwrite=options.overwrite,

@@ -20,7 +20,11 @@ def add_parser(commands: Commands) -> None:
     protocol.add_argument(
         "--output_dir", required=True, metavar="OUT", help="new, or that of the same protocol to resume"
     )
-    protocol.add_argument("--methods", default="wscxr,patchcore,simplenet,cutpaste", help="methods of table1")
+    protocol.add_argument(
+        "--methods",
+        default="wscxr,discriminant,logistic,nearest,patchcore,simplenet,cutpaste",
+        help="methods of table1",
+    )
     protocol.add_argument("--k", type=whole_numbers, default=[2, 4, 8, 16], help="abnormal images per class")
     protocol.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1")
     protocol.add_argument("--backbone", metavar="NAME", help="option of train.yaml (default: its value there)")

@@ -100,6 +100,15 @@ def load_datalist(source: str | os.PathLike[str]) -> dict[str, list[Item]]:
     Raises:
         DatalistError: for a missing or empty source, no normal training image, a label other than 0 and 1, mistyped columns,
             unknown keys of a JSON file, paths that do not exist, or a file listed twice.
+
+    Example:
+        >>> import json, tempfile
+        >>> from monai_wscxr.data import write_phantoms
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> write_phantoms(folder / "phantoms", 2, 1, 1, 1, size=32, lesions=("nodule",), progress=False)
+        >>> parts = load_datalist(folder / "phantoms")
+        >>> [(item["label"], Path(item["image"]).parent.name) for item in parts["training"]]
+        [(1, 'nodule'), (0, 'normal'), (0, 'normal')]
     """
     return load_with_rest(source).parts
 

@@ -78,7 +78,13 @@ def at_threshold(labels: ArrayLike, flagged: ArrayLike) -> dict[str, float]:
 
 
 def honest_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float) -> dict[str, float]:
-    """Compute AUROC, and the metrics of decisions at a threshold that was fixed in advance (flag when score > threshold)."""
+    """Compute AUROC, and the metrics of decisions at a threshold that was fixed in advance (flag when score > threshold).
+
+    Example:
+        >>> found = honest_metrics([0, 0, 1, 1], [0.1, 0.6, 0.5, 0.9], threshold=0.55)
+        >>> found["auroc"], found["sensitivity"], found["specificity"]
+        (0.75, 0.5, 0.5)
+    """
     y, s = _checked(labels, scores)
     return {"auroc": auroc(y, s), **at_threshold(y, s > threshold), "threshold": float(threshold)}
 

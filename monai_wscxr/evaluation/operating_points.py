@@ -27,6 +27,8 @@ from monai_wscxr.model.proportions import LEVEL, auroc_interval, effective_numbe
 SPECIFICITIES = (0.90, 0.95)
 FEWEST_PATIENTS = 10
 """Patients with normal or with abnormal images below which a figure of these is marked as resting on few."""
+FEWEST_ABOVE = 3
+"""Patients with normal images expected above a threshold below which a sensitivity there is marked, see `SPECIFICITIES`."""
 OTHERS = "others"
 _MOST_ROWS = 20  # findings, or groups of one kind; the smallest beyond are joined
 _RESAMPLES = 1000
@@ -88,6 +90,7 @@ def operating_figures(
                     "threshold": cut,
                     "specificity": float((judged.scores[normal] <= cut).mean()),
                     "sensitivity": whole[name],
+                    "few_normal": (1 - wanted) * judged.healthy < FEWEST_ABOVE - 1e-9,
                 }
                 for (wanted, cut), name in zip(judged.cuts.items(), _AT_CUTS, strict=True)
             },
@@ -116,6 +119,7 @@ class _Judged:
         abnormal: [n] bool.
         scores: [n] float64.
         patients: [n] number of the patient of each image.
+        healthy: number of patients with normal images.
         threshold: the model's.
         cuts: thresholds by specificity, from the normal images.
     """
@@ -126,6 +130,7 @@ class _Judged:
         keys = [str(item.get("patient") or item.get("file") or item["image"]) for item in items]
         codes = {key: n for n, key in enumerate(dict.fromkeys(keys))}
         self.patients = np.array([codes[key] for key in keys])
+        self.healthy = len(set(self.patients[~self.abnormal].tolist()))
         self.cuts = {wanted: cut_at(self.scores[~self.abnormal], wanted) for wanted in SPECIFICITIES}
 
     def row(
@@ -165,11 +170,10 @@ class _Judged:
         Where few patients decide a threshold, a bootstrap never sees scores beyond theirs. The upper end is at most the highest
         score.
         """
-        normal = ~self.abnormal
-        patients, ordered = len(set(self.patients[normal].tolist())), np.sort(self.scores[normal])
-        ranks = binom.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], patients, specificity)  # of order statistics, from 1
+        ordered = np.sort(self.scores[~self.abnormal])
+        ranks = binom.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], self.healthy, specificity)  # of order statistics, from 1
         ranks = ranks + np.array([0, 1])
-        places = np.clip(np.rint(ranks / patients * len(ordered)) - 1, 0, len(ordered) - 1)
+        places = np.clip(np.rint(ranks / self.healthy * len(ordered)) - 1, 0, len(ordered) - 1)
         low, high = ordered[places.astype(int)]
         return float(low), float(high)
 

@@ -70,6 +70,7 @@ class PatchExtractor:
         allow: names of the reader's gates that are switched off, see `data.radiograph.gates`.
         precision: "float32", or "bfloat16" for backbones that tolerate it, see `Inference`.
         compile_network: compile the network with torch.compile.
+        runtime: library that executes the network, see `Inference`.
         read_workers: number of processes that decode in place of threads, with limits on memory and time; 0 for none. Without
             them, files on which a decoder may crash are first tried in such a process, see `data.isolation`.
 
@@ -99,6 +100,7 @@ class PatchExtractor:
         precision: str = "float32",
         compile_network: bool = False,
         read_workers: int = 0,
+        runtime: str = "torch",
     ) -> None:
         if not 0 <= max_bad_share <= 1:
             raise InputError(f"max_bad_share must lie in [0, 1], got {max_bad_share}")
@@ -107,7 +109,8 @@ class PatchExtractor:
         if read_workers < 0:
             raise InputError(f"read_workers must be 0 or more, got {read_workers}")
         self.features = features.to(device).eval()
-        self.network = Inference(self.features, precision, compile_network)
+        root = None if cache is None or isinstance(cache, bool) else cache
+        self.network = Inference(self.features, precision, compile_network, runtime, preprocessing.image_size, root)
         self.runner = NetworkRunner(self._patch_rows, device, batch_size, features.backbone.name)
         self.preprocessing = preprocessing
         self.transform: Callable[[dict[str, Any]], dict[str, Any]] = RadiographLoader(preprocessing, allow=allow)
@@ -134,11 +137,7 @@ class PatchExtractor:
             "neighbourhood": self.features.neighbourhood,
             "align_to": self.features.align_to,
             "aligned_channels": self.features.aligned_channels,
-            "inference": {
-                "precision": self.precision,
-                "folded": self.network.folded,
-                "compiled": self.network.compiled,
-            },
+            "inference": self.network.settings(),
         }
 
     @property

@@ -1,129 +1,136 @@
-"""Prepare a frozen network for inference: fold batch normalisations, choose the precision, compile."""
+"""The frozen network, ready for inference: which runtime executes it, and in which precision."""
 
 from __future__ import annotations
 
-import copy
 import logging
-import shutil
+from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.features.backbones import Backbone
+from monai_wscxr.features.patches import PatchFeatures
+from monai_wscxr.features.runtime.base import PRECISIONS, RUNTIMES, JoinedLayers, Runtime, RuntimeUnusableError
+from monai_wscxr.features.runtime.converted import CONVERTED, Check, open_converted
+from monai_wscxr.features.runtime.torch_runtime import TorchRuntime
+from monai_wscxr.system.cache_folder import cache_root
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "bfloat16")
-_FOLDED_ERROR = 1e-4  # relative; folding is exact up to rounding, so a larger difference means that it does not apply
+
+def runtime_states() -> dict[str, str]:
+    """Return the version of each runtime, or a sentence why it cannot be used, in the order in which "auto" tries them."""
+    states = {}
+    for name, kind in CONVERTED.items():
+        try:
+            states[name] = kind.installed_version()
+        except RuntimeUnusableError as error:
+            states[name] = str(error)
+    return {**states, TorchRuntime.name: TorchRuntime.version}
 
 
 class Inference(nn.Module):
-    """A copy of a network for inference.
+    """Patch features of images, executed by a runtime.
 
-    Batch normalisations that directly follow a convolution are folded into it, which saves a pass over memory for each.
+    The runtime takes images to the joined layers; averaging over neighbourhoods (Eq. 1) follows in float32.
 
     Args:
-        network: images [B, 3, H, W] float32 to a tensor; in evaluation mode.
-        precision: type of the weights and the arithmetic, "float32" or "bfloat16"; results are float32 either way. Not every
-            backbone tolerates bfloat16; `monai-wscxr check-precision` measures it.
-        compiled: compile with torch.compile. That takes a minute or more, and on a CPU it needs a C++ compiler.
+        features: patch features, in evaluation mode.
+        precision: arithmetic of the network, "float32" or "bfloat16"; results are float32 either way. Not every backbone
+            tolerates bfloat16; `monai-wscxr check-precision` measures it.
+        compiled: compile with torch.compile; for the runtime torch, see `TorchRuntime`.
+        runtime: "torch", "openvino", "onnxruntime" or "auto". The last takes OpenVINO if it is installed, otherwise ONNX
+            Runtime, and torch when neither is installed, takes the network, agrees with torch and is faster; also on other
+            devices than a CPU, with `compiled` and without `image_size`.
+        image_size: side of the images in pixels; converted networks take no others.
+        cache: cache folder, in which converted networks are kept; None takes the default one.
 
     Attributes:
-        folded: number of batch normalisations that were folded.
-        compiled: whether the network is compiled.
+        folded: number of batch normalisations that were folded into convolutions.
+        check: comparison with torch, when the network was converted; None for the runtime torch.
 
     Raises:
-        InputError: on another precision, or when there is no C++ compiler.
+        InputError: on another precision or runtime, or when the runtime cannot be used.
     """
 
-    def __init__(self, network: nn.Module, precision: str = "float32", compiled: bool = False) -> None:
+    def __init__(
+        self,
+        features: PatchFeatures,
+        precision: str = "float32",
+        compiled: bool = False,
+        runtime: str = "torch",
+        image_size: int | None = None,
+        cache: str | Path | None = None,
+    ) -> None:
         super().__init__()
         if precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        device = next(network.parameters()).device
-        if compiled and device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-            raise InputError(
-                "compiling the network for a CPU needs a C++ compiler at run time and there is none: install one "
-                "(Debian: apt install g++) or leave compile_network off"
-            )
-        network, self.folded = fold_normalisations(network)
-        self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        network = network.to(self.dtype)
-        self._run = torch.compile(network) if compiled else network
-        self.compiled = compiled
+        if runtime not in RUNTIMES:
+            raise InputError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
+        self.features, self.precision, self.compiled = features, precision, compiled
+        self.check: Check | None = None
+        self.runtime: Runtime
+        root = cache_root() if cache is None else Path(cache)
+        found = self._converted(runtime, image_size, root)
+        if found is None:
+            torch_runtime = TorchRuntime(JoinedLayers(features), precision, compiled)
+            self.runtime, self.folded = torch_runtime, torch_runtime.folded
+        else:
+            self.runtime, self.check = found
+            self.folded = self.check.folded
+        logger.info("network: %s", self.text)
+
+    def _converted(self, wanted: str, image_size: int | None, root: Path) -> tuple[Runtime, Check] | None:
+        """Return the converted network and its check; None where torch is to be used."""
+        device = next(self.features.parameters()).device.type
+        if wanted in CONVERTED:
+            if device != "cpu" or self.compiled or image_size is None:
+                reason = f"not on {device}" if device != "cpu" else "with compile_network off"
+                raise InputError(f"the runtime {wanted} runs on a CPU, {reason}; choose --runtime auto or torch")
+            return open_converted(wanted, self.features, image_size, self.precision, root)
+        if wanted == "torch" or device != "cpu" or self.compiled or image_size is None:
+            return None
+        for name in CONVERTED:
+            try:
+                runtime, check = open_converted(name, self.features, image_size, self.precision, root)
+            except RuntimeUnusableError as error:
+                logger.info("%s", error)
+                continue
+            if check.seconds < check.torch_seconds:
+                return runtime, check
+            logger.info("the runtime %s is slower than torch here", name)
+            return None
+        return None
+
+    @property
+    def text(self) -> str:
+        """Runtime and precision, for a line of text."""
+        said = f"{self.runtime.name} {self.runtime.version}, {self.precision}"
+        if self.check is None:
+            return said
+        speed = self.check.torch_seconds / self.check.seconds
+        return f"{said}; float32 differs from torch by {self.check.difference:.0e}, {speed:.1f} times as fast"
+
+    def settings(self) -> dict[str, Any]:
+        """Return what features depend on here, for the fingerprint of the cache.
+
+        float32 features of all runtimes are the same ones but for rounding (docs/runtimes.md says what that does to results),
+        as are those of different processors. Rounding in lower precisions differs by more.
+        """
+        found = {"precision": self.precision, "folded": self.folded, "compiled": self.compiled}
+        if self.precision != "float32" and self.runtime.name != "torch":
+            found["runtime"] = self.runtime.name
+        return found
+
+    def record(self) -> dict[str, Any]:
+        """Return what made the features, for the record of a training."""
+        return {
+            "name": self.runtime.name,
+            "version": self.runtime.version,
+            "precision": self.precision,
+            "difference": None if self.check is None else self.check.difference,
+        }
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the network's result, float32."""
-        return self._run(image.to(self.dtype)).float()
-
-
-def fold_normalisations(network: nn.Module) -> tuple[nn.Module, int]:
-    """Copy a network and fold its batch normalisations into the convolutions before them.
-
-    A normalisation is folded when its input is the very tensor that a convolution returned; a pass over a random image
-    shows which ones. If the result then differs by more than rounding, because the output of a convolution has another use,
-    nothing is folded.
-
-    Args:
-        network: images [B, 3, H, W] to a tensor.
-
-    Returns:
-        The copy, in evaluation mode, and the number of normalisations folded.
-    """
-    plain = copy.deepcopy(network).eval()
-    folded = copy.deepcopy(plain)
-    parameter = next(folded.parameters(), None)
-    if parameter is None or parameter.dtype != torch.float32:
-        return plain, 0
-    backbone = next((module for module in folded.modules() if isinstance(module, Backbone)), None)
-    shape = (1, 3, 96, 96) if backbone is None else backbone.example_shape()
-    image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(parameter.device)
-    pairs = _convolution_pairs(folded, image)
-    names = {module: name for name, module in folded.named_modules()}
-    for convolution, norm in pairs:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        weight, bias = fuse_conv_bn_weights(
-            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        convolution.weight, convolution.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
-        parent, _, leaf = names[norm].rpartition(".")
-        # timm's normalisation modules include the activation that follows
-        setattr(folded.get_submodule(parent), leaf, getattr(norm, "act", nn.Identity()))
-    with torch.inference_mode():
-        expected, got = plain(image), folded(image)
-    error = float((got - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float32).tiny))
-    if not error <= _FOLDED_ERROR:
-        logger.info("normalisations are not folded: the result would differ by %.1e", error)
-        return plain, 0
-    return folded, len(pairs)
-
-
-def _convolution_pairs(network: nn.Module, image: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Return each convolution with the normalisation that takes its output, where both are called once."""
-    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # keeps the tensors, so that none of their ids is used again
-    pairs: dict[nn.Conv2d, nn.BatchNorm2d] = {}
-    calls: dict[nn.Module, int] = {}
-
-    def note(module: nn.Module, _: object, result: Tensor) -> None:
-        calls[module] = calls.get(module, 0) + 1
-        made[id(result)] = (module, result)  # type: ignore[assignment]
-
-    def pair(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls[module] = calls.get(module, 0) + 1
-        if id(inputs[0]) in made:
-            pairs[made[id(inputs[0])][0]] = module  # type: ignore[assignment]
-
-    hooks = []
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(note))
-        elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
-            hooks.append(module.register_forward_pre_hook(pair))
-    with torch.inference_mode():
-        network(image)
-    for hook in hooks:
-        hook.remove()
-    return [(c, n) for c, n in pairs.items() if calls[c] == calls[n] == 1]
+        """Return the patch features [B, C, h, w], float32, of normalised images [B, 3 or 1, H, W]."""
+        return self.features.aggregate(self.runtime(image))

@@ -47,4 +47,4 @@ class ThreadParallel(nn.Module):
 
     @torch.inference_mode()
     def _infer(self, image: Tensor) -> Any:
-        return self.network(image.contiguous(memory_format=torch.channels_last))
+        return self.network(image)

@@ -75,8 +75,6 @@ class NetworkRunner:
     def forward(self, batch: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Tensor]]:
         """Run the network on one batch of items, and check that the results are finite; see `run`."""
         image = torch.stack([item["image"] for item in batch]).to(self.device)
-        if self.on_cpu:
-            image = image.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             result = self.network(image).cpu()
         if not bool(torch.isfinite(result).all()):

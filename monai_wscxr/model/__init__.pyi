@@ -19,4 +19,5 @@ from monai_wscxr.model.networks import anomaly_score as anomaly_score
 from monai_wscxr.model.predictor import Prediction as Prediction
 from monai_wscxr.model.predictor import collate as collate
 from monai_wscxr.model.predictor import predict_files as predict_files
+from monai_wscxr.model.predictor import prediction_network as prediction_network
 from monai_wscxr.model.whitening import NormalWhitening as NormalWhitening

@@ -76,6 +76,11 @@ class Calibration:
         map_line: value that is outlined on maps: of held-out normals, at most the target share has it anywhere.
         basis: what the scores are of: "held_out", normals held out of the training; "site_normals", normal images of another
             site; "site_unlabelled", scores that normal images of a site would have, estimated from as many unlabelled images.
+
+    Example:
+        >>> normals = Calibration(tuple(i / 10 for i in range(19)), 0.1, colour_low=0.0, colour_high=2.0, map_line=1.5)
+        >>> normals.threshold, normals.abnormal(1.75), normals.p_value(1.75)
+        (1.7, True, 0.1)
     """
 
     normal_scores: tuple[float, ...]
@@ -412,6 +417,10 @@ def p_value_error(p_values: Sequence[float], bins: int = 10) -> float:
 
     Raises:
         InputError: on an empty list, a p-value outside (0, 1], or fewer than two bins.
+
+    Example:
+        >>> round(p_value_error([i / 100 for i in range(1, 101)]), 6)
+        0.0
     """
     if bins < 2:
         raise InputError(f"the calibration error needs at least two bins, got {bins}")

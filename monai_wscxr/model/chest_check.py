@@ -140,15 +140,17 @@ class CheckedNet(nn.Module):
 
     Args:
         network: image to patch scores; it may have several channels.
+        features: function from images to patch features, in place of the network's own: the same ones, executed by a runtime.
     """
 
-    def __init__(self, network: WSCXRNet | EpochScores) -> None:
+    def __init__(self, network: WSCXRNet | EpochScores, features: nn.Module | None = None) -> None:
         super().__init__()
         self.network = network
+        self.features: nn.Module = network.features if features is None else features
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return patch scores [B, E, h, w] and image features [B, C] of images [B, 3, H, W]."""
-        features = self.network.features(image)
+        features = self.features(image)
         return self.network.patch_scores(features), features.mean((2, 3))
 
 

@@ -123,18 +123,38 @@ class DriftReference:
         """Return the coordinates [B, d] of images with image features [B, C], not whitened."""
         return (image_features.detach().cpu().float() - self.centre) @ self.directions.T
 
+    @property
+    def at_another_site(self) -> bool:
+        """Whether this is a reference that `moved` returned; at the site of the training the middle is 0."""
+        return bool(self.middle.any())
+
     def shift(self, coordinates: Tensor) -> float:
         """Return how far a set of images lies from the reference, in variances of normal images.
 
-        The mean over the coordinates of the square difference between trimmed means, less what chance alone gives. A fifth of
-        the images at either end of each coordinate does not count, so a minority of odd images does not matter. About 0 for
-        images of the same origin, however many.
+        The mean over the coordinates of the square difference between means, less what chance alone gives; about 0 for images
+        of the same origin, however many.
+
+        At the site of the training these are trimmed means: a fifth of the images at either end of each coordinate does not
+        count, and the directions of the training abnormals are left out anyway. At another site nothing is known of how its
+        abnormal images differ, so they may shift any trimmed mean. There the half of the images that lies nearest to the middle
+        is compared with the nearest half of the normals, which abnormal images do not reach as long as they are no more than
+        half; images of a third site are all far.
 
         Args:
-            coordinates: [N, d], N >= 1.
+            coordinates: [N, d], N >= 1; N >= 2 at another site.
         """
-        difference = (_trimmed_mean(coordinates) - _trimmed_mean(self.normals)) / self.spread.double()
-        return float(difference.square().mean()) - 1 / len(coordinates) - 1 / len(self.normals)
+        if self.at_another_site:
+            listed, normal = self._nearest_half(coordinates), self._nearest_half(self.normals)
+            means = listed.double().mean(0), normal.double().mean(0)
+        else:
+            listed, normal = coordinates, self.normals
+            means = _trimmed_mean(listed), _trimmed_mean(normal)
+        difference = (means[0] - means[1]) / self.spread.double()
+        return float(difference.square().mean()) - 1 / len(listed) - 1 / len(normal)
+
+    def _nearest_half(self, coordinates: Tensor) -> Tensor:
+        """Return the half of the images with coordinates [N, d] that lies nearest to the middle."""
+        return coordinates[self.square_distances(coordinates).argsort(stable=True)[: len(coordinates) // 2]]
 
     def limit(self, images: int) -> float:
         """Return the shift of a number of images, at least one, above which drift is named.

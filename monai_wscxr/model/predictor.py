@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from monai_wscxr.data.preprocessing import RadiographLoader
 from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.data.stream import RadiographStream, Rejected
 from monai_wscxr.errors import InputError
+from monai_wscxr.features.inference import Inference
 from monai_wscxr.features.parallel import ThreadParallel
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.calibration import Calibration
 from monai_wscxr.model.chest_check import CheckedNet
 from monai_wscxr.model.local_map import LocalMap
-from monai_wscxr.model.networks import anomaly_map, anomaly_score
+from monai_wscxr.model.networks import EpochScores, anomaly_map, anomaly_score
 
 
 def _no_patch_scores() -> NDArray[np.float32]:
@@ -64,6 +65,38 @@ class Prediction:
     def rejected(cls, file: str, reason: str) -> Prediction:
         """Return the prediction of an image that could not be used."""
         return cls(file, "rejected", reason, math.nan, math.nan, False)
+
+
+def prediction_features(model: TrainedModel, runtime: str = "auto") -> Inference:
+    """Prepare the patch features of a model for prediction, in the precision in which they calibrated it.
+
+    Args:
+        model: the trained model; the features run on the device of its network.
+        runtime: see `Inference`.
+
+    Raises:
+        InputError: when the runtime cannot be used.
+    """
+    precision = model.settings.get("precision", "float32")
+    return Inference(model.network.features, precision, False, runtime, model.preprocessing.image_size)
+
+
+def prediction_network(
+    model: TrainedModel, runtime: str = "auto", network: EpochScores | None = None, features: Inference | None = None
+) -> ThreadParallel:
+    """Prepare a model for prediction: images [B, 3, H, W] to patch scores [B, E, h, w] and image features [B, C].
+
+    Args:
+        model: the trained model.
+        runtime: see `Inference`.
+        network: in place of the model's network, with its features.
+        features: what `prediction_features` made, in place of new ones.
+
+    Raises:
+        InputError: when the runtime cannot be used.
+    """
+    chosen = prediction_features(model, runtime) if features is None else features
+    return ThreadParallel(CheckedNet(model.network if network is None else network, chosen))
 
 
 def to_prediction(model: TrainedModel, file: str, patch_scores: Tensor) -> Prediction:
@@ -122,16 +155,27 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return {"image": torch.stack([item["image"] for item in items]), "items": rest}
 
 
-def predict_files(model: TrainedModel, files: Sequence[str | Path], batch_size: int = 16) -> Iterator[Prediction]:
+def predict_files(
+    model: TrainedModel,
+    files: Sequence[str | Path],
+    batch_size: int = 16,
+    runtime: str = "auto",
+    network: nn.Module | None = None,
+) -> Iterator[Prediction]:
     """Predict image files and yield one prediction per file, in order, rejected files included.
 
     Args:
         model: a loaded model; runs on the device of its network.
         files: radiographs in any supported format.
         batch_size: images per pass of the network.
+        runtime: see `Inference`.
+        network: what `prediction_network` made, in place of a new one.
+
+    Raises:
+        InputError: when the runtime cannot be used.
     """
     device = next(model.network.parameters()).device
-    network = ThreadParallel(CheckedNet(model.network))
+    network = prediction_network(model, runtime) if network is None else network
     stream = RadiographStream([{"image": str(f)} for f in files], RadiographLoader(model.preprocessing))
     found: dict[str, Prediction] = {}
     for batch in DataLoader(stream, batch_size=batch_size, collate_fn=collate):

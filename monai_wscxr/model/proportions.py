@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import betabinom, binom
+
+from monai_wscxr.system.lazy import LazyModule
+
+if TYPE_CHECKING:
+    from scipy import stats
+else:
+    stats = LazyModule("scipy.stats")
 
 LEVEL = 0.95
 """Of all intervals."""
@@ -44,9 +50,9 @@ def auroc_interval(auroc: float, normal: float, abnormal: float) -> tuple[float,
         return abs(area - auroc) - _Z * math.sqrt(spread / (normal * abnormal))
 
     tiny = 1e-9  # the area itself is a root where it is 0 or 1
-    low = brentq(excess, tiny, auroc - tiny) if auroc > 2 * tiny and excess(tiny) > 0 else 0.0
-    high = brentq(excess, auroc + tiny, 1 - tiny) if auroc < 1 - 2 * tiny and excess(1 - tiny) > 0 else 1.0
-    return float(low), float(high)
+    low = _root(excess, auroc - tiny, tiny) if auroc > 2 * tiny and excess(tiny) > 0 else 0.0
+    high = _root(excess, auroc + tiny, 1 - tiny) if auroc < 1 - 2 * tiny and excess(1 - tiny) > 0 else 1.0
+    return low, high
 
 
 def effective_number(hits: Sequence[bool], patients: Sequence[Hashable]) -> float:
@@ -85,14 +91,22 @@ def chance_of_alarms(flagged: int, images: int, exceeding: int, calibrating: int
         exceeding: number of calibrating normals that score above the threshold.
         calibrating: number of calibrating normals, > exceeding.
     """
-    return _two_sided(betabinom(images, exceeding + 1, calibrating - exceeding), flagged)
+    return _two_sided(stats.betabinom(images, exceeding + 1, calibrating - exceeding), flagged)
 
 
 def chance_at_rate(flagged: int, images: int, rate: float) -> float:
     """Return the two-sided probability of so many or so few flagged images at a fixed rate."""
-    return _two_sided(binom(images, rate), flagged)
+    return _two_sided(stats.binom(images, rate), flagged)
 
 
-def _two_sided(distribution: object, count: int) -> float:
-    fewer, more = distribution.cdf(count), distribution.sf(count - 1)  # type: ignore[attr-defined]
+def _root(excess: Callable[[float], float], below: float, above: float) -> float:
+    """Return where a function that is at most 0 at one place and above 0 at another crosses 0, by bisection."""
+    for _ in range(60):
+        middle = (below + above) / 2
+        below, above = (below, middle) if excess(middle) > 0 else (middle, above)
+    return (below + above) / 2
+
+
+def _two_sided(distribution: Any, count: int) -> float:
+    fewer, more = distribution.cdf(count), distribution.sf(count - 1)
     return float(min(1.0, 2 * min(fewer, more)))

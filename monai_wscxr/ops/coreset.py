@@ -28,6 +28,10 @@ def coreset(rows: Tensor, count: int, start: int) -> Tensor:
 
     Raises:
         ValueError: on wrong shapes or types, NaN or Inf, or numbers outside their ranges.
+
+    Example:
+        >>> coreset(torch.tensor([[0.0], [1.0], [5.0], [9.0]]), count=3, start=0).tolist()
+        [0, 3, 2]
     """
     _check(rows, count, start)
     if not bool(torch.isfinite(rows).all()):

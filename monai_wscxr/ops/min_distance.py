@@ -47,6 +47,12 @@ def min_distance(query: Tensor, bank: Tensor | PackedBank) -> tuple[Tensor, Tens
 
     Raises:
         ValueError: on wrong ranks, types, widths or devices, an empty bank, or NaN or Inf in either input.
+
+    Example:
+        >>> bank = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> distance, index = min_distance(torch.tensor([[3.0, 3.0], [0.0, 0.0]]), bank)
+        >>> distance.tolist(), index.tolist()
+        ([1.0, 0.0], [1, 0])
     """
     if isinstance(bank, PackedBank):
         squared, index = search_packed(query, bank)

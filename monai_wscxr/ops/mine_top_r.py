@@ -57,6 +57,12 @@ def mine_top_r(query: Tensor, bank: Tensor | PackedBank, r: float) -> tuple[Tens
 
     Raises:
         ValueError: as `min_distance`; also if `r` is outside (0, 1] or `query` is empty.
+
+    Example:
+        >>> normal, abnormal = torch.zeros(5, 2), torch.tensor([[0.0, 1.0], [3.0, 4.0], [0.0, 0.0], [0.0, 2.0]])
+        >>> index, distance = mine_top_r(abnormal, normal, r=0.5)
+        >>> index.tolist(), distance.tolist()
+        ([1, 3], [5.0, 2.0])
     """
     check_rows(query, bank.rows if isinstance(bank, PackedBank) else bank, "mine_top_r")
     return _mine(query, bank, mined_count(query.shape[0], r))

@@ -48,6 +48,14 @@ def mixup(
     Raises:
         ValueError: on wrong shapes, types or devices, no abnormal row, numbers outside their ranges, an `out` that does
             not fit or shares memory with the rows, or an `out` when a gradient is required.
+
+    Example:
+        >>> normal, abnormal = torch.zeros(4, 2), torch.ones(1, 2)
+        >>> mixed, source, alpha = mixup(normal, abnormal, seed=7)
+        >>> torch.equal(mixed[:, 0], alpha), source.tolist()
+        (True, [0, 0, 0, 0])
+        >>> torch.equal(mixup(normal[2:], abnormal, seed=7, offset=2)[0], mixed[2:])  # a row depends on its position alone
+        True
     """
     _check(normal, abnormal, seed, offset, alpha_min, alpha_max)
     if out is None:

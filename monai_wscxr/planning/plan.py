@@ -328,6 +328,7 @@ def make_plan(
     )
     size = sum(Path(file).stat().st_size for file in sample) / len(sample)
     assumptions = [
+        f"the network is executed by {extractor.network.text}",
         f"images like the {len(sample)} of the sample ({size / 1e3:.0f} kB each), read from a disk that keeps up",
         f"{torch.get_num_threads()} threads; time scales with what else runs here, processor time hardly does",
         f"{abnormal} abnormal images, {epochs} epochs, {holdout:.0%} of the normal images held out (in memory, whitened), "

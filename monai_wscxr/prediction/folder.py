@@ -57,8 +57,15 @@ def claim(folder: Path, overwrite: bool) -> None:
         raise InputError(f"the output folder {folder} cannot be written ({error.strerror})") from error
 
 
-def identity(options: Options, model: TrainedModel, inputs: Sequence[Input], device: str) -> dict[str, Any]:
-    """Return everything that the results depend on; with any other value, a run needs another folder."""
+def identity(
+    options: Options, model: TrainedModel, inputs: Sequence[Input], computing: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return everything that the results depend on; with any other value, a run needs another folder.
+
+    Args:
+        options, model, inputs: of the run.
+        computing: device and runtime of the network, JSON-like.
+    """
     check = None if model.chest_check is None else model.chest_check.to_dict()
     drift = None if model.drift is None else model.drift.to_dict()
     scoring = [model.calibration.to_dict(), model.preprocessing.to_dict(), model.map_sigma, check, drift]
@@ -67,7 +74,7 @@ def identity(options: Options, model: TrainedModel, inputs: Sequence[Input], dev
         "model": model.sha256,
         "scoring": digest(json.dumps(scoring, sort_keys=True)),
         "inputs": digest("\0".join(item.file for item in inputs)),
-        "device": device,
+        **computing,
         "batch_size": options.batch_size,
         "maps": options.maps,
         "overlays": options.overlays,

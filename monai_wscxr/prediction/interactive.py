@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from PIL import Image
 
 from monai_wscxr.data.preprocessing import RadiographLoader
 from monai_wscxr.errors import InputError, find_input_error
+from monai_wscxr.features.parallel import ThreadParallel
 from monai_wscxr.model.artefact import TrainedModel, load_model
-from monai_wscxr.model.predictor import Prediction, predict_files, to_map
+from monai_wscxr.model.predictor import Prediction, predict_files, prediction_network, to_map
 from monai_wscxr.report.overlay import overlay
 
 Picture = str | os.PathLike[str] | NDArray[Any] | Image.Image | pydicom.Dataset
@@ -65,13 +67,19 @@ class Model:
 
     Args:
         trained: the loaded model.
+        runtime: library that executes the backbone, see `Inference`.
 
     Attributes:
         trained: the loaded model, with network, preprocessing, calibration and settings.
     """
 
-    def __init__(self, trained: TrainedModel) -> None:
-        self.trained = trained
+    def __init__(self, trained: TrainedModel, runtime: str = "auto") -> None:
+        self.trained, self.runtime = trained, runtime
+
+    @functools.cached_property
+    def _network(self) -> ThreadParallel:
+        """The network, ready for prediction."""
+        return prediction_network(self.trained, self.runtime)
 
     def __repr__(self) -> str:
         """Return the folder and the hash of the weights."""
@@ -104,7 +112,7 @@ class Model:
             str(picture) if isinstance(picture, (str, os.PathLike)) else f"image {number}"
             for number, picture in enumerate(pictures)
         ]
-        found = predict_files(self.trained, files, batch_size)
+        found = predict_files(self.trained, files, batch_size, network=self._network)
         results = [self._result(*each, folder) for each in zip(names, files, found, strict=True)]
         return results if several else results[0]
 
@@ -141,17 +149,18 @@ class Model:
         )
 
 
-def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> Model:
+def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu", runtime: str = "auto") -> Model:
     """Load a trained model.
 
     Args:
         folder: output folder of a training.
         device: "cpu" or "cuda".
+        runtime: library that executes the backbone, see `Inference`.
 
     Raises:
         InputError: when the folder holds no model, or a damaged one.
     """
-    return Model(load_model(Path(folder), device))
+    return Model(load_model(Path(folder), device), runtime)
 
 
 def train(dataset: str | os.PathLike[str], output: str | os.PathLike[str], **options: Any) -> Model:

@@ -29,6 +29,7 @@ class Options:
         workers: processes that decode and write; 0 does everything in this process, None means one per core, at most 8.
         batch_size: images per pass of the network.
         device: "cpu" or "cuda"; None means a GPU if there is one.
+        runtime: library that executes the backbone, see `Inference`.
         allow: reason codes of readable images that are predicted anyway, from `GATES`.
         seconds: time limit for reading a file, in seconds; one second more per MiB.
         overwrite: replace another run in `output`.
@@ -45,6 +46,7 @@ class Options:
     workers: int | None = None
     batch_size: int = 16
     device: str | None = None
+    runtime: str = "auto"
     allow: tuple[str, ...] = ()
     seconds: float = 10.0
     overwrite: bool = False

@@ -24,10 +24,14 @@ from tqdm import tqdm
 
 from monai_wscxr.data.radiograph.base import MEMORY_LIMIT, RadiographError
 from monai_wscxr.errors import InputError
-from monai_wscxr.features.parallel import ThreadParallel
 from monai_wscxr.model.artefact import TrainedModel, check_holds_model, load_model
-from monai_wscxr.model.chest_check import CheckedNet
-from monai_wscxr.model.predictor import Prediction, check_images, to_prediction
+from monai_wscxr.model.predictor import (
+    Prediction,
+    check_images,
+    prediction_features,
+    prediction_network,
+    to_prediction,
+)
 from monai_wscxr.prediction import folder, tasks
 from monai_wscxr.prediction.inputs import Input, find_inputs
 from monai_wscxr.prediction.journal import Journal, Record
@@ -82,7 +86,8 @@ class Run:
         self.summary = Summary(images=len(self.inputs))
         self.records: dict[int, Record] = {}
         self.device = next(model.network.parameters()).device
-        self.network = ThreadParallel(CheckedNet(model.network))
+        self.features = prediction_features(model, options.runtime)
+        self.network = prediction_network(model, features=self.features)
 
     def run(self) -> Summary:
         """Predict the inputs that are not done yet, then write tables and report.
@@ -109,7 +114,8 @@ class Run:
     def _run(self) -> None:
         """Predict and write the results, with the journal open."""
         now = datetime.datetime.now().replace(microsecond=0).isoformat()
-        identity = folder.identity(self.options, self.model, self.inputs, self.device.type)
+        computing = {"device": self.device.type, "runtime": self.features.record()}
+        identity = folder.identity(self.options, self.model, self.inputs, computing)
         with contextlib.closing(Journal(self.folder, identity, {"began": now})) as journal:
             folder.make_folders(self.folder, self.options)
             records = self.records = journal.records

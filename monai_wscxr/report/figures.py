@@ -18,8 +18,8 @@ _POINTS = (
 )
 _KINDS = {"sex": "Sex", "age": "Age in years", "view": "View", "site": "Site", "device": "Device"}
 _FEW = (
-    '<p class="small">* rests on fewer than 10 patients and says little. Intervals are of 95 %; patients, not images, were '
-    "resampled.</p>"
+    '<p class="small">* says little: it rests on fewer than 10 patients, or its threshold on fewer than 3 patients above it. '
+    "Intervals are of 95 %; patients, not images, were resampled.</p>"
 )
 
 
@@ -36,7 +36,8 @@ def operating_points(metrics: Mapping[str, Any]) -> str:
     if not points:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{name}<span class="small">{escape(source)}</span></th>{_cell(points[key]["sensitivity"])}'
+        f'<tr><th scope="row">{name}<span class="small">{escape(source)}</span></th>'
+        f"{_cell(points[key]['sensitivity'], points[key].get('few_normal', False))}"
         f"<td>{points[key]['specificity']:.2f}</td><td>{number_text(points[key]['threshold'])}</td></tr>"
         for key, name, source in _POINTS
     )
@@ -54,15 +55,14 @@ def operating_points(metrics: Mapping[str, Any]) -> str:
 def findings_table(metrics: Mapping[str, Any]) -> str:
     """Return the figures by finding as HTML; empty without findings."""
     heads = ("Images", "AUROC", "Sensitivity", "at 90 %", "at 95 %")
+    few = {n: metrics["operating_points"][f"at_{n}"]["few_normal"] for n in (90, 95)} if metrics.get("findings") else {}
     rows = [
         (
             name,
             [
                 _cell(row["abnormal"]),
-                *(
-                    _cell(row[key], row["few_abnormal"])
-                    for key in ("auroc", "sensitivity", "sensitivity_90", "sensitivity_95")
-                ),
+                *(_cell(row[key], row["few_abnormal"]) for key in ("auroc", "sensitivity")),
+                *(_cell(row[f"sensitivity_{n}"], row["few_abnormal"] or few[n]) for n in few),
             ],
         )
         for name, row in (metrics.get("findings") or {}).items()

@@ -210,12 +210,14 @@ def _metrics_table(metrics: Mapping[str, Any]) -> str:
     )
     if not rows:
         return ""
-    return (
-        '<table class="figures"><thead><tr><th scope="col">Image-level metric</th>'
+    table = _wide(
+        "Image-level metrics",
+        '<thead><tr><th scope="col">Image-level metric</th>'
         '<th scope="col">honest<span class="small">threshold set without the test images</span></th>'
         f'<th scope="col">paper<span class="small">{OPTIMISTIC}</span></th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>{_threshold_words(honest)}"
+        f"<tbody>{rows}</tbody>",
     )
+    return f"{table}{_threshold_words(honest)}"
 
 
 def _threshold_words(honest: Mapping[str, Any]) -> str:
@@ -247,9 +249,12 @@ def _localisation(pixel: Mapping[str, Any]) -> str:
         if key in pixel or key in constant
     )
     parts = [
-        '<table class="figures"><thead><tr><th scope="col">Map against lesion masks</th><th scope="col">this model</th>'
-        '<th scope="col">constant map<span class="small">the mean of all maps for every image</span></th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
+        _wide(
+            "Map against lesion masks",
+            '<thead><tr><th scope="col">Map against lesion masks</th><th scope="col">this model</th>'
+            '<th scope="col">constant map<span class="small">the mean of all maps for every image</span></th></tr></thead>'
+            f"<tbody>{rows}</tbody>",
+        )
     ]
     percentiles = [number_text(pixel.get(key)) for key in ("percentile", "mirrored_percentile", "gap")]
     if percentiles[0] != MISSING:
@@ -266,10 +271,14 @@ def _localisation(pixel: Mapping[str, Any]) -> str:
             + "</tr>"
             for name, found in pixel["findings"].items()
         )
-        parts.append(
-            f'<table class="figures"><thead><tr><th scope="col">Finding</th>{heads}</tr></thead><tbody>{body}</tbody></table>'
-        )
+        head = f'<thead><tr><th scope="col">Finding</th>{heads}</tr></thead>'
+        parts.append(_wide("Maps by finding", f"{head}<tbody>{body}</tbody>"))
     return "\n".join(parts)
+
+
+def _wide(name: str, content: str) -> str:
+    """Return a table of figures that scrolls sideways where the screen is narrow, instead of breaking words."""
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{name}"><table class="figures">{content}</table></div>'
 
 
 def _finding_figures(found: Mapping[str, Any]) -> list[object]:

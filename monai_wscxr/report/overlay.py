@@ -48,7 +48,11 @@ def colour_map(values: np.ndarray) -> np.ndarray:
     """
     values = np.asarray(values, dtype=np.float64)
     _require_unit_range(values, "colour_map: values")
-    return np.rint(_colours(values)).astype(np.uint8)
+    drawn = np.empty((values.size, 3), np.uint8)
+    drawn[:] = _ANCHORS[0].astype(np.uint8)
+    coloured = np.flatnonzero(values > 0)  # most of a map lies at the low end of its scale
+    drawn[coloured] = np.rint(_colours(values.ravel()[coloured]))
+    return drawn.reshape(*values.shape, 3)
 
 
 def heatmap(anomaly_map: np.ndarray, scale: ColourScale) -> np.ndarray:
@@ -92,13 +96,19 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale, alph
     if image.shape != anomaly_map.shape:
         raise ValueError(f"overlay: image {image.shape} and anomaly map {anomaly_map.shape} must have the same shape")
     _require_map(anomaly_map)
-    grey = grey_levels(image)[..., None].astype(np.float32)
+    drawn = np.repeat(grey_levels(image)[..., None], 3, axis=2)
     position = scale.position(anomaly_map)
-    blended = _colours(position)  # grey + opacity * (colour - grey), in place for speed: a run draws every image
+    # a run draws every image, and most pixels have no colour
+    pixels = drawn.reshape(-1, 3)
+    coloured = np.flatnonzero(position > 0)
+    position = position.ravel()[coloured]
+    grey = pixels[coloured].astype(np.float32)
+    blended = _colours(position)  # grey + opacity * (colour - grey)
     blended -= grey
-    blended *= (alpha * position[..., None]).astype(np.float32)
+    blended *= (alpha * position[:, None]).astype(np.float32)
     blended += grey
-    return np.rint(blended, out=blended).astype(np.uint8)
+    pixels[coloured] = np.rint(blended, out=blended)
+    return drawn
 
 
 def grey_levels(image: np.ndarray) -> np.ndarray:

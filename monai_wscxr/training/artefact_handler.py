@@ -150,6 +150,7 @@ def write_model(
         "rejected": [[code, message] for _, code, message in banks.rejected],
         "digests": sorted(banks.digests[file] for file in used if file in banks.digests),
         "overlap": split.findings,
+        "runtime": dict(banks.runtime),
         "seconds": {**banks.seconds, **seconds},
     }
     sha256 = save_model(

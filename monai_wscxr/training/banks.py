@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -98,6 +98,7 @@ class TrainingBanks:
         identity: changes with everything that the features depend on, with the images, their order and their roles.
         seconds: time spent, by stage: "extraction", "mining".
         chest_check: check that an image shows a chest, in the first process; None with too few normals.
+        runtime: what executed the network, see `Inference.record`.
         opacity: [C] what synthetic opacities do to whitened features; None without such copies or without whitening.
         drift: reference to notice drift by, in the first process; None with too few normals.
         moved_regions: [m, 6 C] changes of region means by alterations, whitened likewise; None without copies.
@@ -118,6 +119,7 @@ class TrainingBanks:
     drift: DriftReference | None = None
     moved_regions: Tensor | None = None
     opacity: Tensor | None = None
+    runtime: Mapping[str, Any] = field(default_factory=dict)
 
     def release(self) -> None:
         """Drop the normal bank, the largest object in memory, when the training is over."""
@@ -200,6 +202,7 @@ def prepare_banks(
         chest_check=check,
         opacity=None if changes is None or whitening is None else opacity_direction(changes, whitening),
         drift=drift,
+        runtime=extractor.network.record(),
         moved_regions=None if nuisance is None else _whitened_changes(nuisance.regions.to(device), whitening),
     )
 

@@ -168,6 +168,10 @@ def unknown_option(name: str, known: Collection[str], prefix: str = "") -> Input
         name: what was given.
         known: names of all options.
         prefix: in front of names, for instance "--".
+
+    Example:
+        >>> print(unknown_option("retentoin", {"k", "retention"}, "--"))
+        unknown option --retentoin: did you mean --retention?
     """
     close = difflib.get_close_matches(name, sorted(known), n=3)
     names = ", ".join(f"{prefix}{found}" for found in close)

@@ -28,6 +28,7 @@ NOT_SETTINGS: Mapping[str, str] = {
     "cache": "a path",
     "extract_batch_size": "speed and memory",
     "read_workers": "speed",
+    "runtime": "the same model up to rounding; recorded in the artefact",
     "bank_memory": "memory; the same model bit for bit",
     "val_interval": "how often figures are logged and states are kept",
     "progress": "what is shown",

@@ -27,9 +27,8 @@ from monai_wscxr.data.listing import list_images
 from monai_wscxr.data.radiograph.base import GATES, RadiographError
 from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.data.transforms import radiograph_transforms
-from monai_wscxr.features.parallel import ThreadParallel
 from monai_wscxr.model.artefact import TrainedModel, load_model
-from monai_wscxr.model.chest_check import CheckedNet
+from monai_wscxr.model.predictor import prediction_network
 
 Pictures = Iterator[tuple[str, np.ndarray]]
 
@@ -128,7 +127,7 @@ def dicom_pictures() -> Pictures:
 def measure(model: TrainedModel, files: list[Path]) -> tuple[int, int, int]:
     """Return how many files the reader refuses, the check refuses, and one of both refuses."""
     assert model.chest_check is not None
-    network = ThreadParallel(CheckedNet(model.network))
+    network = prediction_network(model)
     transform = radiograph_transforms(model.preprocessing, allow=GATES)
     gated = radiograph_transforms(model.preprocessing)
     by_reader = by_check = by_either = 0

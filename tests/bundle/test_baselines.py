@@ -14,7 +14,8 @@ from monai_wscxr.report.predictions import COLUMNS, LABEL
 from monai_wscxr.training.options import check_options
 from tests.helpers.bundle_runs import CONFIGS, SMALL
 
-SHRUNK = {"patchcore": {"coreset": 0.5}, "simplenet": {"simplenet_epochs": 2}, "cutpaste": {"steps": 10}}
+PLAIN = {"discriminant": {}, "logistic": {}, "nearest": {}}
+SHRUNK = {**PLAIN, "patchcore": {"coreset": 0.5}, "simplenet": {"simplenet_epochs": 2}, "cutpaste": {"steps": 10}}
 
 
 def run(method, dataset_dir, output_dir, **overrides):
@@ -82,7 +83,7 @@ def test_every_method_has_wscxrs_held_out_normals(phantoms):
     assert ours.normal == theirs.normal
 
 
-@pytest.mark.parametrize("method", SHRUNK)
+@pytest.mark.parametrize("method", [method for method, options in SHRUNK.items() if options])
 def test_options_of_both_configurations_are_known(method):
     files = f"['{CONFIGS / 'train.yaml'}','{CONFIGS / f'{method}.yaml'}']"
     option = next(iter(SHRUNK[method]))

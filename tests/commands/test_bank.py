@@ -1,5 +1,6 @@
 """The commands `bank` and `check-precision`, run as from a shell."""
 
+import argparse
 import json
 import math
 import shutil
@@ -8,11 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from monai_wscxr.bank.folder import BankFolder
 from monai_wscxr.commands import bank as bank_command
 from monai_wscxr.commands import main as cli
+from monai_wscxr.commands.backbone_options import add_backbone_options
 from monai_wscxr.data.radiograph.read import file_digest
+from monai_wscxr.planning.precision import PrecisionCheck
+from monai_wscxr.training.configs import find_configs
 
 NETWORK = ["--backbone", "timm/test_resnet", "--weights", "none", "--image_size", "64"]
 ADD = [*NETWORK, "--workers", "0"]  # reads in this process, which is quicker for a few files
@@ -96,7 +101,7 @@ def test_damage_is_an_exit_status_and_is_dropped_when_asked(tmp_path, normal_ite
         (["bank", "list", "nowhere"], "holds no bank"),
         (["bank", "remove", "BANK", "0000"], "nothing was removed"),
         (["bank", "add", "BANK", "nowhere.png", *ADD], "no file or folder nowhere.png"),
-        (["bank", "add", "BANK", "IMAGE", *ADD, "--neighbourhood", "3"], "was made with other settings"),
+        (["bank", "add", "BANK", "IMAGE", *ADD, "--neighbourhood", "5"], "was made with other settings"),
         (["bank", "merge", "BANK", "BANK"], "not empty"),
     ],
 )
@@ -114,10 +119,56 @@ def test_precision_is_measured_and_refused_where_it_is_not_enough(phantoms, caps
         run("check-precision", phantoms, *NETWORK, "--tolerance", "1e-9", "--json")
     found = json.loads(capsys.readouterr().out)
     assert not found["accepted"]
-    assert "allowed are 0.0%" in found["reasons"][0]
+    assert "standard deviations of the normals' scores, allowed are 1e-09" in found["reasons"][0]
     assert 1e-5 < found["feature_error"] < 0.1
     assert 0 <= found["auroc"] <= 1
-    assert found["score_change"] > 0
+    assert 0 <= found["auroc_lower"] <= 1
+    assert found["largest_change"] >= found["score_change"] > 0
+
+
+def checked(**changes):
+    """What a check found, in a case that is accepted."""
+    values = {
+        "precision": "bfloat16",
+        "runtime": "torch 2",
+        "feature_error": 0.5,  # decides nothing
+        "whitened_error": 0.5,
+        "score_change": 0.05,
+        "largest_change": 0.2,
+        "auroc": 0.9,
+        "auroc_lower": 0.896,
+        "speed": 1.5,
+        "tolerance": 0.1,
+        "auroc_tolerance": 0.005,
+        "images": 20,
+    }
+    return PrecisionCheck(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"score_change": 0.11}, "image scores change by 0.110"),
+        ({"score_change": math.nan}, "image scores change by nan"),
+        ({"auroc_lower": 0.894}, "the AUROC falls by 0.0060"),
+        ({"speed": 0.9}, "it is not faster here"),
+    ],
+)
+def test_scores_auroc_and_time_decide_about_a_precision(changes, reason):
+    assert checked().accepted
+    assert checked(auroc_lower=0.95).accepted
+    (found,) = checked(**changes).reasons
+    assert reason in found
+    assert f"no: {found}" in checked(**changes).text()
+
+
+def test_defaults_of_backbone_options_are_those_of_a_training():
+    parser = argparse.ArgumentParser()
+    add_backbone_options(parser)
+    options = vars(parser.parse_args([]))
+    configuration = ConfigParser.load_config_file(str(find_configs() / "train.yaml"))
+    names = {"backbone", "weights", "layers", "neighbourhood", "align_to", "image_size", "runtime"}
+    assert {name: options[name] for name in names} == {name: configuration[name] for name in names}
 
 
 def broken(folder, count):

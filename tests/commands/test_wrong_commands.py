@@ -14,6 +14,7 @@ from monai_wscxr.commands.main import create_parser, main, one_spelling
 from monai_wscxr.errors import InputError
 from monai_wscxr.training.configs import described_options, find_configs
 from monai_wscxr.training.options import check_options
+from tests.helpers.pages import ROOT, rows
 
 TRAIN, PATCHCORE = (str(find_configs() / name) for name in ("train.yaml", "patchcore.yaml"))
 
@@ -88,6 +89,20 @@ def test_a_wrong_command_is_answered_with_one_sentence(tmp_path, monkeypatch, ca
     assert said.startswith("error: ")
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("row", rows(ROOT / "docs" / "exit_codes.md", "Wrong commands"), ids=lambda row: row[0])
+def test_the_table_of_wrong_commands(tmp_path, monkeypatch, capsys, row):
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(row[0].strip("`").split())
+    assert ended.value.code == UNUSABLE
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    for part in row[1].split("…"):
+        assert part in said
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

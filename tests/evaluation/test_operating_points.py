@@ -76,6 +76,14 @@ def test_intervals_cover_the_true_sensitivity():
     assert covered >= 54
 
 
+@pytest.mark.parametrize(("patients", "few"), [(29, (True, True)), (30, (False, True)), (60, (False, False))])
+def test_thresholds_that_rest_on_few_are_marked(patients, few):
+    points = operating_figures(*judged(patients, 5), 1.0, resamples=5)["operating_points"]
+    assert (points["at_90"]["few_normal"], points["at_95"]["few_normal"]) == few
+    sensitivity = points["at_95"]["sensitivity"]
+    assert sensitivity["low"] <= sensitivity["value"] <= sensitivity["high"]
+
+
 def test_a_perfect_separation_has_an_interval():
     found = operating_figures(*judged(20, 12, apart=50), 10.0, resamples=50)["operating_points"]
     for figure in (found["auroc"], found["at_95"]["sensitivity"], found["own"]["sensitivity"]):

@@ -1,112 +1,172 @@
-"""A network prepared for inference gives the results of the original one, and refuses what it does not support."""
+"""The frozen network in each runtime: the features of torch, or one sentence why not."""
 
-import shutil
+import importlib.util
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import nn
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.features.inference import Inference, fold_normalisations
+from monai_wscxr.features.inference import Inference, runtime_states
+from monai_wscxr.features.runtime import converted
+from monai_wscxr.features.runtime.base import RuntimeUnusableError
+from monai_wscxr.features.runtime.openvino_runtime import OpenVINORuntime
+
+BOTH = ["openvino", "onnxruntime"]
 
 
-def trained_norms(network, seed=0):
-    """Fill normalisations with values as after a training; folding fresh ones would change nothing."""
-    g = torch.Generator().manual_seed(seed)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.copy_(torch.randn(module.num_features, generator=g))
-            module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=g))
-            module.weight.data.copy_(torch.randn(module.num_features, generator=g))
-            module.bias.data.copy_(torch.randn(module.num_features, generator=g))
-    return network.eval().requires_grad_(False)
+def record_of(cache):
+    (path,) = cache.glob("networks/*/record.json")
+    return path, json.loads(path.read_text())
 
 
-class Twice(nn.Module):
-    """The output of a convolution has two uses, one of them a normalisation."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-
-    def forward(self, image):
-        x = self.conv(image)
-        return x + self.norm(x)
-
-
-class Shared(nn.Module):
-    """One convolution is followed by two normalisations."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.first, self.second = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-
-    def forward(self, image):
-        return self.second(self.conv(self.first(self.conv(image))))
-
-
-def relative(got, expected):
-    return float((got.double() - expected.double()).norm() / expected.double().norm())
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("groups", [1, 4])
-def test_folded_network_is_the_network(bias, groups):
-    network = trained_norms(
-        nn.Sequential(
-            nn.Conv2d(3, 8, 3, bias=bias),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.BatchNorm2d(8),
-            nn.Conv2d(8, 8, 3, groups=groups, bias=bias),
-            nn.BatchNorm2d(8),
-        )
-    )
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    folded, count = fold_normalisations(network)
-    assert count == 2  # not the one that follows an activation
-    image = torch.randn(2, 3, 40, 50)
-    assert relative(folded(image), network.double()(image.double())) < 1e-6
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == 1
-    network.float()
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-
-
-@pytest.mark.parametrize("network", [Twice, Shared])
-def test_where_folding_would_change_the_result_nothing_is_folded(network):
-    network = trained_norms(network())
-    folded, count = fold_normalisations(network)
-    assert count == 0
-    image = torch.randn(2, 3, 40, 50)
-    assert torch.equal(folded(image), network(image))
-
-
-def test_features_of_a_backbone_stay_the_same(make_features):
-    features = make_features()
-    trained_norms(features)
-    inference = Inference(features)
-    assert inference.folded > 0
-    image = torch.randn(2, 3, 64, 64)
+@pytest.mark.parametrize("align_to", ["coarsest", "finest"])
+@pytest.mark.parametrize("runtime", BOTH)
+def test_every_runtime_gives_the_features_of_torch(make_features, tmp_path, runtime, align_to):
+    features = make_features(("2", "3"), align_to=align_to)
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    ready = Inference(features, runtime=runtime, image_size=64, cache=tmp_path)
     with torch.inference_mode():
-        assert relative(inference(image), features(image)) < 1e-5
-
-
-def test_bfloat16_is_near_and_comes_back_as_float32(make_features):
-    features = make_features()
-    image = torch.randn(2, 3, 64, 64)
-    with torch.inference_mode():
-        got, expected = Inference(features, "bfloat16")(image), features(image)
+        got, expected = ready(images), features(images)
     assert got.dtype == torch.float32
-    assert 1e-5 < relative(got, expected) < 0.1
-    assert next(features.parameters()).dtype == torch.float32
+    assert got.shape == expected.shape
+    assert float((got - expected).norm() / expected.norm()) < 1e-5
+    assert ready.folded > 0
+    assert 0 <= ready.check.difference < 1e-5
+    assert ready.check.seconds > 0
+    assert ready.record() == {
+        "name": runtime,
+        "version": runtime_states()[runtime],
+        "precision": "float32",
+        "difference": ready.check.difference,
+    }
+    with pytest.raises(ValueError, match=r"takes images \(3, 64, 64\), got \(3, 96, 64\)"):
+        ready(torch.zeros(1, 3, 96, 64))
 
 
-def test_another_precision_is_refused(make_features):
-    with pytest.raises(InputError, match="precision must be one of float32, bfloat16, got 'int8'"):
-        Inference(make_features(), "int8")
+@pytest.mark.parametrize("runtime", BOTH)
+def test_threads_share_a_network_and_each_gets_its_own_result(make_features, tmp_path, runtime):
+    ready = Inference(make_features(), runtime=runtime, image_size=64, cache=tmp_path)
+    images = torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(2)).split(1)
+    alone = [ready(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(ready, images))
+    assert all(map(torch.equal, together, alone))
 
 
-def test_compiling_without_a_compiler_is_refused(make_features, monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(InputError, match=r"needs a C\+\+ compiler at run time .* leave compile_network off"):
-        Inference(make_features(), compiled=True)
+def test_a_network_is_converted_once_for_all_that_it_depends_on(make_features, tmp_path, monkeypatch):
+    made = []
+    make = converted._make
+    monkeypatch.setattr(converted, "_make", lambda *given: (made.append(1), make(*given))[1])
+
+    def ready(seed=0, size=64):
+        return Inference(make_features(seed=seed), runtime="openvino", image_size=size, cache=tmp_path)
+
+    image = torch.randn(1, 3, 64, 64)
+    first = ready()(image)
+    assert torch.equal(ready()(image), first)
+    assert len(made) == 1
+    ready(seed=1)
+    ready(size=96)
+    assert len(made) == 3
+    monkeypatch.setattr(OpenVINORuntime, "installed_version", staticmethod(lambda: "another"))
+    ready()
+    assert len(made) == 4
+
+
+def test_a_damaged_file_is_made_again(make_features, tmp_path):
+    def ready():
+        return Inference(make_features(), runtime="openvino", image_size=64, cache=tmp_path)
+
+    image = torch.randn(1, 3, 64, 64)
+    first = ready()(image)
+    path, record = record_of(tmp_path)
+    weights = path.with_name("network.bin")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-9] + b"x" * 9)
+    assert torch.equal(ready()(image), first)
+    assert weights.read_bytes() == whole
+    path.write_text("{")
+    assert torch.equal(ready()(image), first)
+    assert record_of(tmp_path)[1]["files"].keys() == record["files"].keys()
+
+
+def test_a_runtime_that_differs_is_refused_and_auto_takes_another(make_features, tmp_path, monkeypatch):
+    call = OpenVINORuntime.__call__
+    monkeypatch.setattr(OpenVINORuntime, "__call__", lambda self, image: 1.001 * call(self, image))
+    with pytest.raises(
+        RuntimeUnusableError, match=r"openvino is not used: .* by 1\.0e-03 .* allowed are 1e-04; choose"
+    ):
+        Inference(make_features(), runtime="openvino", image_size=64, cache=tmp_path)
+    monkeypatch.setattr(OpenVINORuntime, "__call__", call)
+    with pytest.raises(RuntimeUnusableError, match="is not used"):  # it stays in the record
+        Inference(make_features(), runtime="openvino", image_size=64, cache=tmp_path)
+    chosen = Inference(make_features(), runtime="auto", image_size=64, cache=tmp_path)
+    assert chosen.runtime.name in ("onnxruntime", "torch")
+
+
+@pytest.mark.parametrize(("seconds", "name"), [((1.0, 2.0), "openvino"), ((2.0, 1.0), "torch")])
+def test_auto_takes_the_faster_one(make_features, tmp_path, monkeypatch, seconds, name):
+    monkeypatch.setattr(converted, "_seconds", lambda *given: list(seconds))
+    ready = Inference(make_features(), runtime="auto", image_size=64, cache=tmp_path)
+    assert ready.runtime.name == name
+
+
+def test_auto_without_other_runtimes_is_torch(make_features, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert Inference(make_features(), runtime="auto", image_size=64, cache=tmp_path).runtime.name == "torch"
+    states = runtime_states()
+    assert "pip install 'monai-wscxr[openvino]'" in states["openvino"]
+    assert "(onnxscript missing)" in states["onnxruntime"]
+    for runtime in BOTH:
+        with pytest.raises(InputError, match=f"the runtime {runtime} is not installed"):
+            Inference(make_features(), runtime=runtime, image_size=64, cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_costs_a_conversion_only(make_features, tmp_path, caplog):
+    (tmp_path / "networks").write_text("a file in the way")
+    ready = Inference(make_features(), runtime="openvino", image_size=64, cache=tmp_path)
+    assert ready.runtime.name == "openvino"
+    assert "the converted network cannot be kept" in caplog.text
+
+
+def test_openvino_does_not_report_its_use():
+    """The import of openvino alone sends an event to Google Analytics where its telemetry package is installed."""
+    program = (
+        "import sys; from monai_wscxr.features.runtime.openvino_runtime import import_openvino; import_openvino();"
+        "import openvino.tools.ovc; print([m for m in sys.modules if m.split('.')[0] == 'openvino_telemetry'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int4"}, "precision must be one of float32, bfloat16, got 'int4'"),
+        ({"runtime": "tvm"}, "runtime must be one of auto, torch, openvino, onnxruntime, got 'tvm'"),
+        (
+            {"runtime": "openvino", "compiled": True, "image_size": 64},
+            "with compile_network off; choose --runtime auto",
+        ),
+        ({"runtime": "onnxruntime", "precision": "bfloat16", "image_size": 64}, "computes in float32, not in bfloat16"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(make_features, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        Inference(make_features(), cache=tmp_path, **options)
+
+
+def test_lower_precision_names_its_runtime_in_the_cache(make_features, tmp_path):
+    def settings(runtime, precision="float32"):
+        return Inference(make_features(), precision, runtime=runtime, image_size=64, cache=tmp_path).settings()
+
+    assert settings("openvino") == settings("torch") == settings("onnxruntime")
+    if "BF16" in OpenVINORuntime.machine():
+        assert settings("openvino", "bfloat16") == {**settings("torch", "bfloat16"), "runtime": "openvino"}

@@ -12,8 +12,8 @@ from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.data.transforms import NormaliseChannelsd
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import create_backbone
-from monai_wscxr.features.inference import Inference
 from monai_wscxr.features.patches import PatchFeatures
+from monai_wscxr.features.runtime.torch_runtime import TorchRuntime
 from monai_wscxr.model.artefact import load_model, save_model
 from monai_wscxr.model.calibration import calibrate
 from monai_wscxr.model.networks import Discriminator, WSCXRNet
@@ -175,7 +175,7 @@ def test_artefact_and_exports_score_alike(tmp_path, name, layers, channels):
     with torch.no_grad(), warnings.catch_warnings():
         expected = network(image)
         close(loaded.network(image), expected)
-        close(Inference(network)(image), expected)
+        close(TorchRuntime(network)(image), expected)
         close(torch.jit.script(network)(image), expected)
         torch.onnx.export(network, (image,), str(tmp_path / "model.onnx"), verbose=False)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))

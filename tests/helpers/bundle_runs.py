@@ -15,6 +15,7 @@ SMALL = {
     "false_positive_rate": 0.3,
     "progress": False,
     "device": "cpu",
+    "runtime": "torch",
 }
 
 
@@ -27,7 +28,7 @@ def workflow(config, dataset_dir, output_dir, **overrides):
         run_id=run_id,
         dataset_dir=str(dataset_dir),
         output_dir=str(output_dir),
-        **{**(SMALL if config == "train" else {"device": "cpu"}), **overrides},
+        **{**(SMALL if config == "train" else {"device": "cpu", "runtime": "torch"}), **overrides},
     )
 
 

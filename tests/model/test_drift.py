@@ -109,6 +109,23 @@ def test_moved_to_a_site_its_images_are_no_drift_and_those_of_the_training_are(r
     assert 0.02 < np.mean(np.array(new) <= 0.1) < 0.25
 
 
+@pytest.mark.parametrize("ill", [0.3, 0.5])
+def test_at_another_site_ill_images_are_no_drift_though_nobody_knows_their_finding(reference, ill):
+    unknown = 10 * torch.sin(torch.arange(CHANNELS) * 0.9)  # not what the abnormal images of the training have
+    site = reference.moved(reference.coordinates(features(30, 7, shift=25.0)))
+    assert site.at_another_site
+    assert not reference.at_another_site
+    named, back = [], []
+    for seed in range(300, 340):
+        images = features(50, seed, shift=25.0)
+        images[: round(ill * 50)] += unknown
+        named.append(shift_of(site, images).named)
+        images -= 25.0 * OTHER_DETECTOR
+        back.append(shift_of(site, images).named)
+    assert sum(named) <= 0.05 * len(named)
+    assert all(back)
+
+
 def test_json_gives_the_same_reference_back(reference):
     again = DriftReference.from_dict(json.loads(json.dumps(reference.to_dict())))
     images = features(30, 11)

@@ -36,6 +36,29 @@ def test_the_report_of_an_evaluation(browser, report, width, scheme):
     assert findings(browser) == []
 
 
+@pytest.mark.parametrize("width", [390, 1400])
+def test_no_word_or_figure_is_broken_and_the_page_does_not_scroll_sideways(browser, report, width):
+    browser.emulate(width=width, height=900)
+    browser.open(report.as_uri())
+    broken = """
+      const found = [];
+      for (const cell of document.querySelectorAll(".figures th, .figures td, .two th, .charts text")) {
+        const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+        for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+          for (const word of node.data.matchAll(/[^\\s-]+/g)) {
+            const range = document.createRange();
+            range.setStart(node, word.index);
+            range.setEnd(node, word.index + word[0].length);
+            if (range.getClientRects().length > 1) { found.push(word[0]); }
+          }
+        }
+      }
+      return found;
+    """
+    assert browser.js(broken) == []
+    assert browser.js("return document.documentElement.scrollWidth") <= width
+
+
 def test_a_fault_is_found(browser, report, tmp_path):
     page = tmp_path / "index.html"
     page.write_text(report.read_text().replace('<html lang="en">', "<html>").replace('alt="', 'data-alt="'))

@@ -180,8 +180,13 @@ def test_operating_points_findings_and_groups(tmp_path):
             "patients": 11,
             "auroc": {"value": 0.87, "low": 0.8, "high": 0.93},
             "own": {"threshold": 1.0, "specificity": 0.97, "sensitivity": share},
-            "at_90": {"threshold": 0.8, "specificity": 0.9, "sensitivity": share},
-            "at_95": {"threshold": 0.9, "specificity": 0.95, "sensitivity": share},
+            "at_90": {"threshold": 0.8, "specificity": 0.9, "sensitivity": share, "few_normal": False},
+            "at_95": {
+                "threshold": 0.9,
+                "specificity": 0.95,
+                "sensitivity": {**share, "value": 0.6},
+                "few_normal": True,
+            },
         },
         "findings": {
             "a <nodule>": {
@@ -207,6 +212,7 @@ def test_operating_points_findings_and_groups(tmp_path):
     text, page = write(tmp_path, make_cases([0, 1] * 4), metrics)
     assert "<strong>0.50</strong>*" in text
     assert "<strong>0.04</strong><" in text
+    assert "<strong>0.60</strong>*" in text
     assert "a &lt;nodule&gt;" in text
     assert {"operating-points", "findings", "groups"} <= set(page.ids)
     words = " ".join(page.words)

@@ -49,6 +49,17 @@ def read_radiograph(
         RadiographError: when the file cannot be used; `code` is the reason. The message names no path: the caller adds it
             where the error is shown. An error of a decoding library is its `__cause__`.
         ValueError: when `allow` holds a name that is not a gate.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> file = Path(tempfile.mkdtemp()) / "ramp.png"
+        >>> Image.fromarray(np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint8)).save(file)
+        >>> radiograph = read_radiograph(file)
+        >>> radiograph.image.shape, radiograph.image.dtype, float(radiograph.image.max())
+        ((64, 64), dtype('float32'), 1.0)
     """
     allow = check_allowed(allow)
     try:

@@ -1,6 +1,11 @@
+from monai_wscxr.experiments.baselines.common import LabelledMethod as LabelledMethod
 from monai_wscxr.experiments.baselines.common import Method as Method
+from monai_wscxr.experiments.baselines.common import labelled_split as labelled_split
 from monai_wscxr.experiments.baselines.common import normal_split as normal_split
 from monai_wscxr.experiments.baselines.common import run_method as run_method
 from monai_wscxr.experiments.baselines.cutpaste import CutPaste as CutPaste
 from monai_wscxr.experiments.baselines.patchcore import PatchCore as PatchCore
+from monai_wscxr.experiments.baselines.plain import DiscriminantAnalysis as DiscriminantAnalysis
+from monai_wscxr.experiments.baselines.plain import LogisticClassifier as LogisticClassifier
+from monai_wscxr.experiments.baselines.plain import NearestNormal as NearestNormal
 from monai_wscxr.experiments.baselines.simplenet import SimpleNet as SimpleNet

@@ -7,15 +7,15 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
 
 import numpy as np
 from torch import Tensor
 
 from monai_wscxr.bank.feature_bank import FeatureBank
-from monai_wscxr.data.datalist import Item
-from monai_wscxr.data.selection import hold_out
+from monai_wscxr.data.datalist import Item, load_datalist
+from monai_wscxr.data.selection import choose_few_shot, hold_out
 from monai_wscxr.data.split import checked_datalist
 from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation import metrics
@@ -53,26 +53,38 @@ class Method(Protocol):
         """
 
 
+class LabelledMethod(Protocol):
+    """A compared method, which learns from normal and few-shot abnormal images."""
+
+    def fit_labelled(self, normal: FeatureBank, abnormal: FeatureBank) -> None:
+        """Learn from banks of whole normal and abnormal images."""
+
+    def scores(self, images: FeatureBank) -> list[Tensor]:
+        """Compute the anomaly scores of images, as `Method.scores`."""
+
+
 @dataclass(frozen=True)
-class NormalSplit:
-    """Items of a run that learns from normal images only.
+class MethodSplit:
+    """Items of a run of a compared method; those of WSCXR for the same seed and k.
 
     Attributes:
-        normal: training images.
-        held_out: normal images for calibration, not trained on; those of WSCXR for the same seed.
+        normal: normal training images.
+        held_out: normal images for calibration, not trained on.
         test: normal and abnormal test images.
         digests: content digest by file.
+        abnormal: abnormal training images; None for a method that learns from normal images only.
     """
 
     normal: list[Item]
     held_out: list[Item]
     test: list[Item]
     digests: dict[str, str]
+    abnormal: list[Item] | None = None
 
 
 def normal_split(
     source: str | os.PathLike[str], holdout: float = 0.15, seed: int = 0, allow_overlap: bool = False
-) -> NormalSplit:
+) -> MethodSplit:
     """Split a data set for a method that learns from normal images only.
 
     Args:
@@ -89,7 +101,33 @@ def normal_split(
     if {item["label"] for item in data.test} != {0, 1}:
         raise InputError(f"{source} needs normal and abnormal test images; methods are compared on them")
     normal, held_out = hold_out([item for item in data.training if item["label"] == 0], holdout, seed)
-    return NormalSplit(normal, held_out, data.test, data.digests)
+    return MethodSplit(normal, held_out, data.test, data.digests)
+
+
+def labelled_split(
+    source: str | os.PathLike[str],
+    k: int,
+    holdout: float = 0.15,
+    seed: int = 0,
+    strict: bool = False,
+    allow_overlap: bool = False,
+) -> MethodSplit:
+    """Split a data set for a method that learns from normal and few-shot abnormal images.
+
+    Args:
+        source, holdout, seed, allow_overlap: as for `normal_split`.
+        k: abnormal images per class, >= 1.
+        strict: raise an error for a class with fewer than k images, instead of a warning.
+
+    Raises:
+        DatalistError: see `normal_split` and `choose_few_shot`.
+        InputError: as `normal_split`; or when there is no abnormal training image.
+    """
+    split = normal_split(source, holdout, seed, allow_overlap)
+    abnormal = choose_few_shot(load_datalist(source)["training"], k, seed, strict)
+    if not abnormal:
+        raise InputError(f"this method needs abnormal training images, and {source} gives none with k = {k}")
+    return replace(split, abnormal=abnormal)
 
 
 @dataclass(frozen=True)
@@ -112,17 +150,24 @@ class Scored:
 
 
 def fit_and_score(
-    method: Method,
+    method: Method | LabelledMethod,
     extractor: PatchExtractor,
     normal: FeatureBank,
     held_out: FeatureBank,
     test: FeatureBank,
     labels: Sequence[int],
     false_positive_rate: float = 0.05,
+    abnormal: FeatureBank | None = None,
 ) -> Scored:
-    """Fit a method on `normal`, calibrate it on `held_out` and score `test`; nothing is chosen on the test images."""
+    """Fit a method on `normal`, calibrate it on `held_out` and score `test`; nothing is chosen on the test images.
+
+    A `LabelledMethod` learns from `abnormal` as well.
+    """
     began = time.perf_counter()
-    method.fit(normal, extractor)
+    if abnormal is None:
+        cast(Method, method).fit(normal, extractor)
+    else:
+        cast(LabelledMethod, method).fit_labelled(normal, abnormal)
     fitted = time.perf_counter()
     held_out_scores = method.scores(held_out)[-1].tolist()
     epochs = [scores.tolist() for scores in method.scores(test)]
@@ -132,10 +177,10 @@ def fit_and_score(
 
 
 def run_method(
-    method: Method,
+    method: Method | LabelledMethod,
     name: str,
     extractor: PatchExtractor,
-    split: NormalSplit,
+    split: MethodSplit,
     folder: RunFolder,
     false_positive_rate: float = 0.05,
 ) -> dict[str, Any]:
@@ -156,11 +201,12 @@ def run_method(
     began = time.perf_counter()
     normal = extractor.bank(split.normal, "normal images")
     held_out = extractor.bank(split.held_out, "held-out normal images")
+    abnormal = None if split.abnormal is None else extractor.bank(split.abnormal, "abnormal images")
     test = extractor.bank(split.test, "test images")
     extraction = time.perf_counter() - began
     items = {item["image"]: item for item in split.test}
     labels = [items[file]["label"] for file in test.files]
-    scored = fit_and_score(method, extractor, normal, held_out, test, labels, false_positive_rate)
+    scored = fit_and_score(method, extractor, normal, held_out, test, labels, false_positive_rate, abnormal)
     honest = metrics.honest_metrics(labels, scored.epochs[-1], scored.calibration.threshold)
     found = {
         "method": name,

@@ -56,7 +56,11 @@ class BackboneMaps:
             options["image_size"], backbone.mean, backbone.std, intensity=options["intensity"]
         )
         self.extractor = PatchExtractor(
-            PatchFeatures(backbone, 1, None, "coarsest"), preprocessing, cache=options["cache"], max_bad_share=0.0
+            PatchFeatures(backbone, 1, None, "coarsest"),
+            preprocessing,
+            cache=options["cache"],
+            max_bad_share=0.0,
+            runtime=options["runtime"],
         )
         self.channels = dict(zip(backbone.layers, backbone.channels, strict=True))
         self.images = self.extractor.bank(items).images

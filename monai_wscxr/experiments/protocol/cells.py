@@ -17,12 +17,15 @@ from monai_wscxr.data.datalist import Item, load_datalist
 from monai_wscxr.data.description import findings_of_item
 from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation.epochs import epoch_network
-from monai_wscxr.experiments.baselines.common import fit_and_score, normal_split
+from monai_wscxr.experiments.baselines.common import fit_and_score, labelled_split, normal_split
 from monai_wscxr.experiments.protocol.metrics import cell_metrics
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.networks import image_scores
 from monai_wscxr.training.once import train_once, training_workflow
+
+LABELLED_METHODS = ("discriminant", "logistic")
+"""Compared methods that learn from abnormal images as well, so that they have a k."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,11 @@ def _run_baseline(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     set_determinism(seed=cell.seed)
     values = {"seed": cell.seed, **cell.overrides}
     method = experiment.configuration(f"{cell.method}.yaml", **values).get_parsed_content("method")
-    split = normal_split(experiment.dataset_dir, experiment.holdout, cell.seed, experiment.allow_overlap)
+    source, holdout, overlap = experiment.dataset_dir, experiment.holdout, experiment.allow_overlap
+    if cell.k is None:
+        split = normal_split(source, holdout, cell.seed, overlap)
+    else:
+        split = labelled_split(source, cell.k, holdout, cell.seed, allow_overlap=overlap)
     scored = fit_and_score(
         method,
         experiment.extractor,
@@ -153,6 +160,7 @@ def _run_baseline(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         experiment.bank(experiment.test),
         experiment.labels,
         experiment.false_positive_rate,
+        None if split.abnormal is None else experiment.bank(split.abnormal),
     )
     # as `epoch_network` orders them: all states, then once more the one that counts
     epochs = [*scored.epochs, scored.epochs[-1]] if len(scored.epochs) > 1 else scored.epochs

@@ -24,7 +24,15 @@ from monai_wscxr.model.calibration import percent
 from monai_wscxr.report.predictions import escape_cell
 from monai_wscxr.system.atomic import write_text_atomic
 
-NAMES = {"wscxr": "WSCXR", "patchcore": "PatchCore", "simplenet": "SimpleNet", "cutpaste": "CutPaste"}
+NAMES = {
+    "wscxr": "WSCXR",
+    "discriminant": "LDA on image means",
+    "logistic": "logistic regression on image means",
+    "nearest": "nearest normal image mean",
+    "patchcore": "PatchCore",
+    "simplenet": "SimpleNet",
+    "cutpaste": "CutPaste",
+}
 VARIANTS = {"neither": "neither", "mining": "mining only", "mixing": "mixing only", "both": "mining and mixing"}
 _TITLES = {
     "auroc": "AUROC",
@@ -281,8 +289,8 @@ def _mean_seconds(results: Sequence[dict[str, Any]], method: str) -> float:
     return sum(seconds) / len(seconds)
 
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
-_DASHES = ("", "6 3", "2 3", "8 3 2 3", "4 4")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
+_DASHES = ("", "6 3", "2 3", "8 3 2 3", "4 4", "10 3", "1 2")
 
 
 def chart(summary: dict[Key, dict[str, Any]]) -> str:

@@ -16,14 +16,15 @@ import torch
 
 import monai_wscxr
 from monai_wscxr.errors import InputError
-from monai_wscxr.experiments.protocol.cells import Cell, Experiment, run_cell
+from monai_wscxr.experiments.protocol.cells import LABELLED_METHODS, Cell, Experiment, run_cell
 from monai_wscxr.experiments.protocol.output import write_tables
 from monai_wscxr.system.atomic import write_text_atomic
 from monai_wscxr.system.progress import progress_bar
 from monai_wscxr.training.configs import check_settable, find_configs
 from monai_wscxr.training.start import quiet_training
 
-METHODS = ("wscxr", "patchcore", "simplenet", "cutpaste")
+METHODS = ("wscxr", "discriminant", "logistic", "nearest", "patchcore", "simplenet", "cutpaste")
+LABELLED = ("wscxr", *LABELLED_METHODS)  # learn from abnormal images as well
 TABLES = ("table1", "table2")
 # table 2: the options that switch parts off, in the order of the publication
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -135,7 +136,10 @@ def grid(table: str, methods: Sequence[str], k: Sequence[int], seeds: int) -> li
             cells += [Cell("wscxr", n, seed, name, off) for n in numbers for name, off in ABLATIONS.items()]
             continue
         for method in dict.fromkeys(methods):
-            cells += [Cell(method, n, seed) for n in numbers] if method == "wscxr" else [Cell(method, None, seed)]
+            if method in LABELLED:  # only WSCXR learns without abnormal images, too
+                cells += [Cell(method, n, seed) for n in numbers if n or method == "wscxr"]
+            else:
+                cells.append(Cell(method, None, seed))
     return cells
 
 

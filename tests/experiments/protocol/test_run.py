@@ -15,9 +15,11 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.experiments.protocol import run as run_module
 from monai_wscxr.experiments.protocol.cells import run_cell
 from monai_wscxr.experiments.protocol.output import chart
-from monai_wscxr.experiments.protocol.run import grid, run_protocol
+from monai_wscxr.experiments.protocol.run import LABELLED, METHODS, grid, run_protocol
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.predictor import predict_files
+
+NORMAL = tuple(method for method in METHODS if method not in LABELLED)
 
 OPTIONS = {
     "image_size": 64,
@@ -56,6 +58,8 @@ def test_the_grid():
     names = [cell.name for cell in grid("table1", ["wscxr", "patchcore"], [4, 1, 4], 2)]
     assert names == ["wscxr_k1_s0", "wscxr_k4_s0", "patchcore_s0", "wscxr_k1_s1", "wscxr_k4_s1", "patchcore_s1"]
     assert [cell.name for cell in grid("table1", ["wscxr"], [1, 0], 1)] == ["wscxr_k0_s0", "wscxr_k1_s0"]
+    names = [cell.name for cell in grid("table1", ["wscxr", "logistic", "nearest"], [1, 0], 1)]
+    assert names == ["wscxr_k0_s0", "wscxr_k1_s0", "logistic_k1_s0", "nearest_s0"]
     ablation = grid("table2", ["wscxr"], [2], 1)
     assert [cell.name for cell in ablation] == [
         "wscxr_neither_k2_s0",
@@ -69,7 +73,7 @@ def test_the_grid():
 
 def test_what_table1_leaves(table1):
     found = {(row["method"], row["k_per_class"]) for row in rows(table1 / "results.csv")}
-    assert found == {("wscxr", "1"), ("patchcore", "-"), ("simplenet", "-"), ("cutpaste", "-")}
+    assert found == {(method, "1") for method in LABELLED} | {(method, "-") for method in NORMAL}
     text = (table1 / "results.md").read_text()
     assert "**per class**" in text
     assert "the command" in text
@@ -92,7 +96,7 @@ def test_figures_by_finding(table1, phantoms):
     classes = {item["class"] for item in items if item["label"]}
     table = rows(table1 / "findings.csv")
     assert {(row["method"], row["finding"]) for row in table} == {
-        (method, name) for method in ("wscxr", "patchcore", "simplenet", "cutpaste") for name in classes
+        (method, name) for method in (*LABELLED, *NORMAL) for name in classes
     }
     cell = json.loads((table1 / "cells" / "patchcore_s0.json").read_text())
     for name in classes:

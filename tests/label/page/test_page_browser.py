@@ -145,7 +145,7 @@ def test_the_view_by_keys_and_mouse(page):
     """
     page.until('return document.getElementById("map-text").textContent !== ""')
     assert (page.js(look)["map"], page.js(look)["peak"]) == (False, True)  # the model knows no abnormal image
-    assert page.text("#map-text") == "Map off until the model knows an abnormal image; O shows it."
+    assert page.text("#map-text") == "Map off until the model knows an abnormal image; the button Map (O) shows it."
     page.press("o")
     assert page.text("#map-text") == ""
     start = page.js(look)
@@ -333,7 +333,9 @@ def test_read_only_and_unreadable_and_nothing_there(browser, phantoms, tmp_path)
             browser.until('return !document.getElementById("read-only").hidden')
             assert browser.js('return document.getElementById("drift").hidden')
             if model:
-                browser.until('return !document.getElementById("map").hidden')
+                browser.until(
+                    'return document.getElementById("map-text").textContent !== ""'
+                )  # the map is there, but off
                 assert browser.js('return document.getElementById("train").disabled')
                 browser.press("n")
                 assert "read-only" in browser.text("#said")

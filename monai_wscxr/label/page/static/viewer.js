@@ -207,7 +207,7 @@ export class Viewer {
     this.map.hidden = by("legend").hidden = !(this.hasMap && pressed("overlay"));
     this.map.style.opacity = by("scale").style.opacity = String(Number(by("opacity").value) / 100);
     if (this.hasMap && this.map.hidden && !this.mapChosen) {
-      by("map-text").textContent = "Map off until the model knows an abnormal image; O shows it.";
+      by("map-text").textContent = "Map off until the model knows an abnormal image; the button Map (O) shows it.";
     }
     const at = this.hasMap && this.asked ? this.asked.peak : null;
     this.peak.hidden = !(at && pressed("marker"));
