@@ -102,7 +102,7 @@ class Scorer:
         usable = [image for image in images if isinstance(image, Loaded)]
         if not usable:
             return found
-        batch = torch.from_numpy(np.stack([image.image for image in usable]))
+        batch = torch.stack([tasks.network_input(self.model.preprocessing, image) for image in usable])
         with torch.inference_mode():
             scores, means = self.network(batch.to(self.device))
         scores, means = scores.float().cpu(), means.float().cpu()
