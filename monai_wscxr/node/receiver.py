@@ -10,6 +10,7 @@ An image is acknowledged when it is in the queue on the disk, see `node.queue`. 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import ipaddress
 import logging
@@ -39,7 +40,7 @@ from monai_wscxr.data.radiograph.base import quiet
 from monai_wscxr.data.radiograph.decoders import decodable_syntaxes
 from monai_wscxr.errors import InputError
 from monai_wscxr.node.association import LARGEST_PDU, BoundedServer, DataSet
-from monai_wscxr.node.queue import Queue, file_digest
+from monai_wscxr.node.queue import Queue
 from monai_wscxr.system.atomic import DiskFullError, is_disk_full
 
 logger = logging.getLogger("monai_wscxr.node")
@@ -248,7 +249,7 @@ class Receiver:
                 "uid_mismatch", "a data set is of another SOP class or instance than its request; it was refused"
             )
             return MISMATCH
-        digest = file_digest(path, 0)
+        digest = _digest(path)
         whole = path.with_suffix(".dcm")
         try:
             _write_file(whole, path, _meta(found[0], found[1], syntax))
@@ -313,3 +314,12 @@ def _write_file(target: Path, source: Path, meta: Any) -> None:
         _write_meta(file, meta)
         while block := content.read(2**20):
             file.write(block)
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

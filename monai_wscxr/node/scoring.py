@@ -10,7 +10,8 @@ from typing import Any
 
 from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.node import results
-from monai_wscxr.node.queue import Item, Queue
+from monai_wscxr.node.items import Item
+from monai_wscxr.node.queue import Queue
 from monai_wscxr.prediction.scoring import Score, Scorer
 from monai_wscxr.prediction.tasks import Loaded
 from monai_wscxr.system.atomic import is_disk_full

@@ -197,7 +197,7 @@ class Service:
                 chunk = await asyncio.wait_for(anext(parts), max(0.0, left))
             except StopAsyncIteration:
                 return
-            except TimeoutError:
+            except asyncio.TimeoutError:  # another class than TimeoutError before Python 3.11
                 raise RefusedError(408, "too_slow", "the body did not arrive in time") from None
             read += len(chunk)
             if read > self.largest_body:
