@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from monai_wscxr.features.runtime.base import RuntimeUnusableError
 
 _TELEMETRY = "openvino_telemetry"
-# The first inference of a process builds OpenVINO's table of types, which takes and releases Python's lock. Two threads that do so at
-# once may wait for each other forever, so every runtime makes one inference before threads get it.
+# The first inference of a process builds OpenVINO's table of types, which takes and releases Python's lock. Two threads that do
+# so at once may wait for each other forever, so every runtime makes one inference before threads get it.
 _first_inference = threading.Lock()
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
