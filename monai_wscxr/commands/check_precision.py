@@ -23,7 +23,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--tolerance",
         type=float,
-        default=0.1,
+        default=0.2,
         metavar="X",
         help="largest change of image scores, root mean square, in standard deviations of the normals' scores "
         "(default: %(default)s)",

@@ -7,6 +7,7 @@ import logging
 import threading
 import warnings
 
+from monai_wscxr.commands.backbone_options import add_runtime_option
 from monai_wscxr.commands.parsers import Commands
 from monai_wscxr.data.radiograph.base import GATES
 from monai_wscxr.errors import InputError
@@ -45,6 +46,7 @@ def add_parser(commands: Commands) -> None:
     node.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode and write")
     node.add_argument("--batch_size", type=int, default=8, metavar="N", help="most images per pass of the network")
     node.add_argument("--device", help="cpu or cuda; default: a GPU if there is one")
+    add_runtime_option(node)
     node.add_argument(
         "--allow",
         action="append",

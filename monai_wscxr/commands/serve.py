@@ -6,6 +6,7 @@ import argparse
 import logging
 import warnings
 
+from monai_wscxr.commands.backbone_options import add_runtime_option
 from monai_wscxr.commands.parsers import Commands
 from monai_wscxr.data.radiograph.base import GATES
 from monai_wscxr.errors import InputError
@@ -36,6 +37,7 @@ def add_parser(commands: Commands) -> None:
     serve.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode and draw")
     serve.add_argument("--batch_size", type=int, default=8, metavar="N", help="most images per pass of the network")
     serve.add_argument("--device", help="cpu or cuda; default: a GPU if there is one")
+    add_runtime_option(serve)
     serve.add_argument(
         "--allow",
         action="append",

@@ -74,6 +74,7 @@ class RadiographLoader:
         keep_radiograph: keep the resized radiograph [1, size, size] in [0, 1] under "radiograph", for display.
         allow: gates of the loader that are not applied (see `radiograph.gates`).
         keep_source: keep the `Radiograph` as it was read under "source".
+        normalise: False leaves out the last step, `normalise_channels`, so that an image [1, size, size] is smaller to send.
         after_resize: functions of the item whose "image" is the resized radiograph [1, size, size] in [0, 1], called before its
             intensity is standardised.
 
@@ -88,10 +89,11 @@ class RadiographLoader:
         allow: Collection[str] = (),
         keep_source: bool = False,
         after_resize: Sequence[Callable[[dict[str, Any]], dict[str, Any]]] = (),
+        normalise: bool = True,
     ) -> None:
         check_reader_chain(preprocessing)
         self.preprocessing = preprocessing
-        self.keep_radiograph, self.keep_source = keep_radiograph, keep_source
+        self.keep_radiograph, self.keep_source, self.normalise = keep_radiograph, keep_source, normalise
         self.allow, self.after_resize = checked_gates(allow), tuple(after_resize)
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +113,8 @@ class RadiographLoader:
             out["radiograph"] = out["image"]
         if self.preprocessing.intensity == "standardised":
             out["image"] = standardise_intensity(out["image"])
-        out["image"] = normalise_channels(out["image"], self.preprocessing.mean, self.preprocessing.std)
+        if self.normalise:
+            out["image"] = normalise_channels(out["image"], self.preprocessing.mean, self.preprocessing.std)
         return out
 
 

@@ -78,7 +78,6 @@ class Inference(nn.Module):
         else:
             self.runtime, self.check = found
             self.folded = self.check.folded
-        logger.info("network: %s", self.text)
 
     def _converted(self, wanted: str, image_size: int | None, root: Path) -> tuple[Runtime, Check] | None:
         """Return the converted network and its check; None where torch is to be used."""
@@ -94,11 +93,11 @@ class Inference(nn.Module):
             try:
                 runtime, check = open_converted(name, self.features, image_size, self.precision, root)
             except RuntimeUnusableError as error:
-                logger.info("%s", error)
+                logger.debug("%s", error)
                 continue
             if check.seconds < check.torch_seconds:
                 return runtime, check
-            logger.info("the runtime %s is slower than torch here", name)
+            logger.debug("the runtime %s is slower than torch here", name)
             return None
         return None
 

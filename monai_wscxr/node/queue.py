@@ -263,7 +263,7 @@ class Queue:
         """Return the images whose results wait for this storage commitment."""
         with self._changed:
             rows = self._database.execute(
-                f"SELECT {_COLUMNS} FROM items WHERE state = 'sent' AND commitment = ? AND commitment != ''",
+                f"SELECT {_COLUMNS} FROM items WHERE state = 'sent' AND commitment = ?",
                 (transaction,),
             )
             return [_item(row) for row in rows]
@@ -433,5 +433,5 @@ def _claim(folder: Path) -> None:
 
 
 def _item(row: tuple[Any, ...]) -> Item:
-    *values, files = row
-    return Item(*values, tuple(json.loads(files)))
+    number, name, digest, state, reason, tries, sends, received, files = row
+    return Item(number, name, digest, state, reason, tries, sends, received, tuple(json.loads(files)))

@@ -50,7 +50,11 @@ STORAGE = (
     DigitalXRayImageStorageForProcessing,
 )
 """SOP classes that are taken. Secondary Captures are not: the node's own overlays, routed back to it, would go in circles."""
-_NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
+_NATIVE = (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+)  # not deflated, which unpacks to any size
 SUCCESS, FULL, MISMATCH, UNREADABLE, UID_REUSED = 0x0000, 0xA700, 0xA900, 0xC000, 0xC001
 _NO_ARCHIVE = 0x0211  # N-ACTION: unrecognised operation
 _HEAD = 2**17  # bytes in which the UIDs must come
@@ -156,19 +160,24 @@ class Receiver:
         ae.maximum_pdu_size = LARGEST_PDU
         ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = 30, 60, 60
         ae.require_called_aet = True
-        ae.add_supported_context(Verification)
+        ae.add_supported_context(Verification, list(_NATIVE))
         for storage in STORAGE:
             ae.add_supported_context(storage, transfer_syntaxes())
         # the archive is the SCP of storage commitment, also on associations that it opens for its reports
-        ae.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
-        handlers = [
+        ae.add_supported_context(StorageCommitmentPushModel, list(_NATIVE), scu_role=True, scp_role=True)
+        handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._requested),
             (evt.EVT_C_ECHO, lambda event: SUCCESS),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_ACTION, lambda event: (_NO_ARCHIVE, None)),
             (evt.EVT_N_EVENT_REPORT, self._event_report),
         ]
-        limits = {"folder": queue.incoming, "largest": largest_image, "connections": associations + 16, "tls": tls}
+        limits: dict[str, Any] = {
+            "folder": queue.incoming,
+            "largest": largest_image,
+            "connections": associations + 16,
+            "tls": tls,
+        }
         try:
             self.server: Any = ae.make_server((host, port), evt_handlers=handlers, server_class=BoundedServer, **limits)
         except OSError as error:

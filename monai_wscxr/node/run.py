@@ -55,7 +55,7 @@ class NodeOptions:
         without_tls: whether other machines may be talked to without TLS.
         commit: whether to ask the archive for storage commitment.
         status_port: port of the status page on 127.0.0.1.
-        workers, batch_size, device, allow, seconds: as of `predict`.
+        workers, batch_size, device, runtime, allow, seconds: as of `predict`.
         queue: images that may wait.
         reserve: MiB that stay free on the disk.
         largest: MiB of the largest image.
@@ -81,6 +81,7 @@ class NodeOptions:
     workers: int = 2
     batch_size: int = 8
     device: str | None = None
+    runtime: str = "auto"
     allow: Sequence[str] = ()
     seconds: float = 10.0
     queue: int = 10_000
@@ -137,6 +138,7 @@ def prediction(options: NodeOptions) -> Options:
         workers=options.workers,
         batch_size=options.batch_size,
         device=options.device,
+        runtime=options.runtime,
         allow=tuple(options.allow),
         seconds=options.seconds,
     )
@@ -177,7 +179,7 @@ class Node:
             )
             start_server((*PRELOAD, *_PRELOAD))  # imports in parallel with loading the model
             model = load_model(options.model, prediction(options).torch_device())
-            self.scorer = Scorer(model, options.workers, options.allow, options.seconds, _PRELOAD)
+            self.scorer = Scorer(model, options.workers, options.allow, options.seconds, _PRELOAD, options.runtime)
             self.scoring = QueueScorer(self.queue, self.scorer, options.batch_size)
             self.status = StatusServer(Status(self.queue, model, self._more), "127.0.0.1", options.status_port)
         except BaseException:

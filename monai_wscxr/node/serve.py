@@ -46,7 +46,7 @@ class ServiceOptions:
         max_upload: largest body in MiB.
         places: images that may be under way.
         list: images in one request.
-        workers, batch_size, device, allow, seconds: as of `predict`.
+        workers, batch_size, device, runtime, allow, seconds: as of `predict`.
     """
 
     model: str
@@ -62,6 +62,7 @@ class ServiceOptions:
     workers: int = 2
     batch_size: int = 8
     device: str | None = None
+    runtime: str = "auto"
     allow: Sequence[str] = ()
     seconds: float = 10.0
 
@@ -96,6 +97,7 @@ def prediction(options: ServiceOptions) -> Options:
         workers=options.workers,
         batch_size=options.batch_size,
         device=options.device,
+        runtime=options.runtime,
         allow=tuple(options.allow),
         seconds=options.seconds,
     )
@@ -161,7 +163,7 @@ def serve(options: ServiceOptions, ready: Callable[[str], None] = lambda address
     check_port(options.host, options.port)
     start_server((*PRELOAD, *_PRELOAD))  # imports in parallel with loading the model
     model = load_model(options.model, prediction(options).torch_device())
-    scorer = Scorer(model, options.workers, options.allow, options.seconds, _PRELOAD)
+    scorer = Scorer(model, options.workers, options.allow, options.seconds, _PRELOAD, options.runtime)
     batcher = Batcher(scorer, options.places, options.batch_size)
     folder = Path(tempfile.mkdtemp(prefix="monai_wscxr-serve-"))  # only its owner can open it
     try:

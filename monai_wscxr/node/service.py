@@ -64,8 +64,10 @@ _RESULT = {
         "map": {"type": "string", "format": "byte", "description": "PNG or NPY in base64, if asked for"},
     },
 }
-_ANSWER = {200: {"description": "result", "content": {"application/json": {"schema": _RESULT}}}}
-_ANSWERS = {
+_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"description": "result", "content": {"application/json": {"schema": _RESULT}}}
+}
+_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "results in the order of the images",
         "content": {

@@ -23,6 +23,7 @@ from monai_wscxr.planning.timing import timed
 _SHARE = 1.0  # of the patches that make an image score, as in train.yaml
 _RETENTION = 0.5
 _MOST_IMAGES = 400
+SCORE_TOLERANCE = 0.2  # another draw of abnormal images and held-out normals makes 0.45 and 0.66 (docs/scale.md)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def check_precision(
     make: Callable[[str], PatchExtractor],
     source: str | Path,
     precision: str = "bfloat16",
-    tolerance: float = 0.1,
+    tolerance: float = SCORE_TOLERANCE,
     auroc_tolerance: float = 0.005,
 ) -> PrecisionCheck:
     """Compare a precision with float32 on the training part of a data set; test images are never opened.

@@ -199,11 +199,11 @@ class Run:
         began = time.perf_counter()
         size = self.model.preprocessing.image_size
         channels = len(self.model.preprocessing.mean)
-        batch = np.zeros((len(numbers), channels, size, size), np.float32)
+        batch = torch.zeros(len(numbers), channels, size, size)
         for n, loaded in usable.items():
-            batch[n - numbers.start] = loaded.image
+            batch[n - numbers.start] = tasks.network_input(self.model.preprocessing, loaded)
         with torch.inference_mode():
-            scores, means = self.network(torch.from_numpy(batch).to(self.device))
+            scores, means = self.network(batch.to(self.device))
         means = means.float().cpu()
         refusals = check_images(self.model, means, self.options.allow)
         places = None if self.model.drift is None else self.model.drift.coordinates(means)

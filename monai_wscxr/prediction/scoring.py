@@ -16,10 +16,8 @@ import torch
 
 from monai_wscxr.data.isolation import lost_error, time_limit
 from monai_wscxr.data.radiograph.base import MEMORY_LIMIT, RadiographError
-from monai_wscxr.features.parallel import ThreadParallel
 from monai_wscxr.model.artefact import TrainedModel
-from monai_wscxr.model.chest_check import CheckedNet
-from monai_wscxr.model.predictor import Prediction, check_images, to_prediction
+from monai_wscxr.model.predictor import Prediction, check_images, prediction_network, to_prediction
 from monai_wscxr.prediction import tasks
 from monai_wscxr.prediction.results import add_drift
 from monai_wscxr.prediction.tasks import Loaded, OutputOptions
@@ -55,6 +53,10 @@ class Scorer:
         allow: reason codes of readable images that are scored anyway.
         seconds: time limit for reading a file; one second more per MiB.
         preload: further modules whose functions workers will run.
+        runtime: library that executes the backbone, see `Inference`.
+
+    Raises:
+        InputError: when the runtime cannot be used.
     """
 
     def __init__(
@@ -64,10 +66,11 @@ class Scorer:
         allow: Sequence[str] = (),
         seconds: float = 10.0,
         preload: Sequence[str] = (),
+        runtime: str = "auto",
     ) -> None:
         self.model, self.seconds, self.allow = model, seconds, tuple(allow)
         self.device = next(model.network.parameters()).device
-        self.network = ThreadParallel(CheckedNet(model.network))
+        self.network = prediction_network(model, runtime)
         output = OutputOptions("", allow=self.allow)
         arguments = (tasks.without_network(model), output)
         self.pool = WorkerPool(workers, tasks.prepare, arguments, _WRITING_SECONDS, MEMORY_LIMIT, (*PRELOAD, *preload))
@@ -99,7 +102,7 @@ class Scorer:
         usable = [image for image in images if isinstance(image, Loaded)]
         if not usable:
             return found
-        batch = torch.from_numpy(np.stack([image.image for image in usable]))
+        batch = torch.stack([tasks.network_input(self.model.preprocessing, image) for image in usable])
         with torch.inference_mode():
             scores, means = self.network(batch.to(self.device))
         scores, means = scores.float().cpu(), means.float().cpu()

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from monai_wscxr.data.encoding import encode_jpeg, encode_png
-from monai_wscxr.data.preprocessing import RadiographLoader
+from monai_wscxr.data.preprocessing import Preprocessing, RadiographLoader, normalise_channels
 from monai_wscxr.data.radiograph.base import find_radiograph_error, quiet
 from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.model.artefact import TrainedModel
@@ -57,7 +58,7 @@ class Loaded:
     """One image that a worker has read.
 
     Attributes:
-        image: network input, float32 [3, S, S].
+        image: the preprocessed image before its channels are normalised, float32 [1, S, S]; `network_input` does that.
         radiograph: the preprocessed image, float32 [S, S] in [0, 1].
         padding: bool [S, S], True where the file has padding; None without padding.
         rows, columns: size of the image in the file.
@@ -104,7 +105,9 @@ class _Setup:
 
     def __init__(self, model: TrainedModel, output: OutputOptions) -> None:
         self.model, self.output = model, output
-        self.load = RadiographLoader(model.preprocessing, keep_radiograph=True, allow=output.allow, keep_source=True)
+        self.load = RadiographLoader(
+            model.preprocessing, keep_radiograph=True, allow=output.allow, keep_source=True, normalise=False
+        )
 
 
 _setup: _Setup | None = None
@@ -125,6 +128,11 @@ def prepare_here(model: TrainedModel, output: OutputOptions) -> None:
     """Initialise this process for a run without worker processes; the network keeps its threads."""
     global _setup
     _setup = _Setup(model, output)
+
+
+def network_input(preprocessing: Preprocessing, loaded: Loaded) -> Tensor:
+    """Return the network input [C, S, S] of an image that a worker has read."""
+    return normalise_channels(torch.from_numpy(loaded.image), preprocessing.mean, preprocessing.std)
 
 
 def read(path: str) -> Loaded:

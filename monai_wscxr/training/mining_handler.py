@@ -80,6 +80,7 @@ class MiningHandler:
             "features: %d images extracted, %d from the cache, %d rejected, %.1f s",
             *(done.extracted, done.reused, len(banks.rejected), banks.seconds["extraction"]),
         )
+        logger.info("network: %s", self.extractor.network.text)
         for file, code, message in banks.rejected:
             logger.warning("rejected (%s): %s: %s", code, file, message)
         if self.split.normals_only:

@@ -108,6 +108,14 @@ def test_a_runtime_that_differs_is_refused_and_auto_takes_another(make_features,
     assert chosen.runtime.name in ("onnxruntime", "torch")
 
 
+def test_a_network_that_gives_inf_is_left_to_torch(make_features, tmp_path):
+    features = make_features()
+    next(features.parameters()).data.fill_(1e38)
+    with pytest.raises(RuntimeUnusableError, match="the network gives NaN or Inf; choose --runtime torch"):
+        Inference(features, runtime="openvino", image_size=64, cache=tmp_path)
+    assert Inference(features, runtime="auto", image_size=64, cache=tmp_path).runtime.name == "torch"
+
+
 @pytest.mark.parametrize(("seconds", "name"), [((1.0, 2.0), "openvino"), ((2.0, 1.0), "torch")])
 def test_auto_takes_the_faster_one(make_features, tmp_path, monkeypatch, seconds, name):
     monkeypatch.setattr(converted, "_seconds", lambda *given: list(seconds))

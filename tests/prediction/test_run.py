@@ -358,7 +358,7 @@ def test_decoder_that_crashes_or_hangs_costs_its_image(options, inputs, tmp_path
     trap.parent.mkdir()
     trap.write_text(
         "import os, time\n"
-        "import monai_wscxr.data.transforms as t\n"
+        "import monai_wscxr.data.preprocessing as t\n"
         "read = t.read_radiograph\n"
         "def trapped(path, **options):\n"
         "    if str(path).endswith('1.png'): os.kill(os.getpid(), 11)\n"

@@ -142,7 +142,7 @@ def _key(kind: Any, name: str, features: PatchFeatures, image_size: int) -> dict
 
 def _make(kind: Any, features: PatchFeatures, image_size: int) -> tuple[dict[str, bytes], Check]:
     """Convert a network, compare it with torch on a few pictures and time both."""
-    logger.info("converting %s for the runtime %s", features.backbone.name, kind.name)
+    logger.debug("converting %s for the runtime %s", features.backbone.name, kind.name)
     torch_runtime = TorchRuntime(JoinedLayers(features))
     images = pictures(features.backbone, image_size)
     try:
@@ -155,12 +155,12 @@ def _make(kind: Any, features: PatchFeatures, image_size: int) -> tuple[dict[str
     with torch.inference_mode():
         expected = torch_runtime(images)
         found = difference(runtime(images), expected, channels)
-    if bool(torch.isfinite(expected).all()) and not found <= TOLERANCE:
-        refused = (
-            f"the runtime {kind.name} is not used: its features differ from those of torch by {found:.1e} (relative), "
-            f"allowed are {TOLERANCE:.0e}; choose --runtime torch"
-        )
-        return {}, Check(found if found == found else -1.0, -1.0, -1.0, torch_runtime.folded, refused)
+    if not found <= TOLERANCE:
+        why = f"its features differ from those of torch by {found:.1e} (relative), allowed are {TOLERANCE:.0e}"
+        if not bool(torch.isfinite(expected).all()):
+            why = "the network gives NaN or Inf"
+        refused = f"the runtime {kind.name} is not used: {why}; choose --runtime torch"
+        return {}, Check(-1.0, -1.0, -1.0, torch_runtime.folded, refused)
     own, torch_seconds = _seconds([runtime, torch_runtime], images[2:3])
     return files, Check(found, own, torch_seconds, torch_runtime.folded)
 
@@ -208,5 +208,5 @@ def _read(folder: Path) -> tuple[dict[str, bytes], Check] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.info("the converted network in %s is damaged (%s); it is made again", folder, error)
+        logger.debug("the converted network in %s is damaged (%s); it is made again", folder, error)
         return None

@@ -86,15 +86,15 @@ class OpenVINORuntime:
     @staticmethod
     def installed_version() -> str:
         """Return the version of OpenVINO, or raise `RuntimeUnusableError` when it is not installed."""
-        return str(import_openvino().get_version())
+        return str(import_openvino().get_version()).partition("-")[0]
 
     @staticmethod
     def machine() -> str:
-        """Return what the arithmetic depends on: the processor and its instructions."""
-        core = import_openvino().Core()
-        return " ".join(
-            [core.get_property("CPU", "FULL_DEVICE_NAME"), *core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
-        )
+        """Return what the arithmetic depends on: the build, the processor and its instructions."""
+        openvino = import_openvino()
+        core = openvino.Core()
+        names = [core.get_property("CPU", "FULL_DEVICE_NAME"), *core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+        return " ".join([openvino.get_version(), *names])
 
     @staticmethod
     def convert(network: nn.Module, image: Tensor) -> dict[str, bytes]:
