@@ -44,7 +44,7 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(shell find csrc -name 
 	@$(RUN) -m monai_wscxr doctor
 	@touch $@
 
-label-setup: $(LABEL_READY)  ## .venv-label, the environment of the MONAI Label server
+label-setup: $(LABEL_READY)  ## .venv-label, the environment of MONAI Label
 
 # MONAI Label needs NumPy 1 and pydicom 2, so it has an environment of its own. What that does not pin (torch alone is 5.6 GB)
 # it finds in .venv, which the .pth file puts behind its own packages; this folder, with the built extension, comes last
@@ -58,9 +58,11 @@ $(LABEL_READY): monai_wscxr/label/requirements.txt | $(READY)
 	@$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps monailabel==0.8.5
 	@touch $@
 
-label: label-setup  ## server to label, rank and retrain: make label STUDIES=DIR [NORMALS=DIR] [LABEL_OPTIONS="--port 8000 ..."]
+# MONAI_LABEL=1: with MONAI Label's interface and the OHIF viewer, which need an environment of their own
+label: $(if $(MONAI_LABEL),label-setup,setup)  ## page to label, rank and retrain: make label STUDIES=DIR [NORMALS=DIR] [MONAI_LABEL=1] [LABEL_OPTIONS="--port 8000 ..."]
 	@test -n "$(STUDIES)" || { echo "make label STUDIES=DIR: the folder with the radiographs is missing"; exit 2; }
-	$(LABEL_VENV)/bin/python -m monai_wscxr label "$(STUDIES)" $(if $(NORMALS),--normals "$(NORMALS)") $(LABEL_OPTIONS)
+	$(if $(MONAI_LABEL),$(LABEL_VENV)/bin/python,$(RUN)) -m monai_wscxr label "$(STUDIES)" $(if $(MONAI_LABEL),--monailabel) \
+	  $(if $(NORMALS),--normals "$(NORMALS)") $(LABEL_OPTIONS)
 
 test: setup label-setup $(JS_READY)  ## the test suite, in TEST_PROCESSES processes side by side (default 2)
 	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder

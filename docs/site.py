@@ -1,12 +1,15 @@
-"""Hooks of MkDocs: pages outside of docs/ join the site, links keep leading to the same files, and two pages are generated.
+"""Hooks of MkDocs: pages outside of docs/ join the site, links keep leading to the same files, and some pages are generated.
 
 Pages link to each other as on a code host, by the paths of the repository. On the site a linked page is found at its place
 there, and any other linked file of the repository is copied to `files/`. The page of the command line comes from the parsers
-of the commands, that of the Python interface from signatures and docstrings; neither needs torch.
+of the commands, that of the Python interface from signatures and docstrings; neither needs torch. Notebooks become pages with
+the outputs that are stored in them.
 """
 
 import argparse
 import ast
+import base64
+import json
 import os
 import posixpath
 import re
@@ -37,6 +40,11 @@ def on_files(files, config):
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     files.append(File.generated(config, "commands.md", content=command_line()))
     files.append(File.generated(config, "reference.md", content=reference()))
+    for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        page, pictures = notebook_page(notebook)
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=page))
+        for name, picture in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=picture))
     for file in list(files.documentation_pages()):
         for target in LINK.findall(file.content_string):
             path = _resolve(file.src_uri, target[1])
@@ -55,6 +63,8 @@ def on_page_markdown(markdown, page, config, files):
         path = _resolve(page.file.src_uri, target)
         if not path or (path != _source(page.file.src_uri) and not (ROOT / path).is_file()):
             return match[0]
+        if re.fullmatch(r"docs/notebooks/\w+\.ipynb", path):
+            path = str(Path(path).with_suffix(".md"))
         place = MOVED.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"files/{path}")
         relative = posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".")
         return f"{match[1]}{relative}{'#' + anchor if anchor else ''}{match[3]}"
@@ -73,6 +83,29 @@ def _resolve(page, target):
     if not path or "://" in path or path.startswith("mailto:"):
         return ""
     return posixpath.normpath(posixpath.join(posixpath.dirname(_source(page)), path))
+
+
+def notebook_page(path):
+    """Return the page of a notebook, and its pictures by file name."""
+    lines, pictures = [], {}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            lines += [text, ""]
+            continue
+        lines += ["```python", text, "```", ""]
+        for output in cell["outputs"]:
+            data = output.get("data", {"text/plain": output.get("text", [])})
+            shown = "".join(data["text/plain"]).rstrip()
+            if "image/png" in data:
+                name = f"{path.stem}_{len(pictures)}.png"
+                pictures[name] = base64.b64decode(data["image/png"])
+                lines += [f"![Value of the last line above: {shown}]({name}){{ width=320 }}", ""]
+            else:
+                lines += ["```text", shown, "```", ""]
+    download = f'<a href="{path.name}" download>{path.name}</a>'
+    lines += [f"This page is the notebook {download} with the outputs of one run on a CPU.", ""]
+    return "\n".join(lines), pictures
 
 
 def command_line():
@@ -156,6 +189,7 @@ def _constructor(node):
 
 def _markdown(docstring):
     """Return a docstring in Google style as Markdown: its sections become lists."""
+    docstring, _, example = docstring.partition("\nExample:\n")
     lines, section = [], False
     for line in docstring.splitlines():
         if re.fullmatch(r"(Args|Returns|Raises|Attributes|Yields|Warns):", line):
@@ -168,6 +202,8 @@ def _markdown(docstring):
         else:
             section = section and not line.strip()
             lines.append(_escaped(line))
+    if example:
+        lines += ["", "**Example**", "", "```pycon", *textwrap.dedent(example).rstrip().splitlines(), "```"]
     return lines
 
 

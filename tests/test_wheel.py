@@ -110,9 +110,9 @@ def test_the_wheel_in_an_environment_of_its_own(wheel, tmp_path):
     python = tmp_path / "venv" / "bin" / "python"
     site = next((tmp_path / "venv" / "lib").iterdir()) / "site-packages"
     (site / "rest.pth").write_text(sysconfig.get_path("purelib"))
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel]
-    subprocess.run(install, check=True, cwd=tmp_path)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True, cwd=tmp_path, env=environment)
 
     def said(*command):
         command = [python.parent / command[0], *command[1:]]

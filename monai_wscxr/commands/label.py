@@ -1,4 +1,4 @@
-"""`monai-wscxr label`: a MONAI Label server to label, rank and retrain, with a web page."""
+"""`monai-wscxr label`: a server with a web page to label, rank and retrain, alone or with MONAI Label's interface."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def add_parser(commands: Commands) -> None:
     label = commands.add_parser(
         "label",
         help="server to label, rank and retrain",
-        description="Start a MONAI Label server with a page to label radiographs, rank an archive and retrain. "
-        "`make label STUDIES=DIR` sets up the environment it needs.",
+        description="Start a server with a page to label radiographs, rank an archive and retrain; with --monailabel also "
+        "for MONAI Label's clients (`make label STUDIES=DIR MONAI_LABEL=1` sets up the environment for that).",
     )
     label.add_argument("studies", metavar="STUDIES", help="folder of radiographs, or address of a DICOMweb server")
     label.add_argument("--normals", metavar="DIR", help="known normal images: a folder, or a data set's training part")
@@ -34,6 +34,7 @@ def add_parser(commands: Commands) -> None:
     label.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the trainings (default: %(default)s)")
     label.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of train.yaml")
     label.add_argument("--bundle", metavar="DIR", help="folder of the bundle wscxr_chest_xray")
+    label.add_argument("--monailabel", action="store_true", help="offer MONAI Label's interface as well")
     label.set_defaults(run=run)
 
 
@@ -66,5 +67,6 @@ def run(options: argparse.Namespace) -> None:
             seed=options.seed,
             train_options=train_options,
             bundle=options.bundle,
+            monailabel=options.monailabel,
         )
     )

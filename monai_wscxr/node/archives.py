@@ -132,7 +132,7 @@ class DicomArchive:
 
     def _open(self) -> Any:
         if self._association is None or not self._association.is_established:
-            handlers = [(evt.EVT_N_EVENT_REPORT, self._event_report)]
+            handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, self._event_report)]
             tls = None if self.tls is None else (self.tls, self.host)
             self._association = self._ae.associate(
                 self.host, self.port, ae_title=self.title, evt_handlers=handlers, tls_args=tls

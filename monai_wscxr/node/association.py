@@ -253,7 +253,8 @@ class BoundedServer(ThreadedAssociationServer):
         self.folder, self.largest, self.connections, self.tls = folder, largest, connections, tls
         self.open = 0
         self._counting = threading.Lock()
-        super().__init__(*arguments, request_handler=_Handler, **options)
+        options["request_handler"] = _Handler
+        super().__init__(*arguments, **options)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Tell whether a connection is taken: not beyond the limit, where the node cannot even answer."""

@@ -109,8 +109,9 @@ class Batcher:
                 scored.set_result(score)
 
     def _note(self, score: Score | RadiographError, seconds: float) -> None:
-        good = isinstance(score, Score)
-        self.counts["ok" if good else score.code] += 1
         self.seconds.append(seconds)
-        if good:
+        if isinstance(score, Score):
+            self.counts["ok"] += 1
             self.outcomes.append(score.outcome)
+        else:
+            self.counts[score.code] += 1

@@ -11,7 +11,6 @@ results do, so only the owner can open the folder. They are deleted when their r
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,66 +18,16 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.keys import IdKey
-from monai_wscxr.system.atomic import sync, write_text_atomic
+from monai_wscxr.node.items import COLUMNS, OPEN, SCHEMA, STATES, Item, claim, item_of
+from monai_wscxr.system.atomic import sync
 from monai_wscxr.system.folder_lock import FolderLock
 
-STATES = (
-    "received",  # waits for its score
-    "ready",  # waits to be sent
-    "sent",  # waits until the archive commits to keep the results
-    "done",  # its results, or the reason why there are none, are in the archive
-    "failed",  # nothing could be stored in the archive; the reason says why
-)
-OPEN = ("received", "ready", "sent")
-"""States in which something is left to do."""
-
-_FORMAT = 1
 _ERRORS_KEPT = 1000
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS items (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, digest TEXT NOT NULL, state TEXT NOT NULL,
-    reason TEXT NOT NULL DEFAULT '', tries INTEGER NOT NULL DEFAULT 0, sends INTEGER NOT NULL DEFAULT 0,
-    due REAL NOT NULL DEFAULT 0, received REAL NOT NULL, scored REAL, finished REAL, outcome TEXT NOT NULL DEFAULT '{}',
-    files TEXT NOT NULL DEFAULT '[]', repeats INTEGER NOT NULL DEFAULT 0, commitment TEXT NOT NULL DEFAULT '');
-CREATE INDEX IF NOT EXISTS by_state ON items (state, due, number);
-CREATE TABLE IF NOT EXISTS errors (time REAL NOT NULL, id TEXT NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL);
-"""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image of the queue.
-
-    Attributes:
-        number: in order of arrival.
-        id: 16 hexadecimal digits, see `IdKey`.
-        digest: SHA-256 of its data set.
-        state: one of `STATES`.
-        reason: reason code when there is no score, or nothing could be sent; otherwise "".
-        tries: number of times that scoring it has begun.
-        sends: number of times that the archive refused its results or did not commit to keep them.
-        received: when it was received, seconds since 1970.
-        files: names of its result files in `results/`.
-    """
-
-    number: int
-    id: str
-    digest: str
-    state: str
-    reason: str
-    tries: int
-    sends: int
-    received: float
-    files: tuple[str, ...]
-
-
-_COLUMNS = "number, id, digest, state, reason, tries, sends, received, files"
 
 
 class Queue:
@@ -97,7 +46,7 @@ class Queue:
         self.images, self.results, self.incoming = (folder / name for name in ("images", "results", "incoming"))
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _claim(folder)
+            claim(folder)
             try:
                 self._lock_of_folder = FolderLock(folder)
             except InputError:
@@ -113,7 +62,7 @@ class Queue:
             self._database = sqlite3.connect(folder / "queue.sqlite", check_same_thread=False, isolation_level=None)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
-            self._database.executescript(_SCHEMA)
+            self._database.executescript(SCHEMA)
             self._clean_up()
             self._waiting = self._count(OPEN)
         except sqlite3.DatabaseError as error:
@@ -204,9 +153,9 @@ class Queue:
         busy = set(without)
         with self._changed:
             rows = self._database.execute(
-                f"SELECT {_COLUMNS} FROM items WHERE state = 'received' ORDER BY number LIMIT ?", (limit + len(busy),)
+                f"SELECT {COLUMNS} FROM items WHERE state = 'received' ORDER BY number LIMIT ?", (limit + len(busy),)
             )
-            return [item for item in map(_item, rows) if item.number not in busy][:limit]
+            return [item for item in map(item_of, rows) if item.number not in busy][:limit]
 
     def trying(self, items: Iterable[Item]) -> None:
         """Note that images are being scored."""
@@ -217,10 +166,10 @@ class Queue:
         """Return images whose results are due to be sent, the oldest first, at most `limit`."""
         with self._changed:
             rows = self._database.execute(
-                f"SELECT {_COLUMNS} FROM items WHERE state = 'ready' AND due <= ? ORDER BY number LIMIT ?",
+                f"SELECT {COLUMNS} FROM items WHERE state = 'ready' AND due <= ? ORDER BY number LIMIT ?",
                 (time.time(), limit),
             )
-            return [_item(row) for row in rows]
+            return [item_of(row) for row in rows]
 
     def not_tried(self, item: Item) -> None:
         """Take back that an image was being scored: it was not its fault that this did not end."""
@@ -263,18 +212,18 @@ class Queue:
         """Return the images whose results wait for this storage commitment."""
         with self._changed:
             rows = self._database.execute(
-                f"SELECT {_COLUMNS} FROM items WHERE state = 'sent' AND commitment = ? AND commitment != ''",
+                f"SELECT {COLUMNS} FROM items WHERE state = 'sent' AND commitment = ?",
                 (transaction,),
             )
-            return [_item(row) for row in rows]
+            return [item_of(row) for row in rows]
 
     def overdue(self) -> list[Item]:
         """Return the images whose storage commitment has not come in time."""
         with self._changed:
             rows = self._database.execute(
-                f"SELECT {_COLUMNS} FROM items WHERE state = 'sent' AND due <= ?", (time.time(),)
+                f"SELECT {COLUMNS} FROM items WHERE state = 'sent' AND due <= ?", (time.time(),)
             )
-            return [_item(row) for row in rows]
+            return [item_of(row) for row in rows]
 
     def done(self, items: Sequence[Item]) -> None:
         """Note that results are in the archive, and delete them here."""
@@ -403,35 +352,3 @@ class Queue:
             self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
-
-
-def file_digest(path: Path, start: int) -> str:
-    """Return the SHA-256 of a file from an offset on, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        file.seek(start)
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _claim(folder: Path) -> None:
-    """Mark a folder as a queue, or check that it is one."""
-    mark = folder / "node.json"
-    if mark.is_file():
-        try:
-            found = json.loads(mark.read_text(encoding="utf-8"))["format"]
-        except (ValueError, KeyError, TypeError, OSError):
-            found = None
-        if found != _FORMAT:
-            raise InputError(f"{mark} is damaged or of another version of monai_wscxr; give another folder")
-        return
-    others = [path.name for path in folder.iterdir() if path.name not in (".lock", "secret")]
-    if others:
-        raise InputError(f"{folder} is not empty and holds no queue of a node; give an empty or new folder")
-    write_text_atomic(mark, json.dumps({"format": _FORMAT}) + "\n")
-
-
-def _item(row: tuple[Any, ...]) -> Item:
-    *values, files = row
-    return Item(*values, tuple(json.loads(files)))

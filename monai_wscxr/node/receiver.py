@@ -10,6 +10,7 @@ An image is acknowledged when it is in the queue on the disk, see `node.queue`. 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import ipaddress
 import logging
@@ -39,7 +40,7 @@ from monai_wscxr.data.radiograph.base import quiet
 from monai_wscxr.data.radiograph.decoders import decodable_syntaxes
 from monai_wscxr.errors import InputError
 from monai_wscxr.node.association import LARGEST_PDU, BoundedServer, DataSet
-from monai_wscxr.node.queue import Queue, file_digest
+from monai_wscxr.node.queue import Queue
 from monai_wscxr.system.atomic import DiskFullError, is_disk_full
 
 logger = logging.getLogger("monai_wscxr.node")
@@ -50,7 +51,11 @@ STORAGE = (
     DigitalXRayImageStorageForProcessing,
 )
 """SOP classes that are taken. Secondary Captures are not: the node's own overlays, routed back to it, would go in circles."""
-_NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
+_NATIVE = (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+)  # not deflated, which unpacks to any size
 SUCCESS, FULL, MISMATCH, UNREADABLE, UID_REUSED = 0x0000, 0xA700, 0xA900, 0xC000, 0xC001
 _NO_ARCHIVE = 0x0211  # N-ACTION: unrecognised operation
 _HEAD = 2**17  # bytes in which the UIDs must come
@@ -156,19 +161,24 @@ class Receiver:
         ae.maximum_pdu_size = LARGEST_PDU
         ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = 30, 60, 60
         ae.require_called_aet = True
-        ae.add_supported_context(Verification)
+        ae.add_supported_context(Verification, list(_NATIVE))
         for storage in STORAGE:
             ae.add_supported_context(storage, transfer_syntaxes())
         # the archive is the SCP of storage commitment, also on associations that it opens for its reports
-        ae.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
-        handlers = [
+        ae.add_supported_context(StorageCommitmentPushModel, list(_NATIVE), scu_role=True, scp_role=True)
+        handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._requested),
             (evt.EVT_C_ECHO, lambda event: SUCCESS),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_ACTION, lambda event: (_NO_ARCHIVE, None)),
             (evt.EVT_N_EVENT_REPORT, self._event_report),
         ]
-        limits = {"folder": queue.incoming, "largest": largest_image, "connections": associations + 16, "tls": tls}
+        limits: dict[str, Any] = {
+            "folder": queue.incoming,
+            "largest": largest_image,
+            "connections": associations + 16,
+            "tls": tls,
+        }
         try:
             self.server: Any = ae.make_server((host, port), evt_handlers=handlers, server_class=BoundedServer, **limits)
         except OSError as error:
@@ -239,7 +249,7 @@ class Receiver:
                 "uid_mismatch", "a data set is of another SOP class or instance than its request; it was refused"
             )
             return MISMATCH
-        digest = file_digest(path, 0)
+        digest = _digest(path)
         whole = path.with_suffix(".dcm")
         try:
             _write_file(whole, path, _meta(found[0], found[1], syntax))
@@ -304,3 +314,12 @@ def _write_file(target: Path, source: Path, meta: Any) -> None:
         _write_meta(file, meta)
         while block := content.read(2**20):
             file.write(block)
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -10,7 +10,8 @@ from typing import Any
 
 from monai_wscxr.data.radiograph.base import RadiographError
 from monai_wscxr.node import results
-from monai_wscxr.node.queue import Item, Queue
+from monai_wscxr.node.items import Item
+from monai_wscxr.node.queue import Queue
 from monai_wscxr.prediction.scoring import Score, Scorer
 from monai_wscxr.prediction.tasks import Loaded
 from monai_wscxr.system.atomic import is_disk_full
@@ -53,10 +54,11 @@ class QueueScorer:
         writing: deque[Writing] = deque()
         while True:
             while not self._stopped.is_set() and len(reading) < _AHEAD:
-                busy = [entry[0].number for batch in (*reading, *writing) for entry in batch]
-                if not (batch := self._begin(busy)):
+                busy = [item.number for batch in reading for item, _ in batch]
+                busy += [item.number for batch in writing for item, _, _ in batch]
+                if not (following := self._begin(busy)):
                     break
-                reading.append(batch)
+                reading.append(following)
             if reading:
                 writing.append(self._score(reading.popleft()))
             while writing and (len(writing) > 1 or not reading):

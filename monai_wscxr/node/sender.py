@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import pydicom
 from pydicom.uid import generate_uid
 
-from monai_wscxr.node.queue import Item, Queue
+from monai_wscxr.node.items import Item
+from monai_wscxr.node.queue import Queue
 
 logger = logging.getLogger("monai_wscxr.node")
 

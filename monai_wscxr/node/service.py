@@ -64,8 +64,10 @@ _RESULT = {
         "map": {"type": "string", "format": "byte", "description": "PNG or NPY in base64, if asked for"},
     },
 }
-_ANSWER = {200: {"description": "result", "content": {"application/json": {"schema": _RESULT}}}}
-_ANSWERS = {
+_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"description": "result", "content": {"application/json": {"schema": _RESULT}}}
+}
+_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "results in the order of the images",
         "content": {
@@ -195,7 +197,7 @@ class Service:
                 chunk = await asyncio.wait_for(anext(parts), max(0.0, left))
             except StopAsyncIteration:
                 return
-            except TimeoutError:
+            except asyncio.TimeoutError:  # another class than TimeoutError before Python 3.11
                 raise RefusedError(408, "too_slow", "the body did not arrive in time") from None
             read += len(chunk)
             if read > self.largest_body:

@@ -54,6 +54,9 @@ class Scorer:
         seconds: time limit for reading a file; one second more per MiB.
         preload: further modules whose functions workers will run.
         runtime: library that executes the backbone, see `Inference`.
+
+    Raises:
+        InputError: when the runtime cannot be used.
     """
 
     def __init__(

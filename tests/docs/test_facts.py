@@ -20,7 +20,15 @@ DOCS = ROOT / "docs"
 CONFIGS = ROOT / "bundles" / "wscxr_chest_xray" / "configs"
 SOURCES = [
     path
-    for pattern in ("monai_wscxr/**/*", "csrc/**/*", "tests/**/*", "bundles/**/*", "docs/examples/*", "*")
+    for pattern in (
+        "monai_wscxr/**/*",
+        "csrc/**/*",
+        "tests/**/*",
+        "bundles/**/*",
+        "docs/examples/*",
+        "docs/notebooks/*",
+        "*",
+    )
     for path in ROOT.glob(pattern)
     if path.suffix in (".py", ".cpp", ".h", ".cu", ".inl", ".yaml", ".sbatch") or path.name == "Makefile"
     if "node_modules" not in path.parts

@@ -142,11 +142,13 @@ class Archive:
         stored: data sets by SOP Instance UID, in order of arrival.
         status: returned for each C-STORE; a function of the data set.
         commit: how requests for commitment are answered: "all", "none" or "ignore".
+        report_to: called with event type and information of the answer; None sends it over the association of the request,
+            which must be idle then.
     """
 
     def __init__(self, port=0):
         self.stored, self.repeats, self.status, self.commit = {}, 0, lambda ds: 0x0000, "all"
-        self.asked = []
+        self.asked, self.report_to = [], None
         ae = AE(ae_title="ARCHIVE")
         for uid in RESULTS:
             ae.add_supported_context(uid)
@@ -182,6 +184,9 @@ class Archive:
             for entry in entries:
                 entry.FailureReason = 0x0110
             report.FailedSOPSequence = entries
+        if self.report_to is not None:
+            self.report_to(1 if self.commit == "all" else 2, report)
+            return
         with contextlib.suppress(RuntimeError, ValueError):
             association.send_n_event_report(
                 report, 1 if self.commit == "all" else 2, StorageCommitmentPushModel, "1.2.840.10008.1.20.1.1"

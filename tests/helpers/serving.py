@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -195,7 +196,7 @@ def running(command, port, log, ready, environment=None, limit=400):
 def label_server(studies, log, *options, environment=None, password=None):
     """Run this package's MONAI Label server in its own environment; yield a client."""
     port = free_port()
-    command = [PYTHON, "-m", "monai_wscxr", "label", studies, "--port", port, *options]
+    command = [PYTHON, "-m", "monai_wscxr", "label", studies, "--monailabel", "--port", port, *options]
     environment = {
         "PYTHONPATH": str(ROOT),
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
@@ -204,6 +205,16 @@ def label_server(studies, log, *options, environment=None, password=None):
     }
     with running([str(part) for part in command], port, log, "/info/", environment) as process:
         yield Client(port, password, process)
+
+
+@contextlib.contextmanager
+def page_server(studies, log, *options):
+    """Run the labelling page without MONAI Label, in this environment; yield a client."""
+    port = free_port()
+    command = [sys.executable, "-m", "monai_wscxr", "label", studies, "--port", port, *options]
+    environment = {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
+    with running([str(part) for part in command], port, log, "/wscxr/", environment) as process:
+        yield Client(port, None, process)
 
 
 @contextlib.contextmanager

@@ -164,8 +164,7 @@ def test_commitment_over_the_same_association(queue, run):
 def test_without_commitment_results_are_sent_again_and_given_up(queue, run, commit):
     with archive() as found:
         sender = Sender(queue, node_archive(found), commitment=0.2)
-        sender.archive.committed = sender.committed
-        found.commit = commit
+        found.report_to, found.commit = sender.committed, commit
         run(sender)
         until(queue, failed=3)
         assert len(found.stored) == 6

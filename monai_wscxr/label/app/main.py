@@ -1,10 +1,8 @@
-"""The MONAI Label app. `monai-wscxr label DIR` starts it behind its guard, `monailabel start_server` without one."""
+"""The MONAI Label app. `monai-wscxr label DIR --monailabel` starts it behind its guard, `monailabel start_server` without."""
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import threading
 from multiprocessing.util import get_temp_dir
 from typing import Any
 
@@ -12,7 +10,6 @@ import yaml
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 
-from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.open import open_studies
 from monai_wscxr.label.archive.studies import Refused, UnknownImage
 from monai_wscxr.label.messages import hide_folders
@@ -25,13 +22,10 @@ from monai_wscxr.label.server.tasks import (
     keep_tasks_in_this_process,
     uploaded,
 )
+from monai_wscxr.label.server.upkeep import keep_up
 from monai_wscxr.label.server.uploads import Uploads
 from monai_wscxr.label.workbench import Workbench
-from monai_wscxr.system.atomic import as_disk_full
 
-logger = logging.getLogger("monai_wscxr")
-
-RESCAN_SECONDS = 60.0
 _STRATEGIES = {
     "most_suspicious": "Highest anomaly score first",
     "most_uncertain": "Nearest to the operating point first",
@@ -158,20 +152,4 @@ class WSCXRApp(MONAILabelApp):
     def on_init_complete(self) -> None:
         """Score the archive and look for new images every minute, in a thread of its own."""
         if settings.MONAI_LABEL_AUTO_UPDATE_SCORING:
-            threading.Thread(target=self._keep_up, name="archive", daemon=True).start()
-
-    def _keep_up(self) -> None:
-        while not self.workbench.stopping.is_set():
-            try:
-                self.workbench.refresh()
-            except InputError as error:
-                if self.workbench.stopping.is_set():
-                    return
-                logger.warning("the archive cannot be scored: %s", error)
-            except Exception as error:
-                full = as_disk_full(error)
-                if full is None:
-                    logger.exception("scoring the archive failed")
-                else:
-                    logger.warning("the archive cannot be scored: %s", full)
-            self.workbench.stopping.wait(RESCAN_SECONDS)
+            keep_up(self.workbench)

@@ -130,10 +130,10 @@ class DicomWebStudies:
         Raises:
             InputError: when the server does not deliver it, or not as DICOM.
         """
-        uids = (entry[f"{level}InstanceUID"] for level in ("Study", "Series", "SOP"))
+        study, series, instance = (entry[f"{level}InstanceUID"] for level in ("Study", "Series", "SOP"))
         try:
             with quiet:
-                return self.client.retrieve_instance(*uids)
+                return self.client.retrieve_instance(study, series, instance)
         except Exception as error:  # from requests, or from pydicom when the answer is damaged
             raise InputError(
                 f"the DICOMweb server does not deliver an object that it lists ({type(error).__name__})"

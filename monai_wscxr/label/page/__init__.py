@@ -1,4 +1,4 @@
-"""The labelling page and its JSON interface. It needs FastAPI, which MONAI Label installs."""
+"""The labelling page and its JSON interface. It needs FastAPI (`monai-wscxr[label]`)."""
 
 from monai_wscxr.label.page.router import router
 

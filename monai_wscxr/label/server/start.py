@@ -1,17 +1,15 @@
-"""Starting the MONAI Label server: the app with the workbench, the labelling page, and the guard in front of both."""
+"""Starting a label server: the workbench with the labelling page, alone or beside MONAI Label's interface, behind the guard."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import ipaddress
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.archive.open import is_address
@@ -19,7 +17,9 @@ from monai_wscxr.label.decoding import PRELOAD
 from monai_wscxr.label.server.guard import LOOPBACK, Guard
 from monai_wscxr.system.workers import start_server
 
-APP = Path(__file__).resolve().parents[1] / "app"
+if TYPE_CHECKING:
+    from monai_wscxr.label.workbench import Workbench
+
 STOPPED_HARD = 130  # `commands.exit_status.INTERRUPTED`
 _SHORTEST_PASSWORD = 8
 _ANY_ADDRESS = ("0.0.0.0", "::")
@@ -46,6 +46,7 @@ class ServerOptions:
         seed: seed of trainings and of the random strategy.
         train_options: options of `train.yaml` for every training.
         bundle: folder of the bundle; None finds the one beside the package.
+        monailabel: offer MONAI Label's interface as well, for its clients and the OHIF viewer.
     """
 
     studies: str
@@ -64,6 +65,26 @@ class ServerOptions:
     seed: int = 0
     train_options: Mapping[str, Any] = field(default_factory=dict)
     bundle: str | None = None
+    monailabel: bool = False
+
+
+@dataclass(frozen=True)
+class Application:
+    """An application for the guard.
+
+    Attributes:
+        app: the application, with the labelling page at /wscxr/.
+        workbench: what it serves.
+        names: known last parts of addresses, see `Guard`.
+        dicom_proxy: whether the studies are on a DICOMweb server that clients read through this one.
+        friends: origins of other sites whose pages may read (CORS).
+    """
+
+    app: Callable[[Any, Any, Any], Awaitable[None]]
+    workbench: Workbench
+    names: Mapping[str, Collection[str]] = field(default_factory=dict)
+    dicom_proxy: bool = False
+    friends: Sequence[str] = ()
 
 
 def serve(options: ServerOptions) -> None:
@@ -73,12 +94,9 @@ def serve(options: ServerOptions) -> None:
         InputError: when it cannot listen on the address; see also `create_server`.
         KeyboardInterrupt: when it was stopped by Ctrl-C.
     """
-    check_port(options.host, options.port)  # the imports below take half a minute
-    guarded = create_server(options)
+    check_port(options.host, options.port)  # the imports below take seconds, with MONAI Label half a minute
+    guarded, workbench = create_server(options)
     import uvicorn
-    from monailabel.interfaces.utils.app import app_instance
-
-    workbench = app_instance().workbench
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -88,9 +106,11 @@ def serve(options: ServerOptions) -> None:
     scheme = "https" if options.certificate else "http"
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"{scheme}://{host}:{options.port}"
-    lines = [f"labelling page    {address}/wscxr/", f"MONAI Label       {address}/"]
-    if is_address(options.studies):
-        lines.append(f"OHIF viewer       {address}/ohif/")
+    lines = [f"labelling page    {address}/wscxr/"]
+    if options.monailabel:
+        lines.append(f"MONAI Label       {address}/")
+        if is_address(options.studies):
+            lines.append(f"OHIF viewer       {address}/ohif/")
     print("\n".join([*lines, "stop with Ctrl-C"]), flush=True)
     configuration = uvicorn.Config(
         guarded,
@@ -111,84 +131,25 @@ def serve(options: ServerOptions) -> None:
             os._exit(STOPPED_HARD)
 
 
-def create_server(options: ServerOptions) -> Guard:
-    """Create MONAI Label's application with the workbench and the labelling page, behind the guard.
+def create_server(options: ServerOptions) -> tuple[Guard, Workbench]:
+    """Create the server with the labelling page, behind the guard; return it with the workbench.
 
     Raises:
-        InputError: when an option cannot be used, or MONAI Label is not installed.
+        InputError: when an option cannot be used, or a package is not installed that the server needs.
     """
     password = read_password(options.password_file)
     monai_authentication = os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() in ("1", "true", "yes")
-    check_host(options.host, password is not None or monai_authentication)
-    os.environ.setdefault("MONAI_LABEL_SESSIONS", "false")
-    start_server(PRELOAD)  # its imports take place while those of MONAI Label do
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # MONAI Label prints its settings when it is imported
-            from monailabel.config import settings
-    except ImportError as error:
-        raise InputError(
-            f"MONAI Label is not installed here ({error}); `make label STUDIES=DIR` sets up an environment for it, or see "
-            "monai_wscxr/label/requirements.txt"
-        ) from error
-    from fastapi import Depends
-    from fastapi.middleware.cors import CORSMiddleware
-    from monailabel.endpoints.user.auth import RBAC
-    from monailabel.interfaces.utils.app import app_instance
-
-    from monai_wscxr.label.page import router
-    from monai_wscxr.label.server.application import create_application
-    from monai_wscxr.label.server.errors import answer_errors
-    from monai_wscxr.label.server.proxy import ArchiveProxy
-
-    settings.MONAI_LABEL_APP_DIR = str(APP)
-    settings.MONAI_LABEL_STUDIES = options.studies
-    settings.MONAI_LABEL_APP_CONF = _app_configuration(options)
-    settings.MONAI_LABEL_SERVER_PORT = options.port
-    instance = app_instance()
-    instance.workbench.decoders.start()
-    archive = None
-    if is_address(options.studies):
-        user, word = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-        prefixes = {
-            name: getattr(settings, f"MONAI_LABEL_{name.upper()}_PREFIX") or "" for name in ("qido", "wado", "stow")
-        }
-        archive = ArchiveProxy(options.studies, (user, word) if user and word else None, prefixes)
-    app = create_application(instance, archive)
-    friends = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS or ()]
-    if friends:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=friends, allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
-        )
-    answer_errors(app)
-    annotators = [Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
-    app.include_router(router(instance.workbench, hosts=None), prefix="/wscxr", dependencies=annotators)
-    offered = instance.info()
-    names = {
-        "/infer": offered["models"],
-        "/train": offered["trainers"],
-        "/scoring": offered["scoring"],
-        "/activelearning": offered["strategies"],
-    }
+    check_host(options.host, password is not None or (options.monailabel and monai_authentication))
+    start_server(PRELOAD)  # its imports take place while those of the server do
+    if options.monailabel:
+        from monai_wscxr.label.server.monai_label import create_application
+    else:
+        from monai_wscxr.label.server.page_server import create_application
+    made = create_application(options)
     local = LOOPBACK if options.host in (*LOOPBACK, *_ANY_ADDRESS) else ()
     hosts = {options.host, *options.allow_host, *local}
-    return Guard(app, hosts, options.max_upload << 20, password, names, archive is not None, friends)
-
-
-def _app_configuration(options: ServerOptions) -> dict[str, Any]:
-    """Collect what the app in `label/app` reads from MONAI Label's configuration, where options of `train.yaml` are text."""
-    import yaml
-
-    values = {
-        "normals": options.normals,
-        "model": options.model,
-        "work": options.work,
-        "modalities": options.modalities,
-        "read_only": options.read_only,
-        "seed": options.seed,
-        "bundle": options.bundle,
-        "options": yaml.safe_dump(dict(options.train_options)) if options.train_options else None,
-    }
-    return {name: value for name, value in values.items() if value not in (None, "", False)}
+    guard = Guard(made.app, hosts, options.max_upload << 20, password, made.names, made.dicom_proxy, made.friends)
+    return guard, made.workbench
 
 
 def check_host(host: str, protected: bool) -> None:

@@ -135,7 +135,7 @@ def foreign(modality, description):
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://127.0.0.1:9/dicom-web/"])
 def test_a_server_that_does_not_answer_ends_with_one_sentence(address, tmp_path):
-    command = [str(PYTHON), "-m", "monai_wscxr", "label", address, "--work", str(tmp_path / "work")]
+    command = [str(PYTHON), "-m", "monai_wscxr", "label", address, "--monailabel", "--work", str(tmp_path / "work")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 2
     assert "does not answer" in done.stderr
