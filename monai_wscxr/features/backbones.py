@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.features.parallel import one_thread
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -122,7 +123,7 @@ class Backbone(nn.Module):
         self.requires_grad_(False)
         self.train(False)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), one_thread():
                 maps, larger = (self.forward(torch.zeros(self.example_shape(size))) for size in (96, 192))
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"{name} does not accept images of every size; choose another backbone") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,6 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from monai_wscxr.system.heap import reused
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch operations of the calling thread use one thread in this context.
+
+    For a single small image: on a busy machine two threads that wait for each other take ten times as long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class ThreadParallel(nn.Module):

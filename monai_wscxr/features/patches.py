@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import Backbone
+from monai_wscxr.features.parallel import one_thread
 
 
 class PatchFeatures(nn.Module):
@@ -98,7 +99,7 @@ class PatchFeatures(nn.Module):
         """
         self.backbone.check_size(image_size)
         weight = next(self.parameters())
-        with torch.inference_mode():
+        with torch.inference_mode(), one_thread():
             channels = self.backbone.image_channels
             phi = self(torch.zeros(1, channels, image_size, image_size, device=weight.device, dtype=weight.dtype))
         return int(phi.shape[2]), int(phi.shape[3])

@@ -18,6 +18,12 @@ from monai_wscxr.features.runtime.openvino_runtime import OpenVINORuntime
 BOTH = ["openvino", "onnxruntime"]
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Cache folder in which converted networks stay from test to test."""
+    return tmp_path_factory.mktemp("kept")
+
+
 def record_of(cache):
     (path,) = cache.glob("networks/*/record.json")
     return path, json.loads(path.read_text())
@@ -25,10 +31,10 @@ def record_of(cache):
 
 @pytest.mark.parametrize("align_to", ["coarsest", "finest"])
 @pytest.mark.parametrize("runtime", BOTH)
-def test_every_runtime_gives_the_features_of_torch(make_features, tmp_path, runtime, align_to):
+def test_every_runtime_gives_the_features_of_torch(make_features, kept, runtime, align_to):
     features = make_features(("2", "3"), align_to=align_to)
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    ready = Inference(features, runtime=runtime, image_size=64, cache=tmp_path)
+    ready = Inference(features, runtime=runtime, image_size=64, cache=kept)
     with torch.inference_mode():
         got, expected = ready(images), features(images)
     assert got.dtype == torch.float32
@@ -48,8 +54,8 @@ def test_every_runtime_gives_the_features_of_torch(make_features, tmp_path, runt
 
 
 @pytest.mark.parametrize("runtime", BOTH)
-def test_threads_share_a_network_and_each_gets_its_own_result(make_features, tmp_path, runtime):
-    ready = Inference(make_features(), runtime=runtime, image_size=64, cache=tmp_path)
+def test_threads_share_a_network_and_each_gets_its_own_result(make_features, kept, runtime):
+    ready = Inference(make_features(("2", "3"), align_to="finest"), runtime=runtime, image_size=64, cache=kept)
     images = torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(2)).split(1)
     alone = [ready(image) for image in images]
     with ThreadPoolExecutor(4) as pool:
@@ -166,14 +172,14 @@ def test_openvino_does_not_report_its_use():
         ({"runtime": "onnxruntime", "precision": "bfloat16", "image_size": 64}, "computes in float32, not in bfloat16"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(make_features, tmp_path, options, message):
+def test_what_cannot_be_is_one_sentence(make_features, kept, options, message):
     with pytest.raises(InputError, match=message):
-        Inference(make_features(), cache=tmp_path, **options)
+        Inference(make_features(), cache=kept, **options)
 
 
-def test_lower_precision_names_its_runtime_in_the_cache(make_features, tmp_path):
+def test_lower_precision_names_its_runtime_in_the_cache(make_features, kept):
     def settings(runtime, precision="float32"):
-        return Inference(make_features(), precision, runtime=runtime, image_size=64, cache=tmp_path).settings()
+        return Inference(make_features(), precision, runtime=runtime, image_size=64, cache=kept).settings()
 
     assert settings("openvino") == settings("torch") == settings("onnxruntime")
     if "BF16" in OpenVINORuntime.machine():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from monai_wscxr.features.parallel import ThreadParallel
+from monai_wscxr.features.parallel import ThreadParallel, one_thread
 
 
 class Recorder(nn.Module):
@@ -27,6 +27,23 @@ def test_parts_make_the_whole_in_order(images, sizes):
     assert sorted(size for size, _, _ in network.calls) == sizes
     assert all(threads == 1 and inference for _, threads, inference in network.calls)
     assert torch.get_num_threads() == before
+
+
+def test_a_single_image_uses_one_thread(make_features, monkeypatch):
+    features = make_features()
+    seen = []
+    aggregate = features.aggregate
+    monkeypatch.setattr(features, "aggregate", lambda phi: (seen.append(torch.get_num_threads()), aggregate(phi))[1])
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert features.grid(64) == (4, 4)
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+        with pytest.raises(KeyError), one_thread():
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_error_in_a_thread_comes_out():

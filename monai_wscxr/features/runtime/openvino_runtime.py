@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from monai_wscxr.features.runtime.base import RuntimeUnusableError
 
 _TELEMETRY = "openvino_telemetry"
+# The first inference of a process builds OpenVINO's table of types, which takes and releases Python's lock. Two threads that do
+# so at once may wait for each other forever, so every runtime makes one inference before threads get it.
+_first_inference = threading.Lock()
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -82,6 +86,8 @@ class OpenVINORuntime:
             },
         )
         self._idle: deque[Any] = deque()  # requests, which hold the buffers; append and pop are atomic
+        with _first_inference:
+            self._one(torch.zeros(1, *self.shape[1:]))
 
     @staticmethod
     def installed_version() -> str:

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import Backbone
+from monai_wscxr.features.parallel import one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class TorchRuntime(nn.Module):
                 "compiling the network for a CPU needs a C++ compiler at run time and there is none: install one "
                 "(Debian: apt install g++) or leave compile_network off"
             )
-        network, self.folded = fold_normalisations(network)
+        with one_thread():
+            network, self.folded = fold_normalisations(network)
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         network = network.to(self.dtype)
         self.network = network
