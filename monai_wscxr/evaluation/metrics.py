@@ -115,9 +115,18 @@ def paper_metrics(labels: ArrayLike, epoch_scores: Sequence[ArrayLike]) -> dict[
 def pixel_auroc(masks: Sequence[NDArray[np.bool_]], maps: Sequence[NDArray[np.floating]]) -> float:
     """Compute the AUROC over all pixels of all images.
 
+    It is the share of pairs of a lesion pixel and another one in which the former is higher (Mann and Whitney, 1947), ties
+    counting one half. Two sorted lists give it in less time than a curve through 50 million pixels.
+
     Args:
         masks: lesion pixels [H, W] per image; all False for normal images.
         maps: anomaly maps [H, W] per image.
+
+    Raises:
+        InputError: on NaN or Inf, sizes that differ, or without a lesion or a pixel outside lesions.
     """
     y = np.concatenate([np.asarray(m, dtype=bool).ravel() for m in masks])
-    return auroc(y, np.concatenate([np.asarray(m, dtype=np.float32).ravel() for m in maps]))
+    y, s = _checked(y, np.concatenate([np.asarray(m, dtype=np.float32).ravel() for m in maps]))
+    lesions, others = np.sort(s[y == 1]), np.sort(s[y == 0])
+    lower, not_higher = (np.searchsorted(others, lesions, side) for side in ("left", "right"))
+    return (int(lower.sum()) + int(not_higher.sum())) / (2 * len(lesions) * len(others))
