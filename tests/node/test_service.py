@@ -177,7 +177,6 @@ def test_lists_that_are_none(client, body):
     ("method", "path", "body", "status"),
     [
         ("POST", "/predict", b"", 400),
-        ("POST", "/predict", b"x" * (LARGEST + 1), 413),
         ("POST", "/predict?map=gif", b"x", 422),
         ("POST", "/map?format=%00", b"x", 422),
         ("GET", "/predict", None, 405),
@@ -191,6 +190,10 @@ def test_requests_that_are_refused(client, method, path, body, status):
     assert found == status
     assert set(json.loads(answer)) == {"reason", "message"}
     assert "Traceback" not in answer.decode()
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_sent(client):
+    assert client.headers_only("POST", "/predict", {"Content-Length": str(LARGEST + 1)}) == 413
 
 
 def test_pages_of_other_sites_get_nothing(client, levels):
