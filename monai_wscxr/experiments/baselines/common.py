@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -17,6 +17,7 @@ from monai_wscxr.bank.feature_bank import FeatureBank
 from monai_wscxr.data.datalist import Item, load_datalist
 from monai_wscxr.data.selection import choose_few_shot, hold_out
 from monai_wscxr.data.split import checked_datalist
+from monai_wscxr.data.stream import Rejected
 from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation import metrics
 from monai_wscxr.evaluation.operating_points import operating_figures
@@ -207,26 +208,57 @@ def run_method(
     items = {item["image"]: item for item in split.test}
     labels = [items[file]["label"] for file in test.files]
     scored = fit_and_score(method, extractor, normal, held_out, test, labels, false_positive_rate, abnormal)
-    honest = metrics.honest_metrics(labels, scored.epochs[-1], scored.calibration.threshold)
+    logger.info("%s: %d normal images train, %.1f s", name, len(normal.files), scored.seconds["training"])
+    seconds = {"extraction": extraction, **scored.seconds}
+    return write_results(name, split, test.files, scored, extractor.done.rejected, folder, seconds)
+
+
+def write_results(
+    name: str,
+    split: MethodSplit,
+    files: Sequence[str],
+    scored: Scored,
+    rejected: Sequence[Rejected],
+    folder: RunFolder,
+    seconds: Mapping[str, float],
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write `metrics.json` and `predictions.csv` of a method, and log its honest figures.
+
+    Args:
+        name: name of the method.
+        split: images of the run.
+        files: paths of the usable test images, in the order of the scores.
+        scored: scores of the fitted method.
+        rejected: images that cannot be used.
+        folder: output folder of the run.
+        seconds: time spent, by stage.
+        more: further entries of `metrics.json`.
+
+    Returns:
+        Content of `metrics.json`.
+    """
+    items = {str(item["image"]): item for item in split.test}
+    labels, last = scored.labels, scored.epochs[-1]
+    honest = metrics.honest_metrics(labels, last, scored.calibration.threshold)
     found = {
         "method": name,
         "honest": honest,
         "paper": metrics.paper_metrics(labels, [np.array(scores) for scores in scored.epochs]),
-        **operating_figures([items[file] for file in test.files], scored.epochs[-1], scored.calibration.threshold),
+        **operating_figures([items[file] for file in files], last, scored.calibration.threshold),
         "n_normal": labels.count(0),
         "n_abnormal": labels.count(1),
-        "n_rejected": len(extractor.done.rejected),
+        "n_rejected": len(rejected),
         "settings": folder.settings,
-        "seconds": {"extraction": extraction, **scored.seconds},
+        "seconds": dict(seconds),
+        **(more or {}),
     }
-    scores = zip(test.files, scored.epochs[-1], strict=True)
-    predictions = [Prediction.scored(file, score, scored.calibration) for file, score in scores]
-    rows = in_order(items, predictions, extractor.done.rejected)
+    predictions = [Prediction.scored(file, score, scored.calibration) for file, score in zip(files, last, strict=True)]
+    rows = in_order(items, predictions, rejected)
     write_predictions(
         folder.path / "predictions.csv", rows, model_sha256="", labels=[item["label"] for item in split.test]
     )
     write_text_atomic(folder.path / "metrics.json", json.dumps(found, indent=1))
-    logger.info("%s: %d normal images train, %.1f s", name, len(normal.files), scored.seconds["training"])
     logger.info(
         "honest: AUROC %.4f, accuracy %.4f, F1 %.4f, sensitivity %.4f, specificity %.4f at threshold %.4f",
         *(honest[k] for k in ("auroc", "accuracy", "f1", "sensitivity", "specificity", "threshold")),

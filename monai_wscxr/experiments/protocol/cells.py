@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,26 @@ from monai_wscxr.data.datalist import Item, load_datalist
 from monai_wscxr.data.description import findings_of_item
 from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation.epochs import epoch_network
-from monai_wscxr.experiments.baselines.common import fit_and_score, labelled_split, normal_split
+from monai_wscxr.experiments.baselines.common import (
+    MethodSplit,
+    Scored,
+    fit_and_score,
+    labelled_split,
+    normal_split,
+)
+from monai_wscxr.experiments.baselines.images import GreyImages, ImageReader, Place, fit_and_score_images
 from monai_wscxr.experiments.protocol.metrics import cell_metrics
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.networks import image_scores
 from monai_wscxr.training.once import train_once, training_workflow
+from monai_wscxr.training.run_folder import RunFolder
 
 LABELLED_METHODS = ("discriminant", "logistic")
 """Compared methods that learn from abnormal images as well, so that they have a k."""
+
+IMAGE_METHODS: tuple[str, ...] = ()
+"""Compared methods that learn from grey images in place of features."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +98,43 @@ class Experiment:
         self.allow_overlap = bool(parser.get_parsed_content("allow_overlap"))
         self._features = torch.empty(0)  # [n, h*w, C] of all usable images
         self._position: dict[str, int] = {}  # by file
+        self._images: dict[str, GreyImages] = {}  # by settings of the reader
 
-    def configuration(self, *overlays: str, **values: Any) -> ConfigParser:
+    def configuration(self, *overlays: str, folder: Path | None = None, **values: Any) -> ConfigParser:
         """Return `train.yaml` with the options of the experiment.
 
         Args:
             overlays: names of further configurations, applied on top.
+            folder: output folder; that of all runs by default.
             values: further options.
         """
-        files = ("train.yaml", *overlays)
-        return training_workflow(self.dataset_dir, self.runs, {**self.options, **values}, self.configs, files).parser
+        files, options = ("train.yaml", *overlays), {**self.options, **values}
+        return training_workflow(self.dataset_dir, folder or self.runs, options, self.configs, files).parser
+
+    def prepare(self, methods: Collection[str]) -> None:
+        """Extract the features that some method needs; otherwise only identify the images by their content."""
+        if any(method not in IMAGE_METHODS for method in methods):
+            self.extract()
+            return
+        for item in self.datalist["training"] + self.test:
+            with contextlib.suppress(OSError):  # the reader will say so
+                self.extractor.digest(item["image"])
+
+    def images(self, reader: ImageReader) -> GreyImages:
+        """Return the grey images of the data set, read once for all methods with the same settings of the reader.
+
+        Raises:
+            InputError: when a test image with features cannot be read, or as `ImageReader.read`.
+        """
+        key = json.dumps(reader.settings)
+        if key not in self._images:
+            images = reader.read(self.datalist["training"] + self.test, "all images")
+            readable = set(images.files)
+            usable = [item for item in self.test if item["image"] in readable]
+            if self._position and len(usable) < len(self.test):
+                raise InputError("test images have become unreadable since their features were made; start again")
+            self.test, self._images[key] = usable, images
+        return self._images[key]
 
     def extract(self) -> None:
         """Extract the features of all images of the data set."""
@@ -131,7 +171,12 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         Content of the result file, JSON-like.
     """
     began = time.perf_counter()
-    result = _run_wscxr(experiment, cell) if cell.method == "wscxr" else _run_baseline(experiment, cell)
+    if cell.method == "wscxr":
+        result = _run_wscxr(experiment, cell)
+    elif cell.method in IMAGE_METHODS:
+        result = _run_image_method(experiment, cell)
+    else:
+        result = _run_baseline(experiment, cell)
     return {
         "method": cell.method,
         "variant": cell.variant,
@@ -147,11 +192,7 @@ def _run_baseline(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     set_determinism(seed=cell.seed)
     values = {"seed": cell.seed, **cell.overrides}
     method = experiment.configuration(f"{cell.method}.yaml", **values).get_parsed_content("method")
-    source, holdout, overlap = experiment.dataset_dir, experiment.holdout, experiment.allow_overlap
-    if cell.k is None:
-        split = normal_split(source, holdout, cell.seed, overlap)
-    else:
-        split = labelled_split(source, cell.k, holdout, cell.seed, allow_overlap=overlap)
+    split = _split(experiment, cell)
     scored = fit_and_score(
         method,
         experiment.extractor,
@@ -162,6 +203,46 @@ def _run_baseline(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         experiment.false_positive_rate,
         None if split.abnormal is None else experiment.bank(split.abnormal),
     )
+    return _metrics(experiment, scored)
+
+
+def _run_image_method(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """Fit a compared method on images, from the state that a killed run left, and compute metrics, test scores and cost."""
+    set_determinism(seed=cell.seed)
+    values = {"seed": cell.seed, **({} if cell.k is None else {"k": cell.k}), **cell.overrides}
+    parser = experiment.configuration(f"{cell.method}.yaml", folder=experiment.runs / cell.name, **values)
+    method, reader = parser.get_parsed_content("method"), parser.get_parsed_content("images")
+    images, split = experiment.images(reader), _split(experiment, cell)
+    folder: RunFolder = parser.get_parsed_content("folder")
+    shared = experiment.runs / f"shared_s{cell.seed}"
+    shared.mkdir(exist_ok=True)
+
+    def chosen(items: Sequence[Item]) -> GreyImages:
+        return images.of({item["image"] for item in items})
+
+    scored = fit_and_score_images(
+        method,
+        chosen(split.normal),
+        chosen(split.held_out),
+        chosen(experiment.test),
+        experiment.labels,
+        experiment.false_positive_rate,
+        None if split.abnormal is None else chosen(split.abnormal),
+        Place(folder.states, shared, reader.progress),
+    )
+    return {**_metrics(experiment, scored), "network": method.learned.network, "cost": vars(method.learned.cost)}
+
+
+def _split(experiment: Experiment, cell: Cell) -> MethodSplit:
+    """Split the data set for a compared method."""
+    source, holdout, overlap = experiment.dataset_dir, experiment.holdout, experiment.allow_overlap
+    if cell.k is None:
+        return normal_split(source, holdout, cell.seed, overlap)
+    return labelled_split(source, cell.k, holdout, cell.seed, allow_overlap=overlap)
+
+
+def _metrics(experiment: Experiment, scored: Scored) -> dict[str, Any]:
+    """Compute metrics of a compared method, and take over its test scores."""
     # as `epoch_network` orders them: all states, then once more the one that counts
     epochs = [*scored.epochs, scored.epochs[-1]] if len(scored.epochs) > 1 else scored.epochs
     threshold = scored.calibration.threshold

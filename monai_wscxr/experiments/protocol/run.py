@@ -81,7 +81,7 @@ def run_protocol(
     with quiet_training():
         options.setdefault("progress", progress)
         experiment = Experiment(configs, dataset_dir, folder / "runs", options)
-        experiment.extract()
+        experiment.prepare(methods if table == "table1" else ("wscxr",))
         extraction = time.perf_counter() - began
         settings = _settings(configs, experiment, options)
         results = []
