@@ -34,10 +34,10 @@ from monai_wscxr.model.networks import image_scores
 from monai_wscxr.training.once import train_once, training_workflow
 from monai_wscxr.training.run_folder import RunFolder
 
-LABELLED_METHODS = ("discriminant", "logistic")
+LABELLED_METHODS = ("discriminant", "logistic", "ddad")
 """Compared methods that learn from abnormal images as well, so that they have a k."""
 
-IMAGE_METHODS: tuple[str, ...] = ()
+IMAGE_METHODS = ("ddad", "ddad_intra", "squid")
 """Compared methods that learn from grey images in place of features."""
 
 

@@ -23,7 +23,10 @@ from monai_wscxr.system.progress import progress_bar
 from monai_wscxr.training.configs import check_settable, find_configs
 from monai_wscxr.training.start import quiet_training
 
-METHODS = ("wscxr", "discriminant", "logistic", "nearest", "patchcore", "simplenet", "cutpaste")
+METHODS = (
+    *("wscxr", "discriminant", "logistic", "nearest", "patchcore", "simplenet", "cutpaste"),
+    *("squid", "ddad", "ddad_intra"),
+)
 LABELLED = ("wscxr", *LABELLED_METHODS)  # learn from abnormal images as well
 TABLES = ("table1", "table2")
 # table 2: the options that switch parts off, in the order of the publication
