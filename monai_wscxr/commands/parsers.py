@@ -101,7 +101,7 @@ def whole_numbers(text: str) -> list[int]:
 
 
 def named_paths(text: str) -> dict[str, str]:
-    """Convert a text like "zhanglab=DIR,nih=nih.csv" to paths by name, for argparse; without a name, that of the file counts."""
+    """Convert a text like "zhanglab=DIR,nih=nih.csv" to paths by name, for argparse; the name of the file is the default."""
     found: dict[str, str] = {}
     for part in text.split(","):
         name, equals, path = part.rpartition("=")

@@ -35,7 +35,7 @@ def add_parser(commands: Commands) -> None:
     protocol.add_argument(
         "--effort",
         default="reduced",
-        help="how long methods train: paper (as published), reduced (what two cores can afford) or smoke (nothing but a check); "
+        help="how long methods train: paper (as published), reduced (what two cores can afford) or smoke (only a check); "
         "METHOD=EFFORT after a comma for single methods",
     )
     protocol.add_argument("--k", type=whole_numbers, default=[2, 4, 8, 16], help="abnormal images per class")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from monai_wscxr.bank.feature_bank import FeatureBank
 from monai_wscxr.errors import InputError
+from monai_wscxr.experiments.baselines.common import Cost, Learned
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.networks import Discriminator
 from monai_wscxr.system.progress import progress_bar
@@ -34,6 +35,7 @@ class SimpleNet:
 
     Attributes:
         sigma: standard deviation of the noise in the features' own units, after `fit`.
+        learned: see `Method`.
     """
 
     def __init__(
@@ -57,12 +59,8 @@ class SimpleNet:
         self.adaptor_rate, self.discriminator_rate = adaptor_rate, discriminator_rate
         self.weight_decay, self.state_every, self.seed = weight_decay, state_every, seed
         self.states: list[dict[str, Tensor]] = []
-        self.sigma = 0.0
+        self.sigma, self.learned = 0.0, Learned("linear adaptor and discriminator of two layers")
         self.network: nn.Sequential
-
-    def length(self) -> str:
-        """Say how long it trains."""
-        return f"{self.epochs} epochs"
 
     def fit(self, normal: FeatureBank, extractor: PatchExtractor | None = None) -> None:
         """Train on the whole images of the normal bank; progress is shown if the extractor shows it."""
@@ -80,6 +78,8 @@ class SimpleNet:
             ),
         ]
         self.states = []
+        steps = -(-len(images) // self.images_per_batch)
+        self.learned.cost = Cost(self.epochs, self.epochs * steps, self.epochs * len(images))
         shown = extractor is not None and extractor.progress
         with progress_bar(self.epochs, "training SimpleNet", shown, unit="epoch") as bar:
             for epoch in range(1, self.epochs + 1):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
@@ -17,14 +16,14 @@ from monai_wscxr.evaluation.localisation import localisation_metrics
 from monai_wscxr.experiments.baselines.common import (
     Cost,
     Learned,
-    MapMethod,
     MethodSplit,
+    PatchMapMethod,
     Scored,
     fit_and_score,
     labelled_split,
     normal_split,
 )
-from monai_wscxr.experiments.baselines.images import ImageMapMethod, Place, fit_and_score_images
+from monai_wscxr.experiments.baselines.images import MapMethod, Place, fit_and_score_images
 from monai_wscxr.experiments.protocol.experiment import MAP_SIZE, Experiment
 from monai_wscxr.experiments.protocol.methods import KINDS
 from monai_wscxr.experiments.protocol.metrics import cell_metrics
@@ -101,6 +100,7 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     found = cell_metrics(
         experiment.labels, fitted.epochs, fitted.held_out, fitted.threshold, experiment.false_positive_rate
     )
+    cost = fitted.learned.cost
     return {
         "method": cell.method,
         "variant": cell.variant,
@@ -113,7 +113,9 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
             "shortened": experiment.is_shortened(cell.method),
             "images": fitted.images,
             "network": fitted.learned.network,
-            **asdict(fitted.learned.cost),
+            "epochs": cost.epochs,
+            "steps": cost.steps,
+            "processor_seconds": cost.processor_seconds,
         },
         "scores": fitted.epochs[-1],
         "seconds": time.perf_counter() - began,
@@ -146,7 +148,7 @@ def _fit_on_features(experiment: Experiment, cell: Cell) -> Fitted:
         abnormal,
     )
     maps = None
-    if isinstance(method, MapMethod) and experiment.has_masks:
+    if isinstance(method, PatchMapMethod) and experiment.has_masks:
         maps = anomaly_map(method.maps(test), (MAP_SIZE, MAP_SIZE), experiment.map_sigma)[:, 0]
     images = len(normal.files) + (0 if abnormal is None else len(abnormal.files))
     network = f"frozen {experiment.extractor.features.backbone.name}"
@@ -170,7 +172,7 @@ def _fit_on_images(experiment: Experiment, cell: Cell) -> Fitted:
         method, normal, held_out, test, experiment.labels, experiment.false_positive_rate, abnormal, place
     )
     maps = None
-    if isinstance(method, ImageMapMethod) and experiment.has_masks:
+    if isinstance(method, MapMethod) and experiment.has_masks:
         size = (MAP_SIZE, MAP_SIZE)
         maps = F.interpolate(method.image_maps(test)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     images = len(normal) + (0 if abnormal is None else len(abnormal))

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from monai_wscxr.experiments.protocol.chart import Key
+from monai_wscxr.experiments.protocol.page import METRICS, counted_seeds, duration_text, length_text, spread_text
 from monai_wscxr.experiments.protocol.table import Table
-from monai_wscxr.experiments.protocol.page import METRICS, duration_text, length_text, spread_text
 from monai_wscxr.system.atomic import write_text_atomic
 
 SHOWN = ("auroc", "accuracy", "f1")
@@ -48,8 +48,8 @@ def combined_page(tables: Mapping[str, Table], command: str) -> str:
     rules = {
         "honest": (
             "Honest: nothing chosen on test images",
-            f"Mean over {first.record['seeds']} seeds ± standard deviation over seeds; AUROC with the 95 % interval over resamples "
-            "of the test images. k counts abnormal training images per class.",
+            f"Mean over {counted_seeds(first.record['seeds'])} ± standard deviation over them; AUROC with the 95 % interval "
+            "over resamples of the test images. k counts abnormal training images per class.",
         ),
         "paper": (
             "Paper: epoch and threshold chosen on the test images (optimistic)",
@@ -66,7 +66,9 @@ def combined_page(tables: Mapping[str, Table], command: str) -> str:
     for key in rows:
         cells = [cell for table in tables.values() for cell in _cost(table, key)]
         network = next(table.rows[key][0]["training"]["network"] for table in tables.values() if key in table.rows)
-        lines.append(f"| {titles[key[0]]} | {'-' if key[1] is None else key[1]} | {network} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {titles[key[0]]} | {'-' if key[1] is None else key[1]} | {network} | " + " | ".join(cells) + " |"
+        )
     return "\n".join([*lines, "", "```", command or "(library call)", "```", ""])
 
 

@@ -91,7 +91,9 @@ class Experiment:
 
     def is_shortened(self, method: str) -> bool:
         """Return whether a method's effort sets other options than the published ones."""
-        return effort_options(self.configs, method, self.efforts[method]) != effort_options(self.configs, method, "paper")
+        return effort_options(self.configs, method, self.efforts[method]) != effort_options(
+            self.configs, method, "paper"
+        )
 
     def extract(self) -> None:
         """Extract the features of all images of the data set."""

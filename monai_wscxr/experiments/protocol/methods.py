@@ -109,4 +109,6 @@ def check_methods(methods: Sequence[str]) -> None:
     """
     unknown = [name for name in methods if name not in KINDS]
     if unknown or not methods:
-        raise InputError(f"unknown methods: {', '.join(unknown) or 'none given'}; they are {', '.join(METHODS)}, or all")
+        raise InputError(
+            f"unknown methods: {', '.join(unknown) or 'none given'}; they are {', '.join(METHODS)}, or all"
+        )

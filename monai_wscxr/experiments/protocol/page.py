@@ -33,7 +33,7 @@ def markdown(table: Table) -> str:
         f"k counts abnormal training images **per class**; there are {len(classes)} classes ({', '.join(classes)}), so k = "
         f"{record['k'][-1]} means up to {record['k'][-1] * len(classes)} abnormal images. Methods with k `-` learn from "
         f"normal images only. {labels.count(0)} normal and {labels.count(1)} abnormal test images; "
-        f"mean over {record['seeds']} seeds ± standard deviation over seeds; in brackets the 95 % interval over 1,000 "
+        f"mean over {counted_seeds(record['seeds'])} ± standard deviation over them; in brackets the 95 % interval over 1,000 "
         "resamples of the test images.",
         "",
         "## Honest: nothing chosen on test images",
@@ -82,7 +82,9 @@ def markdown(table: Table) -> str:
         + f". Features {record['features']}, split {record['split']}.",
         f"Features took {record['seconds']['features']:.0f} s, this run {record['seconds']['this run']:.0f} s, all cells "
         f"together {sum(r['seconds'] for r in results):.0f} s ("
-        + ", ".join(f"{KINDS[n].title} {_mean_seconds(results, n):.1f}" for n in dict.fromkeys(r["method"] for r in results))
+        + ", ".join(
+            f"{KINDS[n].title} {_mean_seconds(results, n):.1f}" for n in dict.fromkeys(r["method"] for r in results)
+        )
         + " s each).",
         "",
     ]
@@ -108,6 +110,11 @@ def _training(table: Table) -> list[str]:
             f"{images:.0f} | {duration_text(sum(one['processor_seconds'] for one in trained) / len(trained))} |"
         )
     return lines
+
+
+def counted_seeds(count: int) -> str:
+    """Return "1 seed", "3 seeds"."""
+    return f"{count} seed{'' if count == 1 else 's'}"
 
 
 def length_text(training: Mapping[str, Any]) -> str:
@@ -142,14 +149,17 @@ def _localisation(table: Table) -> list[str]:
         "",
         "## Localisation",
         "",
-        f"Anomaly maps at {MAP_SIZE} x {MAP_SIZE} pixels against lesion masks, mean over seeds. In brackets what a map that is the "
-        "same for every image reaches, the mean of all maps. Percentile: how high the lesion stands among normal images at the "
-        "same place; mirrored: the same of the place on the other side. Other methods give no maps.",
+        f"Anomaly maps at {MAP_SIZE} x {MAP_SIZE} pixels against lesion masks, mean over seeds. In brackets: the mean of all "
+        "maps in place of every map, so what a map reaches that is the same for every image. Percentile: how high the lesion "
+        "stands among normal images at the same place; mirrored: the same for the place on the other side. Other methods give "
+        "no maps.",
         "",
         "| method | k | pointing game | percentile in lesions | mirrored | gap | pixel AUROC | AUPRO |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    rows = {key: [result["pixel"] for result in found] for key, found in table.rows.items() if found[0]["pixel"] is not None}
+    rows = {
+        key: [result["pixel"] for result in found] for key, found in table.rows.items() if found[0]["pixel"] is not None
+    }
     for (name, k), pixel in rows.items():
         values = [
             " - " if pixel[0][part] is None else f"{sum(one[part] for one in pixel) / len(pixel):.3f}"

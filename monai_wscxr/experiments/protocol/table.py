@@ -51,7 +51,7 @@ class Table:
         for result in self.results:
             name = result["variant"] or result["method"]
             short = f", {result['training']['effort']} effort" if result["training"]["shortened"] else ""
-            found[name] = f"{VARIANTS.get(name) or KINDS[name].title}{short}"
+            found[name] = VARIANTS[name] if result["variant"] else f"{KINDS[name].title}{short}"
         return found
 
     @functools.cached_property
