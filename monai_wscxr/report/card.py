@@ -181,8 +181,8 @@ def _figures(metrics: Mapping[str, Any] | None) -> str:
             "|---|---|---|---|",
             *(_operating_point(name, points[key]) for key, name, _ in OPERATING_POINTS),
             "",
-            f"AUROC {figure_text(points['auroc'])}; in brackets 95 % intervals over {points['patients']} patients. The thresholds "
-            "for 90 and 95 % specificity were read off these test images. * Rests on few normal images.",
+            f"AUROC {figure_text(points['auroc'])}; in brackets 95 % intervals over {points['patients']} patients. The "
+            "thresholds for 90 and 95 % specificity were read off these test images. * Rests on few normal images.",
         ]
     if pixel is not None:
         lines += ["", "| localisation, against lesion masks | |", "|---|---|"]
