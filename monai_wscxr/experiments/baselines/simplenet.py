@@ -41,7 +41,7 @@ class SimpleNet:
     def __init__(
         self,
         epochs: int = 160,
-        noise: float = 0.3,
+        noise: float = 1.0,
         margin: float = 0.5,
         images_per_batch: int = 8,
         adaptor_rate: float = 1e-4,

@@ -49,7 +49,7 @@ def combined_page(tables: Mapping[str, Table], command: str) -> str:
         "honest": (
             "Honest: nothing chosen on test images",
             f"Mean over {counted_seeds(first.record['seeds'])} ± standard deviation over them; AUROC with the 95 % interval "
-            "over resamples of the test images. k counts abnormal training images per class.",
+            "over resamples of the patients of the test images. k counts abnormal training images per class.",
         ),
         "paper": (
             "Paper: epoch and threshold chosen on the test images (optimistic)",

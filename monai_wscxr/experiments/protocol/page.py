@@ -34,7 +34,7 @@ def markdown(table: Table) -> str:
         f"{record['k'][-1]} means up to {record['k'][-1] * len(classes)} abnormal images. Methods with k `-` learn from "
         f"normal images only. {labels.count(0)} normal and {labels.count(1)} abnormal test images; "
         f"mean over {counted_seeds(record['seeds'])} ± standard deviation over them; in brackets the 95 % interval over 1,000 "
-        "resamples of the test images.",
+        "resamples of the patients of the test images.",
         "",
         "## Honest: nothing chosen on test images",
         "",

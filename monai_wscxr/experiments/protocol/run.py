@@ -18,6 +18,7 @@ import torch
 
 import monai_wscxr
 from monai_wscxr.errors import InputError
+from monai_wscxr.evaluation.resampling import number_patients
 from monai_wscxr.experiments.protocol.cells import Cell, run_cell
 from monai_wscxr.experiments.protocol.combined import write_combined
 from monai_wscxr.experiments.protocol.experiment import Experiment
@@ -186,7 +187,8 @@ def run_table(plan: Plan, dataset_dir: str, folder: Path) -> Table:
         "rejected": [[code, message] for _, code, message in experiment.extractor.done.rejected],
         "seconds": {"this run": time.perf_counter() - began, "features": extraction},
     }
-    return Table(folder, plan.table, results, experiment.labels, experiment.findings, record)
+    patients = number_patients(experiment.test)
+    return Table(folder, plan.table, results, experiment.labels, patients, experiment.findings, record)
 
 
 def grid(table: str, methods: Sequence[str], k: Sequence[int], seeds: int) -> list[Cell]:

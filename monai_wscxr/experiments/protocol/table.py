@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from monai_wscxr.experiments.protocol.chart import Key
 from monai_wscxr.experiments.protocol.methods import KINDS
 from monai_wscxr.experiments.protocol.metrics import Bootstrap, finding_metrics, summarise
@@ -24,6 +27,7 @@ class Table:
         table: "table1" or "table2".
         results: results of all cells.
         labels: labels of the test images, in the order of the cells' scores.
+        patients: number of the patient of each of them.
         findings: findings of each of them, none of a normal one.
         record: command, versions and settings of the run.
     """
@@ -32,6 +36,7 @@ class Table:
     table: str
     results: Sequence[dict[str, Any]]
     labels: Sequence[int]
+    patients: NDArray[np.int64]
     findings: Sequence[Sequence[str]]
     record: Mapping[str, Any]
 
@@ -57,7 +62,7 @@ class Table:
     @functools.cached_property
     def summary(self) -> dict[Key, dict[str, Any]]:
         """Mean, spread and interval of the metrics of every row."""
-        bootstrap = Bootstrap(self.labels)
+        bootstrap = Bootstrap(self.labels, self.patients)
         return {key: summarise(cells, bootstrap) for key, cells in self.rows.items()}
 
     @functools.cached_property
