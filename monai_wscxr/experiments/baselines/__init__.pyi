@@ -15,3 +15,4 @@ from monai_wscxr.experiments.baselines.plain import DiscriminantAnalysis as Disc
 from monai_wscxr.experiments.baselines.plain import LogisticClassifier as LogisticClassifier
 from monai_wscxr.experiments.baselines.plain import NearestNormal as NearestNormal
 from monai_wscxr.experiments.baselines.simplenet import SimpleNet as SimpleNet
+from monai_wscxr.experiments.baselines.squid import Squid as Squid
