@@ -83,6 +83,7 @@ EXPORTED = {
         "NearestNormal",
         "PatchCore",
         "SimpleNet",
+        "Squid",
         "labelled_split",
         "normal_split",
         "run_image_method",

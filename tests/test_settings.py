@@ -16,7 +16,7 @@ CONFIGS = find_configs()
 PLAIN = ("discriminant.yaml", "logistic.yaml", "nearest.yaml")  # have no options of their own
 METHODS = (
     *PLAIN,
-    *(f"{name}.yaml" for name in ("patchcore", "simplenet", "cutpaste_reduced", "cutpaste", "anatpaste")),
+    *(f"{name}.yaml" for name in ("patchcore", "simplenet", "cutpaste_reduced", "cutpaste", "anatpaste", "squid")),
 )
 OVERLAYS = (*METHODS, "multi_gpu_train.yaml")
 LEFT_OUT = {

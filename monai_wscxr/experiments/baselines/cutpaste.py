@@ -39,10 +39,12 @@ class PasteNet(nn.Module):
         classes: number of classes.
         hidden: number n of hidden layers with 512 channels in the head, before the last one with 128; the publication does
             not say.
+        precision: "float32", or "bfloat16" for convolutions and products of matrices in training.
     """
 
-    def __init__(self, classes: int, hidden: int = 1) -> None:
+    def __init__(self, classes: int, hidden: int = 1, precision: str = "float32") -> None:
         super().__init__()
+        self.precision = precision
         self.trunk = resnet18(weights=None)
         channels = self.trunk.fc.in_features
         self.trunk.fc = nn.Identity()
@@ -54,8 +56,9 @@ class PasteNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits [B, classes] of grey images [B, 1, S, S] in [0, 1]."""
-        logits: Tensor = self.head(self.features(image))
-        return logits
+        with torch.autocast(image.device.type, torch.bfloat16, self.training and self.precision == "bfloat16"):
+            logits: Tensor = self.head(self.features(image))
+        return logits.float()
 
     def features(self, image: Tensor) -> Tensor:
         """Return the pooled features [B, 512] of grey images [B, 1, S, S] in [0, 1]."""
@@ -93,6 +96,7 @@ class PasteClassifier:
         rate: learning rate of SGD at the start of the cosine schedule, > 0.
         momentum, weight_decay: of SGD.
         hidden: see `PasteNet`.
+        precision: "float32", or "bfloat16" for convolutions and products of matrices in training.
         seed: seed of weights, order and defects.
 
     Attributes:
@@ -114,15 +118,19 @@ class PasteClassifier:
         momentum: float = 0.9,
         weight_decay: float = 3e-5,
         hidden: int = 1,
+        precision: str = "float32",
         seed: int = 0,
     ) -> None:
+        if precision not in ("float32", "bfloat16"):
+            raise InputError(f"{self.name}: precision must be float32 or bfloat16, got {precision!r}")
         if steps < 1 or batch_size < 2 or rate <= 0 or hidden < 0:
             raise InputError(
                 f"{self.name}: steps must be >= 1, batch_size >= 2, rate > 0 and hidden >= 0; got "
                 f"{steps}, {batch_size}, {rate}, {hidden}"
             )
         self.steps, self.batch_size, self.rate = steps, batch_size, rate
-        self.momentum, self.weight_decay, self.hidden, self.seed = momentum, weight_decay, hidden, seed
+        self.momentum, self.weight_decay, self.hidden = momentum, weight_decay, hidden
+        self.precision, self.seed = precision, seed
         self.network: PasteNet
         self.density: GaussianDensity
         self.learned = Learned()
@@ -139,7 +147,7 @@ class PasteClassifier:
         """Train on normal images, from the state in `place` if there is one, and fit the density; see `ImageMethod`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.network = PasteNet(self.kinds, self.hidden).to(memory_format=torch.channels_last)
+            self.network = PasteNet(self.kinds, self.hidden, self.precision).to(memory_format=torch.channels_last)
         training = self.training(self.prepare(normal), place)
         with progress_bar(self.steps, f"training {self.name}", place.progress, unit="step") as bar:
             cost = training.run(bar.update)
@@ -178,6 +186,7 @@ class PasteClassifier:
             "batch_size": self.batch_size,
             "sgd": [self.rate, self.momentum, self.weight_decay],
             "hidden": self.hidden,
+            "precision": self.precision,
         }
         parts: dict[str, Stateful] = {"network": self.network, "optimizer": optimizer, "schedule": schedule}
         return ImageTraining(trainer, batches, parts, self.seed, identity, place.file("network"))

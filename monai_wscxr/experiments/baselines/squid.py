@@ -25,7 +25,7 @@ from monai_wscxr.experiments.baselines.image_training import (
     batch_loader,
     counted_seed,
 )
-from monai_wscxr.experiments.baselines.images import GreyImages, Learned, Place
+from monai_wscxr.experiments.baselines.images import GreyImages, Place
 from monai_wscxr.system.progress import progress_bar
 
 PUBLISHED_CHANNELS = (32, 64, 128, 256, 512)
@@ -456,9 +456,7 @@ class Squid:
             ),
             "critic_optimizer": torch.optim.Adam(self.critic.parameters(), 1e-4, betas, fused=True),
         }
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizers["generator_optimizer"], 300, self.least_rate
-        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizers["generator_optimizer"], 300, self.least_rate)
         parts = {"generator": self.generator, "critic": self.critic, **optimizers, "schedule": schedule}
         trainer = SupervisedTrainer(
             self.device,

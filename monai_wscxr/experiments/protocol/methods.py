@@ -46,6 +46,7 @@ KINDS: Mapping[str, MethodKind] = {
         MethodKind("cutpaste_reduced", "CutPaste (reduced: frozen network)"),
         MethodKind("cutpaste", "CutPaste", images=True),
         MethodKind("anatpaste", "AnatPaste", images=True),
+        MethodKind("squid", "SQUID", images=True),
     )
 }
 METHODS = tuple(KINDS)

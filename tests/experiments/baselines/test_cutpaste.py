@@ -158,7 +158,20 @@ def test_scores_do_not_depend_on_other_images_or_the_global_stream(phantoms):
 
 
 @pytest.mark.parametrize("method", [CutPaste, AnatPaste])
-@pytest.mark.parametrize("options", [{"steps": 0}, {"batch_size": 1}, {"rate": 0}, {"hidden": -1}])
+@pytest.mark.parametrize(
+    "options", [{"steps": 0}, {"batch_size": 1}, {"rate": 0}, {"hidden": -1}, {"precision": "half"}]
+)
 def test_options_out_of_range(method, options):
     with pytest.raises(InputError, match=method.name):
         method(**options)
+
+
+def test_bfloat16_is_for_training_alone():
+    network = PasteNet(3, precision="bfloat16")
+    seen = []
+    network.trunk.layer1.register_forward_hook(lambda *given: seen.append(given[2].dtype))
+    logits = network(torch.rand(2, 1, 32, 32))
+    assert logits.dtype == torch.float32
+    network.eval()
+    network(torch.rand(2, 1, 32, 32))
+    assert seen == [torch.bfloat16, torch.float32]

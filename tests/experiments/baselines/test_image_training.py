@@ -11,6 +11,7 @@ from torch import nn
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.experiments.baselines import image_training
+from monai_wscxr.experiments.baselines.common import Cost
 from monai_wscxr.experiments.baselines.image_training import (
     ImageBatches,
     ImageTraining,
@@ -18,7 +19,7 @@ from monai_wscxr.experiments.baselines.image_training import (
     counted_seed,
     train_side_by_side,
 )
-from monai_wscxr.experiments.baselines.images import Cost, GreyImages, ImageReader
+from monai_wscxr.experiments.baselines.images import GreyImages, ImageReader
 
 
 def grey(n, size=8, seed=0):
