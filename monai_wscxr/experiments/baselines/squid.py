@@ -19,6 +19,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.experiments.baselines.common import Learned
 from monai_wscxr.experiments.baselines.image_training import (
     ImageBatches,
     ImageTraining,
