@@ -15,8 +15,9 @@ from tests.helpers.bundle_runs import run as run_bundle
 CONFIGS = find_configs()
 PLAIN = ("discriminant.yaml", "logistic.yaml", "nearest.yaml")  # have no options of their own
 METHODS = (
-    *(*PLAIN, "patchcore.yaml", "simplenet.yaml", "cutpaste.yaml"),
-    *("squid.yaml", "ddad.yaml", "ddad_intra.yaml"),
+    *PLAIN,
+    *(f"{name}.yaml" for name in ("patchcore", "simplenet", "cutpaste_reduced", "cutpaste", "anatpaste", "squid")),
+    *("ddad.yaml", "ddad_intra.yaml"),
 )
 OVERLAYS = (*METHODS, "multi_gpu_train.yaml")
 LEFT_OUT = {

@@ -157,7 +157,7 @@ def test_help_of_the_workflows_lists_every_option_with_its_default_and_imports_n
     for option in described_options(find_configs() / "train.yaml"):
         assert f"--{option.name} " in said
         assert f"{option.comment} ({option.default_text})".removesuffix(" ()") in said
-    assert "--simplenet_epochs N passes over the normal images (default: 12)" in said
+    assert "--simplenet_epochs N passes over the normal images as published (40 times 4) (default: 160)" in said
 
 
 def test_help_on_the_command_line_of_monai_lists_the_options(capsys):

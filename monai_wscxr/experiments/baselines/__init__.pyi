@@ -1,9 +1,11 @@
+from monai_wscxr.experiments.baselines.anatpaste import AnatPaste as AnatPaste
 from monai_wscxr.experiments.baselines.common import LabelledMethod as LabelledMethod
 from monai_wscxr.experiments.baselines.common import Method as Method
 from monai_wscxr.experiments.baselines.common import labelled_split as labelled_split
 from monai_wscxr.experiments.baselines.common import normal_split as normal_split
 from monai_wscxr.experiments.baselines.common import run_method as run_method
 from monai_wscxr.experiments.baselines.cutpaste import CutPaste as CutPaste
+from monai_wscxr.experiments.baselines.cutpaste_reduced import CutPasteReduced as CutPasteReduced
 from monai_wscxr.experiments.baselines.ddad import Ddad as Ddad
 from monai_wscxr.experiments.baselines.images import GreyImages as GreyImages
 from monai_wscxr.experiments.baselines.images import ImageMethod as ImageMethod

@@ -7,8 +7,8 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -26,13 +26,57 @@ from monai_wscxr.model.calibration import Calibration, calibrate
 from monai_wscxr.model.predictor import Prediction, in_order
 from monai_wscxr.report.predictions import write_predictions
 from monai_wscxr.system.atomic import write_text_atomic
+from monai_wscxr.system.cpu_time import processor_seconds
 from monai_wscxr.training.run_folder import RunFolder
 
 logger = logging.getLogger("monai_wscxr")
 
 
+@dataclass
+class Cost:
+    """What a training took, over all of its networks and over interruptions.
+
+    Attributes:
+        epochs: epochs of each network.
+        steps: optimiser steps of all networks together.
+        images: images that all networks together were shown in training.
+        processor_seconds: processor time of training, user and system.
+    """
+
+    epochs: int = 0
+    steps: int = 0
+    images: int = 0
+    processor_seconds: float = 0.0
+
+    def add(self, other: Cost) -> None:
+        """Add the cost of another network of the same method."""
+        self.epochs = max(self.epochs, other.epochs)
+        self.steps += other.steps
+        self.images += other.images
+        self.processor_seconds += other.processor_seconds
+
+
+@dataclass
+class Learned:
+    """What a method says of itself after training.
+
+    Attributes:
+        network: what was trained, in words for a table; of a method on features, without the frozen network. "" for nothing.
+        cost: what it took.
+    """
+
+    network: str = ""
+    cost: Cost = field(default_factory=Cost)
+
+
 class Method(Protocol):
-    """A compared method, which learns from normal images only and scores whole images by their patch features."""
+    """A compared method, which learns from normal images only and scores whole images by their patch features.
+
+    Attributes:
+        learned: set by `fit`, except for the processor time, which `fit_and_score` measures.
+    """
+
+    learned: Learned
 
     def fit(self, normal: FeatureBank, extractor: PatchExtractor) -> None:
         """Learn from the normal bank.
@@ -55,13 +99,23 @@ class Method(Protocol):
 
 
 class LabelledMethod(Protocol):
-    """A compared method, which learns from normal and few-shot abnormal images."""
+    """A compared method, which learns from normal and few-shot abnormal images; `learned` as of `Method`."""
+
+    learned: Learned
 
     def fit_labelled(self, normal: FeatureBank, abnormal: FeatureBank) -> None:
         """Learn from banks of whole normal and abnormal images."""
 
     def scores(self, images: FeatureBank) -> list[Tensor]:
         """Compute the anomaly scores of images, as `Method.scores`."""
+
+
+@runtime_checkable
+class PatchMapMethod(Protocol):
+    """A method on features that also says which patches are abnormal."""
+
+    def maps(self, images: FeatureBank) -> Tensor:
+        """Compute the patch scores [n, 1, h, w] of n whole images."""
 
 
 @dataclass(frozen=True)
@@ -164,12 +218,13 @@ def fit_and_score(
 
     A `LabelledMethod` learns from `abnormal` as well.
     """
-    began = time.perf_counter()
+    began, used = time.perf_counter(), processor_seconds()
     if abnormal is None:
         cast(Method, method).fit(normal, extractor)
     else:
         cast(LabelledMethod, method).fit_labelled(normal, abnormal)
     fitted = time.perf_counter()
+    method.learned.cost.processor_seconds = processor_seconds() - used
     held_out_scores = method.scores(held_out)[-1].tolist()
     epochs = [scores.tolist() for scores in method.scores(test)]
     seconds = {"training": fitted - began, "evaluation": time.perf_counter() - fitted}
@@ -210,7 +265,8 @@ def run_method(
     scored = fit_and_score(method, extractor, normal, held_out, test, labels, false_positive_rate, abnormal)
     logger.info("%s: %d normal images train, %.1f s", name, len(normal.files), scored.seconds["training"])
     seconds = {"extraction": extraction, **scored.seconds}
-    return write_results(name, split, test.files, scored, extractor.done.rejected, folder, seconds)
+    more = {"network": method.learned.network, "cost": vars(method.learned.cost)}
+    return write_results(name, split, test.files, scored, extractor.done.rejected, folder, seconds, more)
 
 
 def write_results(

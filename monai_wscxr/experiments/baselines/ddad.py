@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.engines import SupervisedTrainer
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -61,13 +60,13 @@ def autoencoder(size: int = 64, latent: int = 16) -> nn.Sequential:
     channels, side = (1, 16, 32, 64, 64), size // 16
     flat = channels[-1] * side * side
     layers: list[nn.Module] = []
-    for a, b in zip(channels, channels[1:], strict=False):
+    for a, b in itertools.pairwise(channels):
         layers += [nn.Conv2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
     layers += [nn.Flatten(), nn.Linear(flat, 2048), nn.BatchNorm1d(2048), nn.ReLU(), nn.Linear(2048, latent)]
     layers += [nn.Linear(latent, 2048), nn.BatchNorm1d(2048), nn.ReLU(), nn.Linear(2048, flat)]
     layers += [nn.Unflatten(1, (channels[-1], side, side))]
     back = channels[::-1]
-    for a, b in zip(back, back[1:], strict=False):
+    for a, b in itertools.pairwise(back):
         layers.append(nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False))
         if b > 1:
             layers += [nn.BatchNorm2d(b), nn.ReLU()]
@@ -257,9 +256,7 @@ class Ddad:
         self.refinement: nn.Sequential | None = None
         self.learned = Learned()
 
-    def fit_images(
-        self, normal: GreyImages, abnormal: GreyImages | None = None, place: Place | None = None
-    ) -> None:
+    def fit_images(self, normal: GreyImages, abnormal: GreyImages | None = None, place: Place | None = None) -> None:
         """Train all networks that the score needs; those that a killed run has finished are taken over.
 
         Raises:

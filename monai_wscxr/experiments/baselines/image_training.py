@@ -1,8 +1,8 @@
 """Training of networks on grey images by MONAI's trainer: batches, random numbers, states, and several networks side by side.
 
-All randomness is counted: the order of the images depends on (seed, pass), what is done to an image on (seed, pass, index), and
-torch's random stream within a step on (seed, step). A training that was killed and continued therefore ends at the same weights,
-bit for bit, on a CPU with the same number of threads.
+All randomness is counted: the order of the images depends on (seed, pass), what is done to an image on (seed, pass, index),
+and torch's random stream within a step on (seed, step). A training that was killed and continued therefore ends at the same
+weights, bit for bit, on a CPU with the same number of threads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.experiments.baselines.images import Cost, GreyImages
+from monai_wscxr.experiments.baselines.common import Cost
+from monai_wscxr.experiments.baselines.images import GreyImages
 from monai_wscxr.system.atomic import DamagedError, load_sealed, save_sealed
 from monai_wscxr.system.progress import progress_bar
 from monai_wscxr.system.workers import process_context
@@ -141,7 +142,9 @@ class ImageTraining:
         identity: JSON-like values; a saved state of a training with others is not continued. All that the trained network
             depends on besides images, seed and versions; the number of epochs only if a schedule depends on it.
         file: of the saved state; None keeps none.
+        log: log the loss of every epoch.
         cost: what has been done so far.
+        losses: mean over the steps of each epoch of the "loss" that the trainer puts out, if it does.
     """
 
     trainer: SupervisedTrainer
@@ -150,7 +153,9 @@ class ImageTraining:
     seed: int
     identity: Mapping[str, Any]
     file: Path | None = None
+    log: bool = False
     cost: Cost = field(default_factory=Cost)
+    losses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         values = {**self.identity, "seed": self.seed, "images": self.batches.images.digest}
@@ -180,6 +185,7 @@ class ImageStateHandler:
     def __init__(self, training: ImageTraining, on_step: Callable[[], None]) -> None:
         self.training, self.on_step = training, on_step
         self._saved = self._counted = 0.0
+        self._losses: list[float] = []  # of this epoch
 
     def attach(self, engine: Engine) -> None:
         """Continue when training starts, save after epochs."""
@@ -197,6 +203,7 @@ class ImageStateHandler:
         for name, part in self.training.parts.items():
             part.load_state_dict(state["parts"][name])
         self.training.cost.add(Cost(**state["cost"]))
+        self.training.losses += state["losses"]
         engine.state.epoch = self.training.batches.epoch = state["epoch"]
         engine.state.iteration = state["epoch"] * len(self.training.batches)
         for _ in range(engine.state.iteration):
@@ -208,7 +215,9 @@ class ImageStateHandler:
         torch.manual_seed(counted_seed(self.training.seed, 1, engine.state.iteration))
 
     def count(self, engine: Engine) -> None:
-        """Count the step and its images."""
+        """Count the step and its images, and note its loss."""
+        if "loss" in engine.state.output:
+            self._losses.append(float(engine.state.output["loss"]))
         self.training.cost.steps += 1
         self.training.cost.images += len(engine.state.batch["index"])
         self.on_step()
@@ -219,11 +228,22 @@ class ImageStateHandler:
         cost.epochs = engine.state.epoch
         cost.processor_seconds += now - self._counted
         self._counted = now
+        if self._losses:
+            self.training.losses.append(sum(self._losses) / len(self._losses))
+            self._losses.clear()
+            if self.training.log:
+                logger.info("epoch %d: loss %.5f", engine.state.epoch, self.training.losses[-1])
         due = time.monotonic() - self._saved >= SAVE_SECONDS or engine.state.epoch == engine.state.max_epochs
         if self.training.file is None or not due:
             return
         parts = {name: part.state_dict() for name, part in self.training.parts.items()}
-        state = {"digest": self.training.digest, "epoch": engine.state.epoch, "cost": asdict(cost), "parts": parts}
+        state = {
+            "digest": self.training.digest,
+            "epoch": engine.state.epoch,
+            "cost": asdict(cost),
+            "losses": self.training.losses,
+            "parts": parts,
+        }
         save_sealed(self.training.file, state)
         self._saved = time.monotonic()
 

@@ -1,11 +1,11 @@
-"""Parts that the methods share which learn from grey images in place of features: reading, protocol, run as a bundle workflow."""
+"""Parts of the methods that learn from grey images in place of features: reading, protocol, run as a bundle workflow."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +17,7 @@ from monai_wscxr.data.isolation import may_crash
 from monai_wscxr.data.preprocessing import Preprocessing, RadiographLoader
 from monai_wscxr.data.stream import RadiographStream, Rejected
 from monai_wscxr.errors import InputError
-from monai_wscxr.experiments.baselines.common import MethodSplit, Scored, write_results
+from monai_wscxr.experiments.baselines.common import Learned, MethodSplit, Scored, write_results
 from monai_wscxr.model.calibration import calibrate
 from monai_wscxr.system.progress import progress_bar
 from monai_wscxr.training.run_folder import RunFolder
@@ -111,7 +111,11 @@ class ImageReader:
     @property
     def settings(self) -> dict[str, Any]:
         """What the pixels depend on besides the files."""
-        return {"size": self.size, "intensity": self.intensity, "reader_chain": self.transform.preprocessing.reader_chain}
+        return {
+            "size": self.size,
+            "intensity": self.intensity,
+            "reader_chain": self.transform.preprocessing.reader_chain,
+        }
 
     def read(self, items: Sequence[Item], what: str = "images") -> GreyImages:
         """Read the items' images, in order; unusable ones are left out, see `rejected`.
@@ -145,30 +149,6 @@ class ImageReader:
         return GreyImages(files, pixels[: len(files)])
 
 
-@dataclass
-class Cost:
-    """What a training took, over all of its networks and over interruptions.
-
-    Attributes:
-        epochs: epochs of each network.
-        steps: optimiser steps of all networks together.
-        images: images that all networks together were shown in training.
-        processor_seconds: processor time of training, user and system.
-    """
-
-    epochs: int = 0
-    steps: int = 0
-    images: int = 0
-    processor_seconds: float = 0.0
-
-    def add(self, other: Cost) -> None:
-        """Add the cost of another network of the same method."""
-        self.epochs = max(self.epochs, other.epochs)
-        self.steps += other.steps
-        self.images += other.images
-        self.processor_seconds += other.processor_seconds
-
-
 @dataclass(frozen=True)
 class Place:
     """Where a training keeps its states, so that it continues after a kill.
@@ -187,19 +167,6 @@ class Place:
         """Return the file of a state, or None."""
         folder = self.shared if shared and self.shared is not None else self.folder
         return None if folder is None else folder / f"{name}.pt"
-
-
-@dataclass
-class Learned:
-    """What an `ImageMethod` says of itself after `fit_images`.
-
-    Attributes:
-        network: what was trained, in words for a table.
-        cost: what it took.
-    """
-
-    network: str = ""
-    cost: Cost = field(default_factory=Cost)
 
 
 class ImageMethod(Protocol):

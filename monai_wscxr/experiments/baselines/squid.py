@@ -7,6 +7,7 @@ the publication takes one for each; images are resized in one step; and the numb
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.experiments.baselines.common import Learned
 from monai_wscxr.experiments.baselines.image_training import (
     ImageBatches,
     ImageTraining,
@@ -27,7 +29,7 @@ from monai_wscxr.experiments.baselines.image_training import (
     check_precision,
     counted_seed,
 )
-from monai_wscxr.experiments.baselines.images import GreyImages, Learned, Place
+from monai_wscxr.experiments.baselines.images import GreyImages, Place
 from monai_wscxr.system.progress import progress_bar
 
 PUBLISHED_CHANNELS = (32, 64, 128, 256, 512)
@@ -273,7 +275,7 @@ class Generator(nn.Module):
             raise InputError(f"SQUID: the side of its images must be a multiple of 32 pixels from 64 on, got {size}")
         side = size // 32
         self.encoder = nn.ModuleList(
-            [Block(1, channels[0]), *(Block(a, b, 2) for a, b in zip(channels, channels[1:], strict=False))]
+            [Block(1, channels[0]), *(Block(a, b, 2) for a, b in itertools.pairwise(channels))]
         )
         self.inpainting = Inpainting(channels[-1], side)
         self.decoder = Decoder(channels, side, memory=True)
@@ -456,9 +458,7 @@ class Squid:
             ),
             "critic_optimizer": torch.optim.Adam(self.critic.parameters(), 1e-4, betas, fused=True),
         }
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizers["generator_optimizer"], 300, self.least_rate
-        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizers["generator_optimizer"], 300, self.least_rate)
         parts = {"generator": self.generator, "critic": self.critic, **optimizers, "schedule": schedule}
         trainer = SupervisedTrainer(
             self.device,
@@ -479,7 +479,7 @@ class Squid:
             "least_rate": self.least_rate,
             "precision": self.precision,
         }
-        return ImageTraining(trainer, batches, parts, self.seed, identity, place.file("squid"))
+        return ImageTraining(trainer, batches, parts, self.seed, identity, place.file("squid"), log=True)
 
     def _step(
         self, engine: Engine, images: Tensor, optimizers: dict[str, torch.optim.Optimizer], batches: int
@@ -506,7 +506,7 @@ class Squid:
         """Compute the anomaly scores [n]: the discriminator's logits of the reconstructions, with the opposite sign."""
         return [torch.cat([-self.critic.of_each(found) for _, found in self._reconstructed(images)]).cpu()]
 
-    def image_maps(self, images: GreyImages) -> Tensor:
+    def reconstruction_errors(self, images: GreyImages) -> Tensor:
         """Compute the absolute difference [n, S, S] of images and reconstructions, which the publication does not evaluate."""
         return torch.cat([(image - found).abs()[:, 0] for image, found in self._reconstructed(images)]).cpu()
 

@@ -201,5 +201,5 @@ def test_it_learns_one_batch_by_heart():
     "options", [{"score": "outer"}, {"epochs": 0}, {"members": 1}, {"unlabelled": "thrice"}, {"precision": "float16"}]
 )
 def test_options_out_of_range(options):
-    with pytest.raises(InputError, match="DDAD|training_precision"):
+    with pytest.raises(InputError, match=r"DDAD|training_precision"):
         Ddad(**options)

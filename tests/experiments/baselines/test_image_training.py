@@ -11,6 +11,7 @@ from torch import nn
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.experiments.baselines import image_training
+from monai_wscxr.experiments.baselines.common import Cost
 from monai_wscxr.experiments.baselines.image_training import (
     ImageBatches,
     ImageTraining,
@@ -18,7 +19,7 @@ from monai_wscxr.experiments.baselines.image_training import (
     counted_seed,
     train_side_by_side,
 )
-from monai_wscxr.experiments.baselines.images import Cost, GreyImages, ImageReader
+from monai_wscxr.experiments.baselines.images import GreyImages, ImageReader
 
 
 def grey(n, size=8, seed=0):
@@ -47,7 +48,8 @@ def training(file=None, epochs=4, seed=0, images=None):
         decollate=False,
     )
     parts = {"network": network, "optimizer": optimizer}
-    return SimpleNamespace(network=network, run=ImageTraining(trainer, batches, parts, seed, {"rate": 1e-2}, file).run)
+    made = ImageTraining(trainer, batches, parts, seed, {"rate": 1e-2}, file)
+    return SimpleNamespace(network=network, run=made.run, losses=made.losses)
 
 
 def weights(made):
@@ -78,6 +80,9 @@ def test_a_killed_training_ends_at_the_same_weights(tmp_path, monkeypatch):
     cost = after.run(lambda: counted.append(1))
     assert (cost.epochs, cost.steps, cost.images, len(counted)) == (4, 12, 40, 12)
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(after), strict=True))
+    assert whole.losses == after.losses
+    assert len(whole.losses) == 4
+    assert whole.losses[-1] < whole.losses[0]
     other = training(seed=1)
     other.run()
     assert not torch.equal(weights(whole)[0], weights(other)[0])

@@ -206,8 +206,10 @@ def test_the_score_of_an_image_is_that_of_a_batch_of_one():
             found = method.generator(alone.floats()).image
             torch.testing.assert_close(-method.critic(found)[0], scores[number], rtol=1e-4, atol=1e-5)
     mixed = torch.rand(8, 1, 64, 64) * torch.linspace(0.1, 1, 8)[:, None, None, None]
-    assert (method.critic(mixed) - method.critic.of_each(mixed)).abs().max() > 1e-3  # the statistics of a batch are others
-    assert method.image_maps(normal).shape == (8, 64, 64)
+    assert (
+        method.critic(mixed) - method.critic.of_each(mixed)
+    ).abs().max() > 1e-3  # the statistics of a batch are others
+    assert method.reconstruction_errors(normal).shape == (8, 64, 64)
     assert method.learned.cost.steps == 2
     assert method.learned.cost.images == 8
 
@@ -281,7 +283,7 @@ def test_augmentation_stays_within_its_range():
 
 @pytest.mark.parametrize("options", [{"epochs": 0}, {"width": 2.0}, {"batch_size": 1}, {"precision": "float16"}])
 def test_options_out_of_range(options):
-    with pytest.raises(InputError, match="SQUID|training_precision"):
+    with pytest.raises(InputError, match=r"SQUID|training_precision"):
         Squid(**options)
     with pytest.raises(InputError, match="multiple of 32"):
         Generator(100, SMALL)
