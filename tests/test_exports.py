@@ -73,6 +73,7 @@ EXPORTED = {
         "AnatPaste",
         "CutPaste",
         "CutPasteReduced",
+        "Ddad",
         "DiscriminantAnalysis",
         "GreyImages",
         "ImageMethod",

@@ -16,7 +16,19 @@ CONFIGS = find_configs()
 PLAIN = ("discriminant.yaml", "logistic.yaml", "nearest.yaml")  # have no options of their own
 METHODS = (
     *PLAIN,
-    *(f"{name}.yaml" for name in ("patchcore", "simplenet", "cutpaste_reduced", "cutpaste", "anatpaste", "squid")),
+    *(
+        f"{name}.yaml"
+        for name in (
+            "patchcore",
+            "simplenet",
+            "cutpaste_reduced",
+            "cutpaste",
+            "anatpaste",
+            "squid",
+            "ddad",
+            "ddad_intra",
+        )
+    ),
 )
 OVERLAYS = (*METHODS, "multi_gpu_train.yaml")
 LEFT_OUT = {

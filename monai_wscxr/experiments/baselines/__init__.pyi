@@ -6,6 +6,7 @@ from monai_wscxr.experiments.baselines.common import normal_split as normal_spli
 from monai_wscxr.experiments.baselines.common import run_method as run_method
 from monai_wscxr.experiments.baselines.cutpaste import CutPaste as CutPaste
 from monai_wscxr.experiments.baselines.cutpaste_reduced import CutPasteReduced as CutPasteReduced
+from monai_wscxr.experiments.baselines.ddad import Ddad as Ddad
 from monai_wscxr.experiments.baselines.images import GreyImages as GreyImages
 from monai_wscxr.experiments.baselines.images import ImageMethod as ImageMethod
 from monai_wscxr.experiments.baselines.images import ImageReader as ImageReader

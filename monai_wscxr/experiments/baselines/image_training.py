@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
+from monai.inferers import SimpleInferer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -240,6 +241,41 @@ class ImageStateHandler:
             logger.warning("%s belongs to other images or settings; this training starts again", file)
             return None
         return state
+
+
+class PrecisionInferer(SimpleInferer):
+    """Run a network in training by `precision`; its output is float32.
+
+    Args:
+        device: of the network.
+        precision: see `check_precision`.
+    """
+
+    def __init__(self, device: torch.device, precision: str) -> None:
+        super().__init__()
+        self.device, self.precision = device, check_precision(precision)
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the network's output."""
+        with autocast(self.device, self.precision):
+            found: Tensor = super().__call__(inputs, network, *args, **kwargs)
+        return found.float()
+
+
+def check_precision(precision: str) -> str:
+    """Return the precision of a training: "float32", or "bfloat16" for convolutions and products of matrices.
+
+    Raises:
+        InputError: when it is neither.
+    """
+    if precision not in ("float32", "bfloat16"):
+        raise InputError(f"training_precision must be float32 or bfloat16, got {precision!r}")
+    return precision
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which a network runs by a precision, see `check_precision`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def batch_loader(batches: ImageBatches) -> DataLoader:

@@ -23,7 +23,9 @@ from monai_wscxr.experiments.baselines.common import Learned
 from monai_wscxr.experiments.baselines.image_training import (
     ImageBatches,
     ImageTraining,
+    autocast,
     batch_loader,
+    check_precision,
     counted_seed,
 )
 from monai_wscxr.experiments.baselines.images import GreyImages, Place
@@ -396,7 +398,7 @@ class Squid:
         batch_size: images per step, >= 2.
         batches: largest number of batches per epoch, >= 1; None takes all (published for CheXpert: 85).
         least_rate: learning rate of the generator at the end of the cosine schedule of 300 epochs (for CheXpert: 5e-5).
-        precision: "float32", or "bfloat16" for convolutions and products of matrices in training.
+        precision: of training, see `check_precision`.
         device: "cpu" or "cuda".
         seed: seed of initialisation, order, augmentation and masks.
 
@@ -420,11 +422,9 @@ class Squid:
                 "SQUID: epochs must be >= 1, batch_size >= 2, width lie in (0, 1] and least_rate in [0, 1e-4]; got "
                 f"{epochs}, {batch_size}, {width}, {least_rate}"
             )
-        if precision not in ("float32", "bfloat16"):
-            raise InputError(f"SQUID: precision must be float32 or bfloat16, got {precision!r}")
         self.epochs, self.batch_size, self.batches, self.least_rate = epochs, batch_size, batches, least_rate
         self.channels = tuple(max(4, round(width * c)) for c in PUBLISHED_CHANNELS)
-        self.precision, self.device, self.seed = precision, torch.device(device), seed
+        self.precision, self.device, self.seed = check_precision(precision), torch.device(device), seed
         self.generator: Generator
         self.critic: Critic
         self.learned = Learned()
@@ -487,22 +487,19 @@ class Squid:
         both = (engine.state.iteration - 1) % batches % 2 == 0
         images = images.to(self.device)
         self.generator.train()
-        with torch.set_grad_enabled(both), self._autocast():
+        with torch.set_grad_enabled(both), autocast(self.device, self.precision):
             found = self.generator(images, teach=both)
-        with self._autocast():
+        with autocast(self.device, self.precision):
             loss_critic = critic_loss(self.critic(images), self.critic(found.image.detach()))
         _update(optimizers["critic_optimizer"], loss_critic)
         if not both:
             return {"critic_loss": loss_critic.item()}
-        with self._autocast():
+        with autocast(self.device, self.precision):
             logits = self.critic(found.image)
         loss = generator_loss(images, found, logits)
         _update(optimizers["generator_optimizer"], loss)
         self.generator.inpainting.remember(found.queries)
         return {"critic_loss": loss_critic.item(), "loss": loss.item()}
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def image_scores(self, images: GreyImages) -> list[Tensor]:
         """Compute the anomaly scores [n]: the discriminator's logits of the reconstructions, with the opposite sign."""

@@ -46,6 +46,8 @@ KINDS: Mapping[str, MethodKind] = {
         MethodKind("patchcore", "PatchCore"),
         MethodKind("simplenet", "SimpleNet"),
         MethodKind("cutpaste_reduced", "CutPaste (reduced: frozen network)"),
+        MethodKind("ddad", "DDAD", labelled=True, images=True),
+        MethodKind("ddad_intra", "DDAD (intra)", images=True),
         MethodKind("cutpaste", "CutPaste", images=True),
         MethodKind("anatpaste", "AnatPaste", images=True),
         MethodKind("squid", "SQUID", images=True, map_note="error of reconstruction, not evaluated in its publication"),

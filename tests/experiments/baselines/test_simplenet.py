@@ -79,7 +79,7 @@ def test_the_noise_has_the_unit_of_the_channels():
 
 
 def test_negatives_are_the_adapted_features_with_that_noise(monkeypatch):
-    """What enters the discriminator in one step: adapted rows, and as many with Gaussian noise of the standard deviation sigma."""
+    """What enters the discriminator: adapted rows, and as many with Gaussian noise of the standard deviation sigma."""
     seen = []
     forward = Discriminator.forward
     monkeypatch.setattr(

@@ -121,7 +121,9 @@ def test_maps_are_compared_with_masks(table1, phantoms):
     from monai_wscxr.data.masks import read_mask, resize_mask
 
     cells = {name: cell_of(table1, name) for name in METHODS}
-    assert {name for name, cell in cells.items() if cell["pixel"]} == {"wscxr", "patchcore", "simplenet", "squid"}
+    assert {name for name, cell in cells.items() if cell["pixel"]} == {
+        *("wscxr", "patchcore", "simplenet", "squid", "ddad", "ddad_intra")
+    }
     text = (table1 / "results.md").read_text()
     assert "## Localisation" in text
     assert "| SQUID, smoke effort (error of reconstruction, not evaluated in its publication) | - | " in text
