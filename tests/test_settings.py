@@ -16,8 +16,19 @@ CONFIGS = find_configs()
 PLAIN = ("discriminant.yaml", "logistic.yaml", "nearest.yaml")  # have no options of their own
 METHODS = (
     *PLAIN,
-    *(f"{name}.yaml" for name in ("patchcore", "simplenet", "cutpaste_reduced", "cutpaste", "anatpaste", "squid")),
-    *("ddad.yaml", "ddad_intra.yaml"),
+    *(
+        f"{name}.yaml"
+        for name in (
+            "patchcore",
+            "simplenet",
+            "cutpaste_reduced",
+            "cutpaste",
+            "anatpaste",
+            "squid",
+            "ddad",
+            "ddad_intra",
+        )
+    ),
 )
 OVERLAYS = (*METHODS, "multi_gpu_train.yaml")
 LEFT_OUT = {
@@ -32,7 +43,7 @@ LEFT_OUT = {
         "tensorboard",
         "mlflow",
     ),
-    *("timeout", "rank", "networks_at_once", "normative_dir"),
+    *("timeout", "rank"),
 }
 
 

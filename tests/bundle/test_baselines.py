@@ -21,9 +21,7 @@ SHRUNK = {
     "simplenet": {"simplenet_epochs": 2},
     "cutpaste_reduced": {"steps": 10},
     "cutpaste": {"cutpaste_steps": 2, "cutpaste_batch": 4, "pixels": 32},
-    "squid": {"squid_epochs": 1, "squid_width": 0.125, "pixels": 64},
     "ddad": {"ddad_epochs": 1, "members": 2, "pixels": 32, "networks_at_once": 1},
-    "ddad_intra": {"ddad_epochs": 1, "members": 2, "pixels": 32, "networks_at_once": 1},
     "anatpaste": {"anatpaste_steps": 2, "anatpaste_batch": 4, "pixels": 32},
 }
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.experiments.baselines.common import Cost, Learned
 from monai_wscxr.experiments.baselines.image_training import (
     ImageBatches,
     ImageTraining,
@@ -31,7 +32,7 @@ from monai_wscxr.experiments.baselines.image_training import (
     counted_seed,
     train_side_by_side,
 )
-from monai_wscxr.experiments.baselines.images import Cost, GreyImages, Learned, Place
+from monai_wscxr.experiments.baselines.images import GreyImages, Place
 from monai_wscxr.system.progress import progress_bar
 
 SCORES = ("inter", "intra", "reconstruction", "refined")

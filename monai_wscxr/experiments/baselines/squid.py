@@ -506,7 +506,7 @@ class Squid:
         """Compute the anomaly scores [n]: the discriminator's logits of the reconstructions, with the opposite sign."""
         return [torch.cat([-self.critic.of_each(found) for _, found in self._reconstructed(images)]).cpu()]
 
-    def reconstruction_errors(self, images: GreyImages) -> Tensor:
+    def image_maps(self, images: GreyImages) -> Tensor:
         """Compute the absolute difference [n, S, S] of images and reconstructions, which the publication does not evaluate."""
         return torch.cat([(image - found).abs()[:, 0] for image, found in self._reconstructed(images)]).cpu()
 

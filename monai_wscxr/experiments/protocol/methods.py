@@ -21,12 +21,14 @@ class MethodKind:
         title: name in the tables.
         labelled: whether it learns from abnormal images as well, so that it has a k.
         images: whether it learns from images, in place of the shared features.
+        map_note: what its map shows, where its publication has none; "" for a published map, or none.
     """
 
     name: str
     title: str
     labelled: bool = False
     images: bool = False
+    map_note: str = ""
 
     @property
     def configuration(self) -> str:
@@ -44,11 +46,11 @@ KINDS: Mapping[str, MethodKind] = {
         MethodKind("patchcore", "PatchCore"),
         MethodKind("simplenet", "SimpleNet"),
         MethodKind("cutpaste_reduced", "CutPaste (reduced: frozen network)"),
+        MethodKind("ddad", "DDAD", labelled=True, images=True),
+        MethodKind("ddad_intra", "DDAD (intra)", images=True),
         MethodKind("cutpaste", "CutPaste", images=True),
         MethodKind("anatpaste", "AnatPaste", images=True),
-        MethodKind("squid", "SQUID", images=True),
-        MethodKind("ddad", "DDAD", labelled=True, images=True),
-        MethodKind("ddad_intra", "DDAD, intra", images=True),
+        MethodKind("squid", "SQUID", images=True, map_note="error of reconstruction, not evaluated in its publication"),
     )
 }
 METHODS = tuple(KINDS)

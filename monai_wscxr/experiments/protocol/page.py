@@ -171,7 +171,12 @@ def _localisation(table: Table) -> list[str]:
             for part in ("pointing_game", "auroc", "aupro")
         ]
         cells = [beside[0], *values, *beside[1:]]
-        lines.append(f"| {table.titles[name]} | {'-' if k is None else k} | " + " | ".join(cells) + " |")
+        note = KINDS[name].map_note if name in KINDS else ""
+        lines.append(
+            f"| {table.titles[name]}{f' ({note})' if note else ''} | {'-' if k is None else k} | "
+            + " | ".join(cells)
+            + " |"
+        )
     return lines if rows else []
 
 

@@ -119,9 +119,10 @@ def run_protocol(
     if not isinstance(datasets, Mapping):
         return write_table(run_table(plan, str(datasets), Path(output_dir)))
     check_dataset_names(datasets)
-    found = {name: run_table(plan, str(source), Path(output_dir) / name) for name, source in datasets.items()}
-    for one in found.values():
-        write_table(one)
+    found = {}
+    for name, source in datasets.items():
+        found[name] = run_table(plan, str(source), Path(output_dir) / name)
+        write_table(found[name])
     return write_combined(Path(output_dir), found, command)
 
 

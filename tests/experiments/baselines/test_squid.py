@@ -209,7 +209,7 @@ def test_the_score_of_an_image_is_that_of_a_batch_of_one():
     assert (
         method.critic(mixed) - method.critic.of_each(mixed)
     ).abs().max() > 1e-3  # the statistics of a batch are others
-    assert method.reconstruction_errors(normal).shape == (8, 64, 64)
+    assert method.image_maps(normal).shape == (8, 64, 64)
     assert method.learned.cost.steps == 2
     assert method.learned.cost.images == 8
 
