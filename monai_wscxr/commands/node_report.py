@@ -14,10 +14,10 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "node-report",
         help="weekly report of a DICOM node: alarm rate, drift, reasons without a score",
-        description="Sum up what a DICOM node received, by week of arrival (UTC): images, alarm rate with its 95 % interval beside "
-        "the promised one, drift, the most frequent reasons without a score, and the same by device and view. The node may be "
-        "running; it keeps images for its --days. No patient data. Exit status: 0 no drift, 1 drift in the latest week, 2 the "
-        "command cannot run as given.",
+        description="Sum up what a DICOM node received, by week of arrival (UTC): images, alarm rate with its 95 % interval "
+        "beside the promised one, drift, the most frequent reasons without a score, and the same by device and view. The "
+        "node may be running; it keeps images for its --days. No patient data. Exit status: 0 no drift, 1 drift in the latest "
+        "week, 2 the command cannot run as given.",
     )
     parser.add_argument("--folder", required=True, metavar="DIR", help="folder of the node's queue")
     parser.add_argument("--model", required=True, metavar="OUT", help="the model of the node")

@@ -1,10 +1,10 @@
 """Sending of results to the archive, by C-STORE or STOW-RS, until it has taken them.
 
-An archive that does not answer is asked again after 1 s, 2 s, 4 s and so on, at most a minute, without end. Where it answers but
-cannot take the results of an image now, such as out of resources, these are sent again after such times, without end as well,
-and the results of other images go on meanwhile. Where it refuses them for good, they are sent `MOST_REFUSALS` times; then the
-image has failed, and its results stay in the folder. Results have the same UIDs whenever they are sent, so an archive that has
-them already keeps one set.
+An archive that does not answer is asked again after 1 s, 2 s, 4 s and so on, at most a minute, without end. Where it answers
+but cannot take the results of an image now, such as out of resources, these are sent again after such times, without end as
+well, and the results of other images go on meanwhile. Where it refuses them for good, they are sent `MOST_REFUSALS` times;
+then the image has failed, and its results stay in the folder. Results have the same UIDs whenever they are sent, so an archive
+that has them already keeps one set.
 """
 
 from __future__ import annotations

@@ -140,7 +140,8 @@ class Status:
         return (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="{_REFRESH:.0f}">'
             f"<title>WSCXR node</title><style>{_STYLE}</style></head><body><h1>WSCXR node</h1><p>{DISCLAIMER}</p>{body}"
-            '<p><a href="/weekly">Weekly report</a> <a href="/status.json">JSON</a> <a href="/metrics">Metrics</a></p></body></html>'
+            '<p><a href="/weekly">Weekly report</a> <a href="/status.json">JSON</a> <a href="/metrics">Metrics</a></p>'
+            "</body></html>"
         )
 
 

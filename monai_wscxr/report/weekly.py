@@ -168,8 +168,9 @@ class Weekly:
             assert self.drift_now is not None
             found.append(
                 f"DRIFT: the {self.drift_now.images} images of the latest week are unlike the normals that the model was "
-                f"calibrated on (shift {self.drift_now.shift:.2f}, limit {self.drift_now.limit:.2g}): p-values and flags cannot be "
-                "relied on. Adapt the model with a folder of normal radiographs of the site, then restart the node with it."
+                f"calibrated on (shift {self.drift_now.shift:.2f}, limit {self.drift_now.limit:.2g}): p-values and flags "
+                "cannot be relied on. Adapt the model with a folder of normal radiographs of the site, then restart the node with "
+                "it."
             )
         elif self.drift_now is None:
             found.append(f"Drift is unknown: that takes {self.fewest} images of a week, and a model with a reference.")
@@ -209,13 +210,15 @@ def weekly_page(report: Weekly, scale: ColourScale) -> str:
         headline += f"<pre><code>{escape(report.command)}</code></pre>"
     sections = []
     if report.weeks:
-        weeks = [drift_report.Group(week.name, week.rate.scored, week.rate.flagged, week.drift) for week in report.weeks]
+        weeks = [
+            drift_report.Group(week.name, week.rate.scored, week.rate.flagged, week.drift) for week in report.weeks
+        ]
         caption = f"Bars: {report.level:.0%} interval; dashed: promised for normal images, {report.promised:.1%}."
         charts = (
-            f'<div class="charts"><figure>{rate_chart(report.weeks)}<figcaption class="small">Share of flagged images by week of '
-            f"arrival. {caption}</figcaption></figure><figure>{drift_report.shift_chart(weeks)}"
-            '<figcaption class="small">Shift of the image features by week, in variances of normal images; the line is the limit.'
-            "</figcaption></figure></div>"
+            f'<div class="charts"><figure>{rate_chart(report.weeks)}<figcaption class="small">Share of flagged images by week '
+            f"of arrival. {caption}</figcaption></figure><figure>{drift_report.shift_chart(weeks)}"
+            '<figcaption class="small">Shift of the image features by week, in variances of normal images; the line is the '
+            "limit.</figcaption></figure></div>"
         )
         sections = [("course", "Course", charts), ("by-week", "By week", _weeks(report.weeks))]
         sections += [(f"by-{name}", f"By {name}", _groups(name, several)) for name, several in report.groups.items()]
@@ -261,8 +264,9 @@ def _drift_cells(found: Drift) -> str:
 
 def _weeks(weeks: Sequence[Week]) -> str:
     rows = [
-        f'<tr><th scope="row">{escape(week.name)}</th><td class="figure">{week.received}</td><td class="figure">{week.without}</td>'
-        f'<td class="figure">{week.rate.text()}</td><td>{_VERDICTS[week.rate.verdict]}</td>{_drift_cells(week.drift)}</tr>'
+        f'<tr><th scope="row">{escape(week.name)}</th><td class="figure">{week.received}</td>'
+        f'<td class="figure">{week.without}</td><td class="figure">{week.rate.text()}</td>'
+        f"<td>{_VERDICTS[week.rate.verdict]}</td>{_drift_cells(week.drift)}</tr>"
         for week in weeks
     ]
     return _table(("week of arrival", "images", "with a reason", "flagged", "alarm rate", "shift", "drift"), rows)
