@@ -101,6 +101,10 @@ def test_the_command_reads_the_queue_of_a_running_node(queue, model, tmp_path, c
     assert values["weeks"][-1]["reasons"] == {"lateral_view": 1}
     assert values["adapt"] in (tmp_path / "out" / "node_report.html").read_text()
     assert re.fullmatch(r"\d{4}-W\d\d", values["weeks"][-1]["week"])
+    running = stored_rows(queue.folder)
+    queue.close()
+    assert stored_rows(queue.folder) == running  # and of one that has stopped
+    assert len(running) == 31
 
 
 def test_the_status_shows_the_report(queue, trained):
