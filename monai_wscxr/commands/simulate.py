@@ -23,6 +23,13 @@ def add_parser(commands: Commands) -> None:
     simulate.add_argument("--strategies", default="varied,most_suspicious,random", help="separated by commas")
     simulate.add_argument("--rounds", type=int, default=10, metavar="N", help="rounds of labelling and retraining")
     simulate.add_argument("--per_round", type=int, default=1, metavar="N", help="images labelled per round")
+    simulate.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="measure each Nth round and the last; random labelling trains only then",
+    )
     simulate.add_argument("--draws", type=int, default=5, metavar="N", help="repetitions with other random splits")
     simulate.add_argument(
         "--archive_normal", type=int, metavar="N", help="normal images in the archive; default: half of them"
@@ -45,6 +52,7 @@ def run(options: argparse.Namespace) -> None:
         "rounds": options.rounds,
         "per_round": options.per_round,
         "draws": options.draws,
+        "every": options.every,
         "archive_normal": options.archive_normal,
         "options": train_options,
     }

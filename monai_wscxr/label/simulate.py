@@ -22,7 +22,7 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation.metrics import auroc
 from monai_wscxr.label.archive.studies import Label, UnknownImage
 from monai_wscxr.label.ranking import score_images
-from monai_wscxr.label.simulation_figures import charts, table
+from monai_wscxr.label.simulation_figures import charts, measured_rounds, table
 from monai_wscxr.label.strategies import STRATEGIES
 from monai_wscxr.label.workbench import Workbench
 from monai_wscxr.system.atomic import write_text_atomic
@@ -149,14 +149,23 @@ def label_in_rounds(
     by_file = {item["image"]: image_id for image_id, item in studies.items.items()}
     asked = [by_file[first["image"]]]
     rounds = []
+    measured = measured_rounds(settings)
     for number in range(settings["rounds"] + 1):
         for image_id in asked:
             item = studies.items[image_id]
             bench.set_label(image_id, item["label"], item["class"] if item["label"] else None)
+        following = [entry["id"] for entry in bench.queue("random", settings["per_round"])]
+        if strategy == "random" and following and number not in measured:  # its order needs no model
+            asked = following
+            continue
         began, cpu = time.perf_counter(), time.process_time()
         bench.train()
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        model = bench.predict(asked[0]).model
+        if strategy != "random":
+            following = [entry["id"] for entry in bench.queue(strategy, settings["per_round"])]
+        model, asked = bench.predict(asked[0]).model, following
+        if following and number not in measured:
+            continue
         scores = [scored.anomaly_score for scored in score_images(model, features, extractor.grid)]
         given = studies.labels().values()
         rounds.append(
@@ -167,9 +176,9 @@ def label_in_rounds(
                 "abnormal_found": sum(label.label == 1 for label in given),
                 "seconds": seconds,
                 "cpu_seconds": cpu,
+                "ran_out": not asked,
             }
         )
-        asked = [entry["id"] for entry in bench.queue(strategy, settings["per_round"])]
         if not asked:
             break
     bench.close()
@@ -179,8 +188,16 @@ def label_in_rounds(
 
 def _fixed(record: Mapping[str, Any]) -> list[Any]:
     """Return what all runs of a simulation must share."""
-    settings = {name: value for name, value in record["settings"].items() if name not in ("strategies", "draws")}
-    return [record["dataset_dir"], settings]
+    free = ("strategies", "draws", "every")
+    return [record["dataset_dir"], {name: value for name, value in record["settings"].items() if name not in free}]
+
+
+def _finished(rounds: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> bool:
+    """Tell whether a run has reached its end, and has all rounds that are measured."""
+    found = {row["round"] for row in rounds}
+    last = max(found, default=-1)
+    ended = last == settings["rounds"] or any(row["ran_out"] for row in rounds)
+    return ended and found >= {number for number in measured_rounds(settings) if number <= last}
 
 
 def simulate(dataset_dir: str, output_dir: str, settings: Mapping[str, Any], command: str = "") -> Path:
@@ -191,7 +208,8 @@ def simulate(dataset_dir: str, output_dir: str, settings: Mapping[str, Any], com
     Args:
         dataset_dir: folder or datalist with a training and a test part, both with abnormal images.
         output_dir: new folder, or the folder of the same simulation to continue.
-        settings: "strategies" (names), "rounds", "per_round" (images labelled per round), "draws" (repetitions),
+        settings: "strategies" (names), "rounds", "per_round" (images labelled per round), "draws" (repetitions), "every" (one
+            round in so many is measured, and the last one; labelling at random trains for no other),
             "archive_normal" (normal images in the archive; None takes half of them), "options" (of `train.yaml`).
         command: command line for the record.
 
@@ -202,9 +220,9 @@ def simulate(dataset_dir: str, output_dir: str, settings: Mapping[str, Any], com
         InputError: when the data set or a setting does not allow a simulation, or the folder holds another one.
     """
     unknown = [name for name in settings["strategies"] if name not in STRATEGIES]
-    if unknown or min(settings["rounds"], settings["per_round"], settings["draws"]) < 1:
+    if unknown or min(settings[name] for name in ("rounds", "per_round", "draws", "every")) < 1:
         raise InputError(
-            f"strategies are {', '.join(STRATEGIES)}; rounds, images per round and draws must be at least 1"
+            f"strategies are {', '.join(STRATEGIES)}; rounds, images per round, draws and every must be at least 1"
         )
     lists = load_datalist(dataset_dir)
     normals = sum(item["label"] == 0 for item in lists["training"])
@@ -224,7 +242,7 @@ def simulate(dataset_dir: str, output_dir: str, settings: Mapping[str, Any], com
     runs = [(seed, strategy) for seed in range(settings["draws"]) for strategy in settings["strategies"]]
     for seed, strategy in counted(runs, "simulation", unit="run"):
         name = f"{strategy}-{seed}"
-        if name not in record["rounds"]:
+        if not _finished(record["rounds"].get(name, []), settings):
             record["rounds"][name] = label_in_rounds(
                 strategy, lists["training"], lists["test"], folder / name, settings, seed
             )

@@ -21,12 +21,21 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 """Middle, low and high end of a figure by round."""
 
 
+def measured_rounds(settings: Mapping[str, Any]) -> list[int]:
+    """Return the numbers of the rounds that are measured: the first one, each `every`-th, and the last one."""
+    last = settings["rounds"]
+    return [number for number in range(last + 1) if number % settings["every"] == 0 or number == last]
+
+
 def figures(record: Mapping[str, Any], strategy: str, key: str) -> NDArray[np.float64]:
-    """Collect one figure as [draws, rounds]; a draw whose archive ran out keeps its last value."""
-    draws = range(record["settings"]["draws"])
-    found = [[r[key] for r in record["rounds"][f"{strategy}-{draw}"]] for draw in draws]
-    longest = max(map(len, found))
-    return np.array([row + [row[-1]] * (longest - len(row)) for row in found], dtype=float)
+    """Collect one figure as [draws, measured rounds]; a draw whose archive ran out keeps its last value."""
+    found = []
+    for draw in range(record["settings"]["draws"]):
+        rows = record["rounds"][f"{strategy}-{draw}"]
+        found.append(
+            [[r[key] for r in rows if r["round"] <= number][-1] for number in measured_rounds(record["settings"])]
+        )
+    return np.array(found, dtype=float)
 
 
 def paired_difference(values: NDArray[np.float64], base: NDArray[np.float64]) -> Curve:
@@ -35,8 +44,7 @@ def paired_difference(values: NDArray[np.float64], base: NDArray[np.float64]) ->
     Args:
         values, base: [draws, rounds] of the same draws in the same order, at least two draws.
     """
-    rounds = min(values.shape[1], base.shape[1])
-    differences = values[:, :rounds] - base[:, :rounds]
+    differences = values - base
     draws = len(differences)
     mean = differences.mean(0)
     half = stats.t.ppf((1 + _LEVEL) / 2, draws - 1) * differences.std(0, ddof=1) / math.sqrt(draws)
@@ -59,10 +67,10 @@ def table(record: Mapping[str, Any], command: str) -> str:
     strategies = settings["strategies"]
     values = {s: (figures(record, s, "auroc"), figures(record, s, "abnormal_found")) for s in strategies}
     labelled = figures(record, strategies[0], "labelled")
-    numbers = range(min(scores.shape[1] for scores, _ in values.values()))
+    numbers = list(enumerate(measured_rounds(settings)))
     rows = []
-    for n in numbers:
-        cells = [f"{n}", f"{labelled[:, n].mean():.0f}"]
+    for n, number in numbers:
+        cells = [f"{number}", f"{labelled[:, n].mean():.0f}"]
         for scores, found in values.values():
             column = scores[:, n]
             cells += [
@@ -79,8 +87,11 @@ def table(record: Mapping[str, Any], command: str) -> str:
             "",
         ]
         rows = [
-            [f"{n}", *(f"{mean[n]:+.3f} ({low[n]:+.3f} to {high[n]:+.3f})" for mean, low, high in differences.values())]
-            for n in numbers
+            [
+                f"{number}",
+                *(f"{mean[n]:+.3f} ({low[n]:+.3f} to {high[n]:+.3f})" for mean, low, high in differences.values()),
+            ]
+            for n, number in numbers
         ]
         lines += _markdown(["round", *differences], rows)
     seconds = np.concatenate([figures(record, s, "seconds").ravel() for s in strategies])
@@ -111,31 +122,42 @@ def charts(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _drawn(record: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return caption and SVG of each chart by file name."""
+    numbers = measured_rounds(record["settings"])
     scores = {s: figures(record, s, "auroc") for s in record["settings"]["strategies"]}
     curves = {s: (v.mean(0), v.min(0), v.max(0)) for s, v in scores.items()}
     low = float(np.floor(20 * min(v.min() for v in scores.values())) / 20)
-    found = {"results.svg": ("AUROC over rounds", _chart(curves, low, 1.0, "AUROC of test images; band: all draws"))}
+    found = {
+        "results.svg": ("AUROC over rounds", _chart(numbers, curves, low, 1.0, "AUROC of test images; band: all draws"))
+    }
     if differences := _differences(record):
         ends = np.concatenate([np.concatenate(curve) for curve in differences.values()])
         bottom, top = (
             float(f(50 * v) / 50) for f, v in ((np.floor, min(ends.min(), 0)), (np.ceil, max(ends.max(), 0)))
         )
         title = f"AUROC minus that of {BASE} in the same draw; band: 95 % interval"
-        drawn = _chart(differences, bottom, max(top, bottom + 0.02), title, 0.0)
+        drawn = _chart(numbers, differences, bottom, max(top, bottom + 0.02), title, 0.0)
         found["differences.svg"] = (f"AUROC minus that of {BASE}, over rounds", drawn)
     return found
 
 
-def _chart(curves: Mapping[str, Curve], low: float, high: float, title: str, line: float | None = None) -> str:
+def _chart(
+    numbers: Sequence[int],
+    curves: Mapping[str, Curve],
+    low: float,
+    high: float,
+    title: str,
+    line: float | None = None,
+) -> str:
     """Draw curves with their bands over the rounds as SVG.
 
     Args:
+        numbers: rounds that were measured.
         curves: by strategy.
         low, high: ends of the axis.
         title: plain text.
         line: value that is marked.
     """
-    last = max(len(middle) for middle, _, _ in curves.values()) - 1
+    last = numbers[-1]
 
     def at(number: int, value: float) -> str:
         return f"{50 + 430 * number / max(last, 1):.1f} {270 - 240 * (value - low) / (high - low):.1f}"
@@ -147,14 +169,16 @@ def _chart(curves: Mapping[str, Curve], low: float, high: float, title: str, lin
         parts.append(f'<text x="44" y="{270 - 48 * step + 4}" text-anchor="end">{value:.2f}</text>')
     if line is not None:
         parts.append(f'<path d="M{at(0, line)}H480" stroke="#222"/>')
-    parts += [f'<text x="{at(n, low).split()[0]}" y="288" text-anchor="middle">{n}</text>' for n in range(last + 1)]
+    parts += [f'<text x="{at(n, low).split()[0]}" y="288" text-anchor="middle">{n}</text>' for n in numbers]
     parts.append('<text x="265" y="310" text-anchor="middle">rounds of labelling</text>')
     for number, (strategy, (middle, bottom, top)) in enumerate(curves.items()):
         colour, dash = _COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)]
-        edge = [at(n, v) for n, v in enumerate(top)] + [at(n, v) for n, v in enumerate(bottom)][::-1]
+        edge = [at(n, v) for n, v in zip(numbers, top, strict=True)]
+        edge += [at(n, v) for n, v in zip(numbers, bottom, strict=True)][::-1]
+        curve = "L".join(at(n, v) for n, v in zip(numbers, middle, strict=True))
         stroke = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}" fill="none"'
         parts.append(f'<path d="M{"L".join(edge)}Z" fill="{colour}" opacity="0.15"/>')
-        parts.append(f'<path d="M{"L".join(at(n, v) for n, v in enumerate(middle))}" {stroke}/>')
+        parts.append(f'<path d="M{curve}" {stroke}/>')
         y = 40 + 24 * number
         parts.append(f'<path d="M490 {y}H516" {stroke}/><text x="522" y="{y + 4}">{strategy.replace("_", " ")}</text>')
     style = 'font-family="sans-serif" font-size="12" fill="#222"'

@@ -169,8 +169,8 @@ class Weekly:
             found.append(
                 f"DRIFT: the {self.drift_now.images} images of the latest week are unlike the normals that the model was "
                 f"calibrated on (shift {self.drift_now.shift:.2f}, limit {self.drift_now.limit:.2g}): p-values and flags "
-                "cannot be relied on. Adapt the model with a folder of normal radiographs of the site, then restart the node with "
-                "it."
+                "cannot be relied on. Adapt the model with a folder of normal radiographs of the site, then restart the node "
+                "with the new one."
             )
         elif self.drift_now is None:
             found.append(f"Drift is unknown: that takes {self.fewest} images of a week, and a model with a reference.")

@@ -11,6 +11,7 @@ from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.simulate import split_archive
 from monai_wscxr.label.simulation_figures import paired_difference
+from monai_wscxr.label.workbench import Workbench
 
 SMALL = ["--set", "image_size=64", "--set", "neighbourhood=3", "--set", "epochs=1", "--set", "min_batches=3"]
 SMALL += ["--set", "backbone=timm/test_resnet", "--set", "device=cpu", "--set", "copies=0"]
@@ -31,7 +32,7 @@ def test_the_archive_holds_whole_patients_and_the_first_image_to_label(phantoms)
         split_archive(training, 20, 0)
 
 
-def test_a_simulation_runs_once_and_its_results_are_written(phantoms, weights, tmp_path, capsys):
+def test_a_simulation_runs_once_and_its_results_are_written(phantoms, weights, tmp_path, capsys, monkeypatch):
     rounds = ["--rounds", "1", "--per_round", "2", "--draws"]
     arguments = ["simulate", str(phantoms), str(tmp_path), *SMALL, "--set", f"weights={weights}", *rounds, "1"]
     main(arguments)
@@ -62,6 +63,22 @@ def test_a_simulation_runs_once_and_its_results_are_written(phantoms, weights, t
     assert set(again["rounds"]) == {"varied-0", "most_suspicious-0", "random-0", "varied-1", "random-1"}
     assert again["rounds"]["random-0"] == record["rounds"]["random-0"]
     assert "minus that of random" in (tmp_path / "differences.svg").read_text()
+    # with every second round measured, labelling at random trains for these alone; with fewer rounds a run is simulated again
+    trained = []
+    train = Workbench.train
+    monkeypatch.setattr(Workbench, "train", lambda bench: trained.append(bench) or train(bench))
+    folder = tmp_path / "sparse"
+    sparse = ["simulate", str(phantoms), str(folder), *arguments[3:-6], "--strategies", "varied,random", "--draws", "1"]
+    main([*sparse, "--rounds", "3", "--every", "2"])
+    assert capsys.readouterr().out.count("| 1 | ") == 0
+    rounds = json.loads((folder / "simulation.json").read_text())["rounds"]
+    assert [row["round"] for row in rounds["random-0"]] == [row["round"] for row in rounds["varied-0"]] == [0, 2, 3]
+    assert [row["labelled"] for row in rounds["random-0"]] == [1, 3, 4]
+    assert len(trained) == 3 + 4
+    main([*sparse, "--rounds", "3", "--strategies", "random"])
+    again = json.loads((folder / "simulation.json").read_text())["rounds"]["random-0"]
+    assert [row["auroc"] for row in again if row["round"] != 1] == [row["auroc"] for row in rounds["random-0"]]
+    assert len(again) == 4
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--set", "epochs=2"])
     assert stopped.value.code == 2
