@@ -83,20 +83,12 @@ def test_neighbours_are_the_other_cells():
 
 def test_recall_keeps_four_of_the_slots():
     query, memory = torch.rand(3, 6), torch.rand(20, 6)
-    found = recall(query, memory)
-    for q, result in zip(query.double().numpy(), found, strict=True):
+    for q, result in zip(query.double().numpy(), recall(query, memory), strict=True):
         weights = np.exp(memory.double().numpy() @ q)
         weights /= weights.sum()
         best = np.argsort(weights)[::-1][:4]
         expected = sum(weights[j] / weights[best].sum() * memory[j].double().numpy() for j in best)
         np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5)
-    # two memories that differ in the fifth slot and below only recall the same
-    order = (memory @ query[0]).argsort(descending=True)
-    other = memory.clone()
-    other[order[4:]] *= 0.5
-    assert not torch.allclose(found[0], recall(query[:1], other[order[1:]])[0])
-    kept = torch.linalg.lstsq(memory.T, found[0]).solution
-    assert kept.shape == (20,)
 
 
 def test_the_gradient_of_recall_is_that_of_the_softmax():
