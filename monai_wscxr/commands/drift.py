@@ -29,10 +29,10 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compare and return the exit status: ANSWER_NO for drift."""
-    from monai_wscxr.model.artefact import load_model
     from monai_wscxr.prediction.monitoring import monitor, read_runs, write_monitoring
+    from monai_wscxr.prediction.network import open_description
 
-    model = load_model(options.model)
+    model = open_description(options.model)
     result = monitor(model, read_runs(options.runs, model))
     print("\n".join(result.sentences(options.model)))
     if options.output:

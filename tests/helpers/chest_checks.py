@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from monai_wscxr.model.artefact import ARTEFACT, load_model
+from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.chest_check import ChestCheck
+from monai_wscxr.model.description import ARTEFACT
 
 
 def refuse_unlike(folder, image_features, limit):

@@ -10,8 +10,9 @@ from monai_wscxr.data import Preprocessing
 from monai_wscxr.data.counterexamples import CHEST_COUNTEREXAMPLES, OTHER_COUNTEREXAMPLES
 from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchExtractor, ThreadParallel
-from monai_wscxr.model.chest_check import CheckedNet, ChestCheck, fit_chest_check, measure_chest_check
-from monai_wscxr.model.networks import Discriminator, WSCXRNet
+from monai_wscxr.model.chest_check import ChestCheck
+from monai_wscxr.model.chest_fit import fit_chest_check, measure_chest_check
+from monai_wscxr.model.networks import CheckedNet, Discriminator, WSCXRNet
 
 NAMES = [*CHEST_COUNTEREXAMPLES, *OTHER_COUNTEREXAMPLES]
 

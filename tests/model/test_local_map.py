@@ -6,7 +6,7 @@ import torch
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.calibration import calibrate
 from monai_wscxr.model.local_map import _WHOLE, LocalMap
-from monai_wscxr.model.predictor import map_peaks, shown_maps
+from monai_wscxr.model.predictions import map_peaks, shown_maps
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from scipy import ndimage
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import create_backbone
 from monai_wscxr.features.patches import PatchFeatures, to_rows
-from monai_wscxr.model.networks import Discriminator, EpochScores, WSCXRNet, anomaly_map, anomaly_score, image_scores
+from monai_wscxr.model.networks import Discriminator, EpochScores, WSCXRNet, image_scores
+from monai_wscxr.model.scores import anomaly_map, anomaly_score
 from monai_wscxr.model.whitening import NormalWhitening
 
 

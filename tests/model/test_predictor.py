@@ -10,8 +10,9 @@ import torch
 from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import load_model
-from monai_wscxr.model.networks import anomaly_map
-from monai_wscxr.model.predictor import Prediction, collate, in_order, predict_files, to_map, to_prediction
+from monai_wscxr.model.predictions import Prediction, in_order, to_map, to_prediction
+from monai_wscxr.model.predictor import collate, predict_files
+from monai_wscxr.model.scores import anomaly_map
 
 
 @pytest.fixture
