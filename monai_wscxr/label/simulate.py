@@ -157,7 +157,8 @@ def label_in_rounds(
         began, cpu = time.perf_counter(), time.process_time()
         bench.train()
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        model = bench.predict(asked[0]).model
+        model = bench.scores.model
+        assert model is not None
         scores = [scored.anomaly_score for scored in score_images(model, features, extractor.grid)]
         given = studies.labels().values()
         rounds.append(
