@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import threading
 from collections import deque
@@ -68,12 +67,12 @@ def import_onnxruntime() -> Any:
     Raises:
         RuntimeUnusableError: when it is not installed.
     """
-    if importlib.util.find_spec("onnxruntime") is None:
+    try:
+        import onnxruntime
+    except ImportError as error:
         raise RuntimeUnusableError(
             "the runtime onnxruntime is not installed: pip install 'monai-wscxr[runtime]', or choose another with --runtime"
-        )
-    import onnxruntime
-
+        ) from error
     if hasattr(onnxruntime, "disable_telemetry_events"):
         onnxruntime.disable_telemetry_events()
     return onnxruntime
