@@ -58,6 +58,8 @@ class Options:
         """
         if self.maps not in MAP_FORMATS:
             raise InputError(f"--maps {self.maps} is not a format of maps; use {', '.join(MAP_FORMATS)}")
+        if self.device is not None and self.device.partition(":")[0] not in ("cpu", "cuda"):
+            raise InputError(f"--device {self.device} is not a device; use cpu or cuda")
         if self.batch_size < 1:
             raise InputError(f"--batch_size must be at least 1, got {self.batch_size}")
         if self.workers is not None and not 0 <= self.workers <= 256:
