@@ -1,8 +1,8 @@
 """Bilinear resizing of radiographs, anti-aliased when shrinking, by products of small matrices.
 
 An output pixel is a weighted mean of the few input pixels near it, along one axis after the other: a matrix with a narrow band.
-It is applied in blocks of rows that share most of their inputs. The products are so small that a BLAS computes each on one
-thread; images are read by several threads or processes at a time, whose BLAS threads would wait for each other.
+It is applied in blocks of rows that share most of their inputs. The products are so small that BLAS computes each on the calling
+thread, because images are read by several threads or processes at a time.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_wscxr.system.threads import ONE_THREAD_PRODUCT
+
 _BLOCK = 8  # output rows that are computed together
-_LARGEST_PRODUCT = 1 << 18  # multiplications; OpenBLAS starts threads above
 
 
 def resize(image: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
@@ -32,7 +33,7 @@ def _along_columns(image: NDArray[np.float32], size: int) -> NDArray[np.float32]
     out = np.empty((size, image.shape[1]), np.float32)
     for start, first, weights in _bands(len(image), size):
         rows, inputs = weights.shape
-        part = max(1, _LARGEST_PRODUCT // weights.size)
+        part = max(1, ONE_THREAD_PRODUCT // weights.size)
         for column in range(0, image.shape[1], part):
             some = slice(column, column + part)
             np.matmul(weights, image[first : first + inputs, some], out=out[start : start + rows, some])

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_wscxr.errors import InputError
+from monai_wscxr.system.threads import ONE_THREAD_PRODUCT
 
 
 def anomaly_score(patch_scores: ArrayLike, share: float = 0.0) -> NDArray[np.float32]:
@@ -55,7 +56,11 @@ def anomaly_map(patch_scores: ArrayLike, size: tuple[int, int], sigma: float = 4
     rows, columns = (
         _map_axis(patches, pixels, sigma, radius) for patches, pixels in zip(scores.shape[-2:], size, strict=True)
     )
-    maps: NDArray[np.float32] = np.matmul(rows @ scores, columns.T)
+    stretched = rows @ scores  # [B, 1, H, w]
+    maps = np.empty((*scores.shape[:2], *size), np.float32)
+    step = max(1, ONE_THREAD_PRODUCT // columns.size)
+    for start in range(0, size[0], step):
+        np.matmul(stretched[..., start : start + step, :], columns.T, out=maps[..., start : start + step, :])
     return maps
 
 

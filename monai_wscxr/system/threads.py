@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
+ONE_THREAD_PRODUCT = 1 << 18
+"""Multiplications of a matrix product up to which OpenBLAS, NumPy's library, computes on the calling thread.
+
+Above, it wakes further threads, which then wait for more work for 20 ms, at full load: hundreds of times as long as the product.
+"""
+
 
 def single_threaded() -> None:
     """Let torch compute in one thread for the calling thread and those it starts; does nothing where it is not imported.

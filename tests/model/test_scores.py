@@ -1,6 +1,7 @@
 """Anomaly scores and maps of images, from their patch scores."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -121,3 +122,15 @@ def test_score_is_the_mean_of_the_highest_patches(share):
     naive = [[sum(sorted(v for row in e for v in row)[-count:]) / count for e in image] for image in scores.tolist()]
     np.testing.assert_allclose(anomaly_score(scores, share), naive, rtol=1e-6, atol=1e-7)
     assert anomaly_score(np.full((1, 1, 1, 1), 2.5), share).tolist() == [[2.5]]
+
+
+def test_maps_wake_no_further_threads():
+    """They would wait for more work for 20 ms, at full load, which is longer than all else that a worker does for a picture."""
+    scores = np.random.default_rng(0).standard_normal((1, 1, 10, 10), np.float32)
+    anomaly_map(scores, (320, 320), 4.0)  # the matrices are kept
+    time.sleep(0.1)
+    began = time.process_time()
+    for _ in range(10):
+        anomaly_map(scores, (320, 320), 4.0)
+        time.sleep(0.03)
+    assert time.process_time() - began < 0.1
