@@ -20,7 +20,9 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="output folders of predict, or the predictions.csv in them"
     )
-    parser.add_argument("--model", required=True, metavar="OUT", help="the model that made the predictions")
+    parser.add_argument(
+        "--model", required=True, metavar="OUT", help="the model that made the predictions, trained or exported"
+    )
     parser.add_argument(
         "--output", metavar="DIR", help="folder for drift.csv and drift.html with plots (default: none)"
     )

@@ -1,8 +1,8 @@
 """Bilinear resizing of radiographs, anti-aliased when shrinking, by products of small matrices.
 
 An output pixel is a weighted mean of the few input pixels near it, along one axis after the other: a matrix with a narrow band.
-It is applied in blocks of rows that share most of their inputs. The products are so small that BLAS computes each on the calling
-thread, because images are read by several threads or processes at a time.
+It is applied in blocks of rows that share most of their inputs. The products are so small that BLAS computes each on the
+calling thread, because images are read by several threads or processes at a time.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import sys
 ONE_THREAD_PRODUCT = 1 << 18
 """Multiplications of a matrix product up to which OpenBLAS, NumPy's library, computes on the calling thread.
 
-Above, it wakes further threads, which then wait for more work for 20 ms, at full load: hundreds of times as long as the product.
+Above, it wakes further threads, which then wait for more work for 20 ms, at full load: far longer than the product takes.
 """
 
 
