@@ -25,7 +25,7 @@ from monai_wscxr.model.weights_file import check_fit, check_heads, read_weights
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.system.atomic import torch_bytes, write_together
 
-ARTEFACT_FORMAT = 6
+ARTEFACT_FORMAT = 7
 ARTEFACT, WEIGHTS = "artefact.json", "model.pt"
 
 
@@ -157,7 +157,8 @@ def build_network(description: Mapping[str, Any]) -> WSCXRNet:
     """Build the network that an artefact describes, without its trained weights."""
     backbone = create_backbone(description["backbone"]["name"], description["backbone"]["layers"], weights="none")
     features = PatchFeatures(backbone, **description["features"])
-    discriminator = Discriminator(features.channels, **description["discriminator"])
+    settings = {**description["discriminator"], "neighbourhood": features.neighbourhood}
+    discriminator = Discriminator(features.channels, **settings)
     return WSCXRNet(features, discriminator, NormalWhitening(features.channels, **description["whitening"]))
 
 
