@@ -224,13 +224,8 @@ class SplitFeatures:
         where, before = [self.place[i] for i in copied], self.features[copied]
         changes = torch.cat([(maps[where] - before).flatten(2).transpose(1, 2) for maps in made])
         share = opacity_share(options["opacity_share"], k, 1)
-        weigh_opacity(
-            discriminator,
-            normal,
-            opacity_directions(changes, whitening, options["shrinkage"])[0],
-            share,
-            options["score_share"],
-        )
+        direction, _ = opacity_directions(changes, whitening, options["shrinkage"])
+        weigh_opacity(discriminator, normal, direction, share, options["score_share"])
 
     def _set_regions(
         self,
