@@ -124,7 +124,8 @@ def build_network(description: Mapping[str, Any]) -> WSCXRNet:
     """Build the network that an artefact describes, without its trained weights."""
     backbone = create_backbone(description["backbone"]["name"], description["backbone"]["layers"], weights="none")
     features = PatchFeatures(backbone, **description["features"])
-    discriminator = Discriminator(features.channels, **description["discriminator"])
+    settings = {**description["discriminator"], "neighbourhood": features.neighbourhood}
+    discriminator = Discriminator(features.channels, **settings)
     return WSCXRNet(features, discriminator, NormalWhitening(features.channels, **description["whitening"]))
 
 

@@ -20,7 +20,7 @@ from monai_wscxr.model.drift import DriftReference
 from monai_wscxr.model.local_map import LocalMap
 from monai_wscxr.model.scores import check_score_share
 
-ARTEFACT_FORMAT = 6
+ARTEFACT_FORMAT = 7
 ARTEFACT, WEIGHTS = "artefact.json", "model.pt"
 EXPORT, EXPORTED_NETWORK = "export.json", "network.onnx"
 

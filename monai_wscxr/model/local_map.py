@@ -20,7 +20,7 @@ from monai_wscxr.errors import InputError
 
 _FEWEST_NORMALS = 8  # fewer say nothing about mean and spread at a place
 _MIRRORED = 0.5  # share of the other side's value that is taken off
-_WHOLE = 2.0  # share of the picture's mean that is added
+_WHOLE = 2.5  # share of the picture's mean that is added
 _OFFSET = 1.0  # added before the weights, so that an unremarkable place inside the chest stands above the rim
 
 

@@ -186,7 +186,7 @@ class _OpacityWeights:
         """Set both directions of the opacities, that of scores with this share."""
         self.discriminator.opacity_map.zero_()
         weigh_opacity(self.discriminator, banks.normal, banks.opacity, share, self.score_share)
-        weigh_opacity_map(self.discriminator, banks.normal, banks.opacity, self.map_weight)
+        weigh_opacity_map(self.discriminator, banks.normal, banks.opacity_map, self.map_weight)
 
 
 class NormalsOnlyHandler(_OpacityWeights):

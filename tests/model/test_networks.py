@@ -8,7 +8,7 @@ import torch
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import create_backbone
 from monai_wscxr.features.patches import PatchFeatures, to_rows
-from monai_wscxr.model.networks import Discriminator, EpochScores, WSCXRNet, image_scores
+from monai_wscxr.model.networks import Discriminator, EpochScores, WSCXRNet, image_scores, without_mean
 from monai_wscxr.model.scores import anomaly_score
 from monai_wscxr.model.whitening import NormalWhitening
 
@@ -100,8 +100,9 @@ def test_scripted_network_gives_equal_scores(name, layers, aligned, align_to):
     features = PatchFeatures(backbone, 5, aligned, align_to)
     whitening = NormalWhitening(features.channels)
     whitening.fit(torch.randn(50, features.channels), 1.0)
-    net = WSCXRNet(features, Discriminator(features.channels, 2), whitening).eval()
+    net = WSCXRNet(features, Discriminator(features.channels, 2, neighbourhood=5), whitening).eval()
     net.discriminator.distance_weight.fill_(0.1)
+    net.discriminator.opacity_map.normal_()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated, but MONAI's exporter still needs it
         scripted = torch.jit.script(net)
@@ -147,3 +148,34 @@ def test_scores_from_features_are_those_from_images(make_features, share):
     assert both.shape == (5, 2)
     torch.testing.assert_close(both[:, 1:], expected)
     assert not torch.allclose(both[:, :1], expected)
+
+
+@pytest.mark.parametrize(("neighbourhood", "size"), [(3, (10, 10)), (3, (7, 9)), (5, (11, 10))])
+def test_the_mean_over_the_neighbourhood_is_undone(neighbourhood, size):
+    values = torch.rand(2, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mean = torch.nn.functional.avg_pool2d(
+        values, neighbourhood, stride=1, padding=neighbourhood // 2, count_include_pad=True
+    )
+    torch.testing.assert_close(without_mean(mean, neighbourhood, 1e-12), values, rtol=1e-4, atol=1e-4)
+    default = without_mean(mean, neighbourhood)
+    assert (default - values).square().mean() < 0.35 * (mean - values).square().mean()
+    assert torch.equal(without_mean(values, 1), values)
+
+
+@pytest.mark.parametrize("size", [10, 40])
+def test_undoing_the_mean_does_not_amplify_noise_without_bound(size):
+    made = without_mean(torch.eye(size, dtype=torch.float64)[None], 3)[0]
+    assert float(torch.linalg.matrix_norm(made, 2)) < 10**2
+
+
+def test_opacities_of_a_map_are_sharp_and_leave_the_score_alone():
+    discriminator = Discriminator(2, zero_start=True, neighbourhood=3).eval()
+    discriminator.opacity_map.copy_(torch.tensor([0.0, 2.0]))
+    features = torch.zeros(1, 2, 10, 10)
+    features[0, 1, 4, 6] = 9.0
+    blurred = torch.nn.functional.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=True)
+    with torch.no_grad():
+        found = discriminator(blurred)
+    assert float(found.mean()) == pytest.approx(0.5, abs=1e-5)  # what the bias gives to every patch
+    assert int(found.argmax()) == 46
+    assert float(found.flatten().sort().values[-2] - 0.5) < 0.3 * float(found.max() - 0.5)
