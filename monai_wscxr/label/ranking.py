@@ -1,20 +1,19 @@
-"""Scores of images from their patch features, and the order in which an archive is labelled by them."""
+"""Scores of images from their patch features, their ranks, and the largest changes of rank."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.scores import anomaly_score
-
-STRATEGIES = ("most_suspicious", "most_uncertain", "random")
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class ImageScore:
         abnormal: whether the score lies above the operating point.
         peak: x and y of the centre of the patch with the highest value on the map, in [0, 1] from the left and top edge.
         place: coordinates of the image for drift; empty where the model has no reference.
+        direction: [C] float16, whitened image features at unit length; images alike have a small angle between them.
     """
 
     anomaly_score: float
@@ -34,6 +34,7 @@ class ImageScore:
     abnormal: bool
     peak: tuple[float, float]
     place: tuple[float, ...] = ()
+    direction: NDArray[np.float16] = field(default_factory=lambda: np.zeros(1, np.float16), compare=False, repr=False)
 
 
 def score_fields(score: ImageScore | None) -> dict[str, Any]:
@@ -80,7 +81,9 @@ def score_images(model: TrainedModel, features: Tensor, grid: tuple[int, int]) -
     h, w = grid
     shown = patches.numpy() if model.local_map is None else model.local_map(patches[:, None].numpy())[:, 0]
     peaks = shown.reshape(len(shown), -1).argmax(1).tolist() if len(patches) else []
-    places = [()] * len(patches) if model.drift is None else model.drift.coordinates(features.mean(1)).tolist()
+    means = features.mean(1)
+    places = [()] * len(patches) if model.drift is None else model.drift.coordinates(means).tolist()
+    directions = _directions(model, means)
     return [
         ImageScore(
             value,
@@ -88,46 +91,26 @@ def score_images(model: TrainedModel, features: Tensor, grid: tuple[int, int]) -
             model.calibration.abnormal(value),
             ((peak % w + 0.5) / w, (peak // w + 0.5) / h),
             tuple(place),
+            direction,
         )
-        for value, peak, place in zip(values, peaks, places, strict=True)
+        for value, peak, place, direction in zip(values, peaks, places, directions, strict=True)
     ]
+
+
+def _directions(model: TrainedModel, means: Tensor) -> NDArray[np.float16]:
+    """Return whitened image features at unit length, [n, C], for image features [n, C]."""
+    if not len(means):
+        return np.empty((0, 1), np.float16)
+    with torch.inference_mode():
+        whitened = model.network.whitening(means.to(model.network.discriminator.distance_weight.device))
+        directions: NDArray[np.float16] = torch.nn.functional.normalize(whitened.float(), dim=1).half().cpu().numpy()
+    return directions
 
 
 def ranks(scores: Mapping[str, ImageScore]) -> dict[str, int]:
     """Rank images by anomaly score, 1 being the highest; equal scores rank in the order of their ids."""
     order = sorted(scores, key=lambda image_id: (-scores[image_id].anomaly_score, image_id))
     return {image_id: rank for rank, image_id in enumerate(order, start=1)}
-
-
-def ordered(
-    strategy: str, ids: Iterable[str], scores: Mapping[str, ImageScore], threshold: float | None, seed: int = 0
-) -> list[str]:
-    """Sort image ids in the order in which a strategy has them labelled.
-
-    Args:
-        strategy: "most_suspicious" starts with the highest score, "most_uncertain" with the score nearest to the operating
-            point; "random" depends on the seed and the ids alone.
-        ids: images to sort; those without a score come last, except at random.
-        scores: scores by image id.
-        threshold: the operating point; None without a model.
-        seed: seed of the random order.
-
-    Raises:
-        InputError: on an unknown strategy.
-    """
-    keys: dict[str, Callable[[str], float]] = {
-        "most_suspicious": lambda i: -scores[i].anomaly_score,
-        "most_uncertain": lambda i: abs(scores[i].anomaly_score - (threshold or 0.0)),
-        "random": lambda i: int.from_bytes(hashlib.blake2b(f"{seed}:{i}".encode(), digest_size=6).digest(), "big"),
-    }
-    if strategy not in keys:
-        raise InputError(f"unknown strategy {strategy!r}; use one of {', '.join(STRATEGIES)}")
-    key = keys[strategy]
-    known: list[str] = []
-    rest: list[str] = []
-    for image_id in ids:
-        (known if strategy == "random" or image_id in scores else rest).append(image_id)
-    return sorted(known, key=lambda i: (key(i), i)) + rest
 
 
 def rank_changes(

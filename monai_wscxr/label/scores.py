@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.label.archive.studies import Studies, UnknownImage, label_fields
-from monai_wscxr.label.ranking import ImageScore, ordered, ranks, score_fields, score_images
+from monai_wscxr.label.ranking import ImageScore, ranks, score_fields, score_images
+from monai_wscxr.label.strategies import ordered
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.drift import Drift, measure_drift
 from monai_wscxr.model.predictions import check_images
@@ -152,27 +153,34 @@ class ArchiveScores:
 
     # ---- the ranking
 
-    def order(self, strategy: str, seed: int) -> list[str]:
+    def order(self, strategy: str, seed: int) -> dict[str, str | None]:
         """Return the unlabelled, usable images in the order of a strategy; "labelled" lists the labelled ones, newest first.
 
         Args:
-            strategy: one of `ranking.STRATEGIES`, or "labelled".
+            strategy: one of `STRATEGIES`, or "labelled".
             seed: seed of the random order.
+
+        Returns:
+            Why an image is asked for, by id; None for labelled images.
 
         Raises:
             InputError: on an unknown strategy.
         """
         labels = self.studies.labels()
         if strategy == "labelled":
-            return list(labels)[::-1]
+            return dict.fromkeys(list(labels)[::-1])
         with self._lock:
             scores, model, rejected = dict(self._scores), self._model, set(self._refused())
         waiting = [i for i in self.studies.ids() if i not in labels and i not in rejected]
         threshold = None if model is None else model.calibration.threshold
-        return ordered(strategy, waiting, scores, threshold, seed)
+        return {**ordered(strategy, waiting, scores, threshold, seed)}
 
-    def entries(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+    def entries(self, ids: Sequence[str], why: Mapping[str, str | None] | None = None) -> list[dict[str, Any]]:
         """Describe images as JSON values: name, score, label, rank now and before, and why a file cannot be used.
+
+        Args:
+            ids: of the images.
+            why: why images are asked for, by id, as `order` returned it.
 
         Raises:
             UnknownImage: on an id that the archive does not have.
@@ -189,6 +197,7 @@ class ArchiveScores:
                 **label_fields(labels.get(i)),
                 "rank": rank.get(i),
                 "rank_before": rank_before.get(i),
+                "why": (why or {}).get(i),
                 **dict(zip(("reason", "message"), rejected.get(i, (None, None)), strict=True)),
             }
             for i in ids

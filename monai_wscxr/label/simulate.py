@@ -1,9 +1,10 @@
-"""Simulated labelling: what labelling the most suspicious images gains over labelling at random.
+"""Simulated labelling: what the order in which images are labelled gains over labelling at random.
 
 On a data set with known labels, part of the normal training images are known normal images. The others and the abnormal
 training images form an archive whose labels are hidden from the workbench. One abnormal image is labelled at the start. In
 every round the first images of the queue get their true label, and the workbench trains again, as a server does. The test part
-is scored after every round; nothing is chosen by it. In each repetition all strategies start from the same random split.
+is scored after every round; nothing is chosen by it. In each draw all strategies start from the same random split, so their
+results can be compared pair by pair.
 """
 
 from __future__ import annotations
@@ -16,15 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from monai_wscxr.data.datalist import Item, by_path, load_datalist
 from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation.metrics import auroc
 from monai_wscxr.label.archive.studies import Label, UnknownImage
-from monai_wscxr.label.ranking import STRATEGIES, score_images
+from monai_wscxr.label.ranking import score_images
+from monai_wscxr.label.simulation_figures import charts, measured_rounds, table
+from monai_wscxr.label.strategies import STRATEGIES
 from monai_wscxr.label.workbench import Workbench
 from monai_wscxr.system.atomic import write_text_atomic
 from monai_wscxr.system.progress import counted
@@ -150,15 +149,24 @@ def label_in_rounds(
     by_file = {item["image"]: image_id for image_id, item in studies.items.items()}
     asked = [by_file[first["image"]]]
     rounds = []
+    measured = measured_rounds(settings)
     for number in range(settings["rounds"] + 1):
         for image_id in asked:
             item = studies.items[image_id]
             bench.set_label(image_id, item["label"], item["class"] if item["label"] else None)
+        following = [entry["id"] for entry in bench.queue("random", settings["per_round"])]
+        if strategy == "random" and following and number not in measured:  # its order needs no model
+            asked = following
+            continue
         began, cpu = time.perf_counter(), time.process_time()
         bench.train()
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        model = bench.scores.model
+        if strategy != "random":
+            following = [entry["id"] for entry in bench.queue(strategy, settings["per_round"])]
+        model, asked = bench.scores.model, following
         assert model is not None
+        if following and number not in measured:
+            continue
         scores = [scored.anomaly_score for scored in score_images(model, features, extractor.grid)]
         given = studies.labels().values()
         rounds.append(
@@ -169,9 +177,9 @@ def label_in_rounds(
                 "abnormal_found": sum(label.label == 1 for label in given),
                 "seconds": seconds,
                 "cpu_seconds": cpu,
+                "ran_out": not asked,
             }
         )
-        asked = [entry["id"] for entry in bench.queue(strategy, settings["per_round"])]
         if not asked:
             break
     bench.close()
@@ -179,28 +187,43 @@ def label_in_rounds(
     return rounds
 
 
+def _fixed(record: Mapping[str, Any]) -> list[Any]:
+    """Return what all runs of a simulation must share."""
+    free = ("strategies", "draws", "every")
+    return [record["dataset_dir"], {name: value for name, value in record["settings"].items() if name not in free}]
+
+
+def _finished(rounds: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> bool:
+    """Tell whether a run has reached its end, and has all rounds that are measured."""
+    found = {row["round"] for row in rounds}
+    last = max(found, default=-1)
+    ended = last == settings["rounds"] or any(row["ran_out"] for row in rounds)
+    return ended and found >= {number for number in measured_rounds(settings) if number <= last}
+
+
 def simulate(dataset_dir: str, output_dir: str, settings: Mapping[str, Any], command: str = "") -> Path:
     """Simulate all repetitions of all strategies, and write the results as table and chart.
 
-    What an earlier, interrupted call with the same settings finished is not simulated again.
+    What an earlier call with the same settings finished is not simulated again, also one of fewer draws or strategies.
 
     Args:
         dataset_dir: folder or datalist with a training and a test part, both with abnormal images.
         output_dir: new folder, or the folder of the same simulation to continue.
-        settings: "strategies" (names), "rounds", "per_round" (images labelled per round), "draws" (repetitions),
+        settings: "strategies" (names), "rounds", "per_round" (images labelled per round), "draws" (repetitions), "every" (one
+            round in so many is measured, and the last one; labelling at random trains for no other),
             "archive_normal" (normal images in the archive; None takes half of them), "options" (of `train.yaml`).
         command: command line for the record.
 
     Returns:
-        Path of `results.md`.
+        Path of `results.md`, with charts beside it.
 
     Raises:
         InputError: when the data set or a setting does not allow a simulation, or the folder holds another one.
     """
     unknown = [name for name in settings["strategies"] if name not in STRATEGIES]
-    if unknown or min(settings["rounds"], settings["per_round"], settings["draws"]) < 1:
+    if unknown or min(settings[name] for name in ("rounds", "per_round", "draws", "every")) < 1:
         raise InputError(
-            f"strategies are {', '.join(STRATEGIES)}; rounds, images per round and draws must be at least 1"
+            f"strategies are {', '.join(STRATEGIES)}; rounds, images per round, draws and every must be at least 1"
         )
     lists = load_datalist(dataset_dir)
     normals = sum(item["label"] == 0 for item in lists["training"])
@@ -214,96 +237,18 @@ def simulate(dataset_dir: str, output_dir: str, settings: Mapping[str, Any], com
     record: dict[str, Any] = {"dataset_dir": str(dataset_dir), "settings": dict(settings), "rounds": {}}
     if path.is_file():
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        if any(earlier[name] != record[name] for name in ("dataset_dir", "settings")):
+        if _fixed(earlier) != _fixed(record):
             raise InputError(f"{folder} holds a simulation with other settings; choose another folder")
-        record = earlier
+        record["rounds"] = earlier["rounds"]
     runs = [(seed, strategy) for seed in range(settings["draws"]) for strategy in settings["strategies"]]
     for seed, strategy in counted(runs, "simulation", unit="run"):
         name = f"{strategy}-{seed}"
-        if name not in record["rounds"]:
+        if not _finished(record["rounds"].get(name, []), settings):
             record["rounds"][name] = label_in_rounds(
                 strategy, lists["training"], lists["test"], folder / name, settings, seed
             )
             write_text_atomic(path, json.dumps(record, indent=1))
-    write_text_atomic(folder / "results.svg", chart(record))
+    for name, drawn in charts(record).items():
+        write_text_atomic(folder / name, drawn)
     write_text_atomic(folder / "results.md", table(record, command))
     return folder / "results.md"
-
-
-def _figures(record: Mapping[str, Any], strategy: str, key: str) -> NDArray[np.float64]:
-    """Collect one figure as [repetitions, rounds]; a repetition whose archive ran out keeps its last value."""
-    found = [
-        [r[key] for r in rounds] for name, rounds in record["rounds"].items() if name.rpartition("-")[0] == strategy
-    ]
-    longest = max(map(len, found))
-    return np.array([row + [row[-1]] * (longest - len(row)) for row in found], dtype=float)
-
-
-def table(record: Mapping[str, Any], command: str) -> str:
-    """Format the results as Markdown."""
-    settings = record["settings"]
-    strategies = settings["strategies"]
-    head = [f"{s}: AUROC mean (lowest to highest) | abnormal labelled" for s in strategies]
-    lines = ["| round | labelled | " + " | ".join(head) + " |", "|" + "---|" * (2 + 2 * len(strategies))]
-    values = {s: (_figures(record, s, "auroc"), _figures(record, s, "abnormal_found")) for s in strategies}
-    labelled = _figures(record, strategies[0], "labelled")
-    for number in range(labelled.shape[1]):
-        cells = []
-        for scores, found in values.values():
-            column = scores[:, number]
-            cells.append(
-                f"{column.mean():.3f} ({column.min():.3f} to {column.max():.3f}) | {found[:, number].mean():.1f}"
-            )
-        lines.append(f"| {number} | {labelled[:, number].mean():.0f} | " + " | ".join(cells) + " |")
-    seconds = np.concatenate([_figures(record, s, "seconds").ravel() for s in strategies])
-    cpu = np.concatenate([_figures(record, s, "cpu_seconds").ravel() for s in strategies])
-    lines += [
-        "",
-        f"{settings['draws']} draws, {settings['per_round']} image(s) labelled per round, {settings['archive_normal']} normal "
-        f"images in the archive. Retraining and ranking again: median {np.median(seconds):.1f} s, highest {seconds.max():.1f} "
-        f"s; processor time {np.median(cpu):.1f} s.",
-        "",
-        "![AUROC over rounds](results.svg)",
-        "",
-        f"`{command}`; options {settings['options'] or 'defaults'}; {torch.get_num_threads()} threads.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-_COLOURS = ("#0072b2", "#d55e00", "#009e73")
-
-
-def chart(record: Mapping[str, Any]) -> str:
-    """Draw AUROC over rounds as SVG, with mean and range of each strategy."""
-    strategies = record["settings"]["strategies"]
-    values = {s: _figures(record, s, "auroc") for s in strategies}
-    low = np.floor(20 * min(v.min() for v in values.values())) / 20
-    last = max(v.shape[1] for v in values.values()) - 1
-
-    def at(number: int, value: float) -> str:
-        return f"{50 + 430 * number / max(last, 1):.1f} {270 - 240 * (value - low) / (1 - low):.1f}"
-
-    parts = [
-        '<rect width="640" height="320" fill="white"/>',
-        '<text x="50" y="18">AUROC of test images; band: all draws</text>',
-    ]
-    for step in range(6):
-        value = low + (1 - low) * step / 5
-        parts.append(f'<path d="M{at(0, value)}H480" stroke="#ddd"/>')
-        parts.append(f'<text x="44" y="{270 - 48 * step + 4}" text-anchor="end">{value:.2f}</text>')
-    parts += [f'<text x="{at(n, low).split()[0]}" y="288" text-anchor="middle">{n}</text>' for n in range(0, last + 1)]
-    parts.append('<text x="265" y="310" text-anchor="middle">rounds of labelling</text>')
-    for number, (strategy, scores) in enumerate(values.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
-        top = [at(n, v) for n, v in enumerate(scores.max(0))]
-        bottom = [at(n, v) for n, v in enumerate(scores.min(0))][::-1]
-        mean = [at(n, v) for n, v in enumerate(scores.mean(0))]
-        dash = ("", "6 3", "2 3")[number % 3]
-        line = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}" fill="none"'
-        parts.append(f'<path d="M{"L".join(top + bottom)}Z" fill="{colour}" opacity="0.15"/>')
-        parts.append(f'<path d="M{"L".join(mean)}" {line}/>')
-        y = 40 + 24 * number
-        parts.append(f'<path d="M490 {y}H516" {line}/><text x="522" y="{y + 4}">{strategy.replace("_", " ")}</text>')
-    style = 'font-family="sans-serif" font-size="12" fill="#222"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 320" {style}>{"".join(parts)}</svg>\n'

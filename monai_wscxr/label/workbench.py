@@ -26,7 +26,7 @@ from monai_wscxr.label.job import Job
 from monai_wscxr.label.labelled import LabelledImages, changed_labels
 from monai_wscxr.label.messages import hide_folders, without_paths
 from monai_wscxr.label.models import ModelFolders, held_folder, model_fields
-from monai_wscxr.label.ranking import STRATEGIES, rank_changes
+from monai_wscxr.label.ranking import rank_changes
 from monai_wscxr.label.results import (
     ImagePrediction,
     encoded_results,
@@ -36,6 +36,7 @@ from monai_wscxr.label.results import (
     without_network,
 )
 from monai_wscxr.label.scores import ArchiveScores
+from monai_wscxr.label.strategies import DEFAULT, STRATEGIES
 from monai_wscxr.label.training import Trainer
 from monai_wscxr.model.artefact import TrainedModel, load_model
 from monai_wscxr.system.atomic import as_disk_full, remove_partials, write_text_atomic
@@ -212,7 +213,7 @@ class Workbench:
             "strategies": list(STRATEGIES),
         }
 
-    def queue(self, strategy: str, n: int = 50, offset: int = 0) -> list[dict[str, Any]]:
+    def queue(self, strategy: str = DEFAULT, n: int = 50, offset: int = 0) -> list[dict[str, Any]]:
         """Return entries of images in the order of a strategy, without labelled and skipped images.
 
         Args:
@@ -225,7 +226,8 @@ class Workbench:
         """
         if not (1 <= n <= LARGEST_PAGE and offset >= 0):
             raise InputError(f"n must lie from 1 to {LARGEST_PAGE} and offset be 0 or more, got {n} and {offset}")
-        return self.scores.entries(self.scores.order(strategy, self.seed)[offset : offset + n])
+        order = self.scores.order(strategy, self.seed)
+        return self.scores.entries(list(order)[offset : offset + n], order)
 
     def item(self, image_id: str) -> dict[str, Any]:
         """Return the entry of one image, labelled or not.

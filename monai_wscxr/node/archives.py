@@ -29,7 +29,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.node.receiver import check_title
-from monai_wscxr.node.sender import Unreachable, references
+from monai_wscxr.node.sender import NotNow, Unreachable, references
 
 RESULTS = (SecondaryCaptureImageStorage, SegmentationStorage, ComprehensiveSRStorage)
 _TAKEN = (0x0000, 0xB000, 0xB006, 0xB007, 0x0111)  # success, with warnings, or already there
@@ -102,11 +102,12 @@ class DicomArchive:
             return f"the object cannot be sent ({type(error).__name__})"
         if "Status" not in status:
             self.close()
-            raise Unreachable("the association ended while results were sent")
+            # perhaps because of these results; where the archive has gone, the next ones find that out
+            raise NotNow("the association ended while results were sent")
         if status.Status in _TAKEN:
             return ""
         if 0xA700 <= status.Status <= 0xA7FF:
-            raise Unreachable(f"the archive is out of resources, status 0x{status.Status:04X}")
+            raise NotNow(f"the archive is out of resources, status 0x{status.Status:04X}")
         return f"the archive answered with status 0x{status.Status:04X}"
 
     def ask(self, files: Sequence[Path], transaction: str) -> None:
@@ -185,7 +186,9 @@ class WebArchive:
                 return _stored(answer.read(2**24), len(files))
         except urllib.error.HTTPError as error:
             with error:
-                if error.code >= 500 or error.code in (401, 403, 408, 429):
+                if error.code in (500, 507):  # perhaps because of these results, or full
+                    raise NotNow(f"the archive answered with HTTP status {error.code}") from None
+                if error.code > 500 or error.code in (401, 403, 408, 429):
                     raise Unreachable(f"the archive answered with HTTP status {error.code}") from None
                 return f"the archive answered with HTTP status {error.code}"
         except (OSError, ValueError, EOFError) as error:

@@ -163,10 +163,10 @@ class Queue:
             self._many("UPDATE items SET tries = tries + 1 WHERE number = ?", [(item.number,) for item in items])
 
     def to_send(self, limit: int) -> list[Item]:
-        """Return images whose results are due to be sent, the oldest first, at most `limit`."""
+        """Return images whose results are due to be sent, at most `limit`: first the oldest of those not sent yet."""
         with self._changed:
             rows = self._database.execute(
-                f"SELECT {COLUMNS} FROM items WHERE state = 'ready' AND due <= ? ORDER BY number LIMIT ?",
+                f"SELECT {COLUMNS} FROM items WHERE state = 'ready' AND due <= ? ORDER BY due, number LIMIT ?",
                 (time.time(), limit),
             )
             return [item_of(row) for row in rows]
@@ -236,6 +236,11 @@ class Queue:
         for item in items:
             for name in item.files:
                 (self.results / name).unlink(missing_ok=True)
+
+    def postponed(self, item: Item, due: float) -> None:
+        """Note that results are sent again at a time, seconds since 1970; this counts as no refusal."""
+        with self._changed:
+            self._database.execute("UPDATE items SET due = ? WHERE number = ?", (due, item.number))
 
     def refused(self, item: Item, due: float, most: int, reason: str) -> bool:
         """Note that the archive refused results, or did not commit to keep them.

@@ -1,8 +1,10 @@
 """Sending of results to the archive, by C-STORE or STOW-RS, until it has taken them.
 
-An archive that does not answer is asked again after 1 s, 2 s, 4 s and so on, at most a minute, without end. One that answers
-and refuses is asked again after such times for each image, `MOST_REFUSALS` times; then the image has failed, and its results
-stay in the folder. Results have the same UIDs whenever they are sent, so an archive that has them already keeps one set.
+An archive that does not answer is asked again after 1 s, 2 s, 4 s and so on, at most a minute, without end. Where it answers
+but cannot take the results of an image now, such as out of resources, these are sent again after such times, without end as
+well, and the results of other images go on meanwhile. Where it refuses them for good, they are sent `MOST_REFUSALS` times;
+then the image has failed, and its results stay in the folder. Results have the same UIDs whenever they are sent, so an archive
+that has them already keeps one set.
 """
 
 from __future__ import annotations
@@ -28,10 +30,15 @@ MOST_REFUSALS = 8
 _LONGEST_WAIT = 60.0
 _REPORT_SECONDS = 5.0  # that an association stays open for the report of a storage commitment
 _ITEMS = 16  # images whose results share an association or a request for commitment
+_MOST_NOT_NOW = 4  # images in a row that the archive cannot take now before it is given a rest
 
 
 class Unreachable(Exception):  # noqa: N818 - reads as a statement where it is raised
     """The archive does not answer, or cannot take anything now; the message has no patient data."""
+
+
+class NotNow(Exception):  # noqa: N818 - likewise
+    """The archive answers, but cannot take these results now; others may go on. The message has no patient data."""
 
 
 class Archive(Protocol):
@@ -51,6 +58,7 @@ class Archive(Protocol):
 
         Raises:
             Unreachable: when the archive does not answer; sets before may have been stored.
+            NotNow: when it cannot take a set now; likewise.
         """
 
     def ask(self, files: Sequence[Path], transaction: str) -> None:
@@ -82,6 +90,8 @@ class Sender:
         self.queue, self.archive, self.commitment = queue, archive, commitment
         self.failures = 0
         """Times in a row that the archive did not answer."""
+        self._not_now: dict[int, int] = {}  # by the image's number: times that the archive could not take its results
+        self._in_a_row = 0  # images one after the other that it could not take
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -121,7 +131,13 @@ class Sender:
             for item in items:
                 if self._stopping.is_set():
                     break
-                [why] = self.archive.store([self.files(item)])
+                try:
+                    [why] = self.archive.store([self.files(item)])
+                except NotNow as reason:
+                    self._postponed(item, str(reason))
+                    continue
+                self._in_a_row = 0
+                self._not_now.pop(item.number, None)
                 if not why:
                     logger.info("sent %s", item.id)
                     if self.commitment is None:
@@ -136,6 +152,18 @@ class Sender:
     def files(self, item: Item) -> list[Path]:
         """Return the result files of an image."""
         return [self.queue.results / name for name in item.files]
+
+    def _postponed(self, item: Item, why: str) -> None:
+        """Send the results of an image again later; an archive that could not take several in a row gets a rest as well."""
+        times = self._not_now[item.number] = self._not_now.get(item.number, 0) + 1
+        pause = waiting_time(times)
+        self.queue.postponed(item, time.time() + pause)
+        if times in (1, 5) or times % 50 == 0:
+            self.queue.error("archive_not_now", why, item.id)
+        logger.warning("%s: %s; next attempt in %.0f s", item.id, why, pause)
+        self._in_a_row += 1
+        if self._in_a_row >= _MOST_NOT_NOW:
+            self._stopping.wait(waiting_time(self._in_a_row - _MOST_NOT_NOW + 1))
 
     def _refused(self, item: Item, why: str, reason: str) -> None:
         due = time.time() + waiting_time(item.sends + 1)

@@ -16,10 +16,14 @@ from monai_wscxr.label.server.guard import LOOPBACK, host_name
 from monai_wscxr.model.description import ModelDescription
 from monai_wscxr.node.measures import SHARES, Sample, drift, metrics_text, per_minute, quantiles
 from monai_wscxr.node.queue import Queue
+from monai_wscxr.node.weekly import weekly
 from monai_wscxr.report.page import DISCLAIMER
+from monai_wscxr.report.weekly import Weekly, weekly_page
 
 _RECENT = 1000  # images that latency and drift are computed from
 _ERRORS = 20
+_WEEKLY = 100_000  # images of the weekly report
+_WEEKLY_SECONDS = 60.0
 _REFRESH = 10.0  # seconds
 _SECONDS = 10.0  # that a request for the page may take to arrive
 
@@ -38,6 +42,7 @@ class Status:
         self.began = time.time()
         self._lock = threading.Lock()
         self._drift: tuple[float, dict[str, Any]] = (0.0, {})
+        self._weekly: tuple[float, Weekly] | None = None
 
     def values(self) -> dict[str, Any]:
         """Return the status as JSON values."""
@@ -64,6 +69,17 @@ class Status:
                 found = drift(self.model, [row["outcome"] for row in rows])
                 self._drift = time.time(), found
             return found
+
+    def weekly(self) -> Weekly:
+        """Return the weekly report; it is made again at most once a minute."""
+        with self._lock:
+            if self._weekly is None or time.time() - self._weekly[0] > _WEEKLY_SECONDS:
+                self._weekly = time.time(), weekly(self.queue.rows(_WEEKLY), self.model)
+            return self._weekly[1]
+
+    def weekly_page(self) -> str:
+        """Return the weekly report as an HTML page."""
+        return weekly_page(self.weekly(), self.model.colour_scale)
 
     def metrics(self) -> str:
         """Return the status as metrics of Prometheus."""
@@ -124,7 +140,8 @@ class Status:
         return (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="{_REFRESH:.0f}">'
             f"<title>WSCXR node</title><style>{_STYLE}</style></head><body><h1>WSCXR node</h1><p>{DISCLAIMER}</p>{body}"
-            '<p><a href="/status.json">JSON</a> <a href="/metrics">Metrics</a></p></body></html>'
+            '<p><a href="/weekly">Weekly report</a> <a href="/status.json">JSON</a> <a href="/metrics">Metrics</a></p>'
+            "</body></html>"
         )
 
 
@@ -147,6 +164,8 @@ class StatusServer:
         answers: dict[str, tuple[str, Callable[[], str]]] = {
             "/": ("text/html; charset=utf-8", status.page),
             "/status.json": ("application/json", lambda: json.dumps(status.values())),
+            "/weekly": ("text/html; charset=utf-8", status.weekly_page),
+            "/weekly.json": ("application/json", lambda: json.dumps(status.weekly().to_dict())),
             "/metrics": ("text/plain; version=0.0.4; charset=utf-8", status.metrics),
             "/health": ("application/json", lambda: '{"status": "ok"}'),
         }

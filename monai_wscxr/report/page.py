@@ -46,7 +46,21 @@ def write_page(
     Returns:
         Path of the HTML file.
     """
-    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_text_atomic(path, page_text(title, headline, sections, scale, images, opaque))
+
+
+def page_text(
+    title: str,
+    headline: str,
+    sections: Sequence[tuple[str, str, str]],
+    scale: ColourScale,
+    images: str = "data:",
+    opaque: bool = False,
+) -> str:
+    """Return the page as text; arguments as of `write_page`."""
+    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(title),
         images=images,
         symbols=colour_bar_symbol(scale, opaque),
@@ -57,9 +71,6 @@ def write_page(
         ),
         disclaimer=DISCLAIMER,
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_text_atomic(path, page)
 
 
 def p_value_text(value: float | None) -> str:

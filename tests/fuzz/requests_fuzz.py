@@ -102,6 +102,7 @@ TEXTS = (
     "image",
     "dicom_seg",
     "true",
+    "varied",
     "most_suspicious",
     "labelled",
     "nothing",

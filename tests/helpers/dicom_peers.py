@@ -162,6 +162,9 @@ class Archive:
         ds = event.dataset
         ds.file_meta = event.file_meta
         status = self.status(ds)
+        if status is None:
+            event.assoc.abort()
+            return 0xC000
         if status == 0:
             self.repeats += ds.SOPInstanceUID in self.stored
             self.stored.setdefault(ds.SOPInstanceUID, ds)

@@ -31,6 +31,7 @@ from monai_wscxr.label.page import router
 from monai_wscxr.report.overlay import colour_map
 
 HELD_OUT = 39
+WHY = {"varied": "Suspicious, and unlike the images labelled so far", "random": "Drawn at random"}
 STAGES = ("features", "mining", "training", "scoring")
 
 
@@ -93,9 +94,9 @@ class FakeWorkbench:
                 ids.sort(key=lambda i: abs(self.scores.get(i, np.inf) - self.model["scale"]["threshold"]))
             elif strategy == "random":
                 ids.sort(key=lambda i: hashlib.sha256(i.encode()).hexdigest())
-        return [self.item(i) for i in ids[offset : offset + n]]
+        return [self.item(i, WHY.get(strategy)) for i in ids[offset : offset + n]]
 
-    def item(self, image_id):
+    def item(self, image_id, why=None):
         file = self._file(image_id)
         score = self.scores.get(image_id)
         label, image_class, skipped = self.labels.get(image_id, (None, None, False))
@@ -117,6 +118,7 @@ class FakeWorkbench:
             "skipped": skipped,
             "rank": self._ranks().get(image_id),
             "rank_before": self.ranks_before.get(image_id),
+            "why": why,
             "reason": reason,
             "message": message,
         }

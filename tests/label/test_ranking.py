@@ -1,12 +1,10 @@
-"""Ranks, the order of each strategy, and the largest changes of rank."""
+"""Ranks, and the largest changes of rank."""
 
 import types
 
-import pytest
 import torch
 
-from monai_wscxr.errors import InputError
-from monai_wscxr.label.ranking import ImageScore, ordered, rank_changes, ranks
+from monai_wscxr.label.ranking import ImageScore, rank_changes, ranks
 from monai_wscxr.label.scores import ArchiveScores
 from monai_wscxr.model.drift import DriftReference
 
@@ -15,18 +13,8 @@ def scored(value):
     return ImageScore(value, 0.5, value > 1, (0.5, 0.5))
 
 
-def test_strategies_order_by_score_by_distance_to_the_threshold_and_at_random():
-    scores = {"a": scored(3.0), "b": scored(1.2), "c": scored(0.1), "d": scored(3.0)}
-    ids = ["c", "z", "d", "a", "b"]
-    assert ordered("most_suspicious", ids, scores, 1.0) == ["a", "d", "b", "c", "z"]
-    assert ordered("most_uncertain", ids, scores, 1.0) == ["b", "c", "a", "d", "z"]
-    drawn = [ordered("random", ids, scores, 1.0, seed) for seed in range(20)]
-    assert all(sorted(order) == sorted(ids) for order in drawn)
-    assert len({tuple(order) for order in drawn}) > 10
-    assert ordered("random", ids[::-1], scores, 1.0, 3) == drawn[3]
-    with pytest.raises(InputError, match="unknown strategy"):
-        ordered("best", ids, scores, 1.0)
-    assert ranks(scores) == {"a": 1, "d": 2, "b": 3, "c": 4}
+def test_equal_scores_rank_in_the_order_of_their_ids():
+    assert ranks({"d": scored(3.0), "b": scored(1.2), "a": scored(3.0)}) == {"a": 1, "d": 2, "b": 3}
 
 
 def test_rank_changes_lists_the_largest_first():

@@ -216,6 +216,20 @@ def test_a_file_that_changes_is_scored_again(make, studies_folder):
 # ---- queue and pictures
 
 
+def test_the_queue_asks_for_varied_images_and_says_why(make):
+    assert {e["why"] for e in make(normals=None).queue()} == {"Not scored yet"}
+    bench = make()
+    queue = bench.queue()
+    assert queue == bench.queue("varied")
+    assert queue[0]["why"].startswith("Suspicious, and ")
+    directions = np.stack(
+        [s.direction for s in bench.scores.score_all(bench.scores.model, lambda share: None).values()]
+    )
+    assert np.linalg.norm(directions.astype(np.float32), axis=1) == pytest.approx(np.ones(8), abs=2e-3)
+    assert abs(np.corrcoef(directions.astype(np.float32))[0, 1:]).max() < 0.99  # images differ
+    assert [e["why"] for e in bench.queue("random", 2)] == ["Drawn at random"] * 2
+
+
 def test_the_queue_leaves_out_what_has_been_looked_at(make):
     bench = make()
     first, second, *_ = bench.queue("most_suspicious")
@@ -227,6 +241,7 @@ def test_the_queue_leaves_out_what_has_been_looked_at(make):
     assert bench.queue("most_suspicious", 2, 2) == rest[2:4]
     labelled = bench.queue("labelled")
     assert [e["id"] for e in labelled] == [second["id"], first["id"]]
+    assert {e["why"] for e in labelled} == {bench.item(first["id"])["why"]} == {None}
     assert labelled[0]["skipped"]
     assert labelled[1]["class"] == "nodule"
     assert bench.status()["labels"] == {"normal": 0, "abnormal": 1, "skipped": 1}

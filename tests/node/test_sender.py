@@ -120,7 +120,42 @@ def test_out_of_resources_is_asked_again_and_a_refusal_is_given_up(queue, run):
     assert len(refused) == sending.MOST_REFUSALS
     assert len(set(refused)) == 1  # the first refusal ends an attempt
     assert len(list(queue.results.iterdir())) == 2  # kept for whoever looks into it
-    assert "given up" in queue.errors(1)[0]["message"]
+    assert any("given up" in entry["message"] for entry in queue.errors(9) if entry["reason"] == "archive_refused")
+
+
+@pytest.mark.parametrize("how", ["out of resources", "abort"])
+def test_results_that_the_archive_can_never_take_hold_back_no_others(queue, run, how):
+    tried = []
+
+    def status(ds):
+        if ds.pixel_array[0, 0] != 0:
+            return 0x0000
+        tried.append(time.monotonic())
+        return 0xA700 if how == "out of resources" else None
+
+    with archive() as found:
+        found.status = status
+        run(Sender(queue, node_archive(found)))
+        until(queue, done=2, ready=1)
+        end = time.monotonic() + 10
+        while len(queue.errors(9)) < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert [entry["reason"] for entry in queue.errors(9)] == ["archive_not_now"] * 2  # after 1 and 5 attempts
+        assert len(tried) >= 5
+        assert queue.states()["failed"] == 0  # asked again without end
+        found.status = lambda ds: 0x0000
+        until(queue, done=3)
+
+
+def test_an_archive_that_can_take_nothing_is_given_a_rest(queue, run, monkeypatch):
+    asked, pauses = [], []
+    monkeypatch.setattr(sending, "waiting_time", lambda failures: pauses.append(failures) or 0.02 * failures)
+    with archive() as found:
+        found.status = lambda ds: asked.append(len(pauses)) or (0xA701 if len(asked) < 8 else 0x0000)
+        run(Sender(queue, node_archive(found)))
+        until(queue, done=3)
+    assert pauses[:4] == [1, 1, 1, 2]  # the three images, and the first of them again
+    assert pauses[4:] == [1, 2, 2, 2, 3, 3, 4]  # from the fourth in a row on, the archive as well
 
 
 def test_an_archive_that_takes_no_such_class_refuses(queue, run):
@@ -221,7 +256,7 @@ def web():
 
 
 def test_stow(queue, run, web):
-    web.answers[:] = [(503, b""), (200, None)]
+    web.answers[:] = [(503, b""), (500, b""), (200, None)]
     address = f"http://127.0.0.1:{web.server_address[1]}/dicom-web/"
     run(Sender(queue, WebArchive(address, "me", "secret")))
     until(queue, done=3)
@@ -229,7 +264,8 @@ def test_stow(queue, run, web):
     assert path == "/dicom-web/studies"
     assert headers["Authorization"] == "Basic bWU6c2VjcmV0"
     assert body.count(b"DICM") == 2
-    assert len(web.got) == 4
+    assert len(web.got) == 5
+    assert {entry["reason"] for entry in queue.errors(9)} == {"archive_unreachable", "archive_not_now"}
 
 
 @pytest.mark.parametrize(

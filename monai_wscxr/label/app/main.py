@@ -24,13 +24,8 @@ from monai_wscxr.label.server.tasks import (
 )
 from monai_wscxr.label.server.upkeep import keep_up
 from monai_wscxr.label.server.uploads import Uploads
+from monai_wscxr.label.strategies import STRATEGIES
 from monai_wscxr.label.workbench import Workbench
-
-_STRATEGIES = {
-    "most_suspicious": "Highest anomaly score first",
-    "most_uncertain": "Nearest to the operating point first",
-    "random": "In random order",
-}
 
 
 class WSCXRApp(MONAILabelApp):
@@ -89,7 +84,7 @@ class WSCXRApp(MONAILabelApp):
 
     def init_strategies(self) -> dict[str, Any]:
         """Return the strategies of the workbench."""
-        return {name: NextImage(self.workbench, name, text) for name, text in _STRATEGIES.items()}
+        return {name: NextImage(self.workbench, name, text) for name, text in STRATEGIES.items()}
 
     def encoded_inference(self, request: dict[str, Any]) -> tuple[str, bytes, dict[str, Any]]:
         """Predict one image, given by its id or as an upload. No other path in a request is opened.

@@ -25,7 +25,7 @@ from monai_wscxr.label.page.route import RefusedError, page_route
 from monai_wscxr.label.server.guard import LOOPBACK, Refusal
 from monai_wscxr.report.overlay import colour_map
 
-Strategy = Literal["most_suspicious", "most_uncertain", "random", "labelled"]
+Strategy = Literal["varied", "most_suspicious", "most_uncertain", "random", "labelled"]
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -94,7 +94,7 @@ def _add_api(routes: APIRouter, workbench: WorkbenchLike) -> None:
 
     @routes.get("/api/queue")
     def queue(
-        strategy: Strategy,
+        strategy: Strategy = "varied",
         n: Annotated[int, Query(ge=1, le=500)] = 50,
         offset: Annotated[int, Query(ge=0)] = 0,
     ) -> JSONResponse:

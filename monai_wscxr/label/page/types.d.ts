@@ -3,7 +3,7 @@
 // The first part describes the answers of the JSON interface in router.py. It lists the fields that the page reads, no others;
 // tests/label/test_page_types.py compares them with real answers. The second part lists the elements of index.html.
 
-export type Strategy = "most_suspicious" | "most_uncertain" | "random" | "labelled";
+export type Strategy = "varied" | "most_suspicious" | "most_uncertain" | "random" | "labelled";
 
 /** Label of one image: 0 normal, 1 abnormal with an optional class, null for none. */
 export interface Label {
@@ -27,6 +27,8 @@ export interface Item extends Label {
   rank: number | null;
   /** rank under the previous model */
   rank_before: number | null;
+  /** why the image is asked for, a sentence without its full stop; null outside of a queue */
+  why: string | null;
   /** reason code and sentence of an image that cannot be read, otherwise null */
   reason: string | null;
   message: string | null;
@@ -180,6 +182,7 @@ export interface Elements {
   "train-progress": HTMLElement;
   "train-stage": HTMLElement;
   undo: HTMLButtonElement;
+  why: HTMLElement;
   "zoom-fit": HTMLButtonElement;
   "zoom-in": HTMLButtonElement;
   "zoom-out": HTMLButtonElement;

@@ -103,6 +103,7 @@ def test_undo_takes_back_one_label_after_the_other(page, workbench):
     label(page, "s")
     page.press("u")
     page.until('return document.getElementById("name").textContent === arguments[0]', names[1])
+    assert page.text("#why") == "Suspicious, and unlike the images labelled so far."
     until(lambda: len(workbench.labels) == 1, "the skip is taken back")
     page.press("u")
     page.until('return document.getElementById("name").textContent === arguments[0]', names[0])
@@ -199,10 +200,12 @@ def test_a_phone_stays_at_the_radiograph(page):
 
 def test_the_strategies_and_the_labelled_images(page, workbench):
     label(page, "a", "Enter")
-    for strategy in ("most_uncertain", "random", "labelled"):
+    assert page.text("#why") == "Suspicious, and unlike the images labelled so far."
+    for strategy, why in (("most_uncertain", ""), ("random", "Drawn at random."), ("labelled", "")):
         page.click(f'input[value="{strategy}"]')
         wanted = [item["name"] for item in workbench.queue(strategy)]
         until(lambda wanted=wanted: page.js(ORDER) == wanted, f"the queue is {strategy}")
+        until(lambda why=why: page.text("#why") == why, f"the page says why: {why}")
     page.until(SEEN, "")
     assert text(page, "#list .badge") == "abnormal"
     page.press("n")  # another judgement
@@ -226,7 +229,7 @@ def test_everything_can_be_reached_by_tab_and_shows_it(page):
     names = [name for name, _ in reached]
     for wanted in (
         "help-open",
-        "most_suspicious",
+        "varied",
         "list",
         "overlay",
         "opacity",

@@ -29,7 +29,7 @@ from tests.helpers.serving import (
 pytestmark = needs_label_environment
 
 SMALL = ["--set", "image_size=96", "--set", "neighbourhood=3", "--set", "epochs=3", "--set", "device=cpu"]
-STRATEGIES = ("most_suspicious", "most_uncertain", "random")
+STRATEGIES = ("varied", "most_suspicious", "most_uncertain", "random")
 
 
 @pytest.fixture(scope="module")

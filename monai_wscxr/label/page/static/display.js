@@ -34,6 +34,7 @@ function showVerdict(item) {
   const count = state.status?.scored || queue.items.length;
   const place = item ? [item.rank ? `Rank ${item.rank} of ${count}` : "", labelWords(item)] : [];
   by("place").textContent = place.filter(Boolean).join(", ");
+  by("why").textContent = item?.why ? `${item.why}.` : "";
   by("score").replaceChildren();
   by("p-words").textContent = "";
   if (!item) { return; }

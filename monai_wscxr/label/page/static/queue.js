@@ -121,14 +121,14 @@ export class Queue {
   }
 
   /**
-   * Redraw the entry of an image.
+   * Redraw the entry of an image; why it was asked for stays.
    * @param {Item} item
    * @returns {boolean} false if the image is not in the list
    */
   update(item) {
     const index = this.indexOf(item.id);
     if (index < 0) { return false; }
-    this.items[index] = item;
+    this.items[index] = { ...item, why: item.why ?? this.items[index]?.why ?? null };
     this.list.children[index]?.replaceWith(row(item, index, this.scale));
     if (index === this.at) { this.select(index); }
     return true;

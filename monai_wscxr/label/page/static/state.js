@@ -36,7 +36,7 @@ export const state = {
   status: null,
   training: { state: "idle", stage: "", fraction: 0, seconds: 0, message: "" },
   current: null,
-  strategy: "most_suspicious",
+  strategy: "varied",
   complete: false,
   saving: false,
   history: [],
