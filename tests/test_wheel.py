@@ -156,7 +156,7 @@ def test_the_runtime_extra_holds_all_that_an_exported_model_needs(wheel, make_mo
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     (described,) = site.glob("*.dist-info/METADATA")
-    lines = [Requirement(line) for line in Metadata.from_email(described.read_bytes()).requires_dist]
+    lines = Metadata.from_email(described.read_bytes()).requires_dist
     wanted = [r for r in lines if r.marker is None or r.marker.evaluate({"extra": "runtime"})]
     for name in {name for requirement in wanted for name in distributions(requirement.name)}:
         for file in metadata.files(name):

@@ -242,7 +242,7 @@ def test_predict_names_drift_in_table_report_json_and_last_line(images, model_fo
     assert {row["drift"] for row in rows} == {"true"}
     assert description["drift"]["named"] is True
     assert description["drift"]["images"] == 25
-    assert len(description["predictions"][0]["site_coordinates"]) == load_model(model_folder).drift.spread.numel()
+    assert len(description["predictions"][0]["site_coordinates"]) == len(load_model(model_folder).drift.spread)
     sentence = f"monai-wscxr adapt --model {model_folder} --normals DIR"
     assert sentence in report
     assert sentence in " ".join(summary.sentences(str(model_folder)))

@@ -187,9 +187,9 @@ def test_service_without_torch(export, images, without_torch):
     assert server.returncode in (0, -signal.SIGTERM)
 
 
-def test_what_the_full_package_is_needed_for_is_said_in_a_sentence(trained, export, without_torch, tmp_path):
+def test_what_the_full_package_is_needed_for_is_said_in_a_sentence(trained, export, images, without_torch, tmp_path):
     for arguments, words in (
-        (("predict", trained, "--model", trained, "--output", tmp_path / "p"), "or predict with an exported model"),
+        (("predict", images, "--model", trained, "--output", tmp_path / "p"), "or predict with an exported model"),
         (("train", "--dataset_dir", tmp_path, "--output_dir", tmp_path / "t"), "pip install 'monai-wscxr[full]'"),
         (("adapt", "--model", trained, "--normals", tmp_path, "--output", tmp_path / "a"), "'monai-wscxr[full]'"),
     ):
@@ -200,7 +200,7 @@ def test_what_the_full_package_is_needed_for_is_said_in_a_sentence(trained, expo
         assert done.stderr.count("\n") == 1
     nothing = command(
         environment(tmp_path / "none", (*FULL_ONLY, "onnxruntime", "openvino")),
-        *("predict", trained, "--model", export, "--output", tmp_path / "p"),
+        *("predict", images, "--model", export, "--output", tmp_path / "p"),
     )
     assert nothing.returncode == 2
     assert "none is installed: pip install 'monai-wscxr[runtime]'" in nothing.stderr
