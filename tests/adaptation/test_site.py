@@ -20,8 +20,9 @@ from monai_wscxr.model.artefact import load_model, save_model
 from monai_wscxr.model.calibration import calibrate
 from monai_wscxr.model.drift import DriftReference
 from monai_wscxr.model.local_map import LocalMap
-from monai_wscxr.model.networks import Discriminator, WSCXRNet, anomaly_score, patch_maps
+from monai_wscxr.model.networks import Discriminator, WSCXRNet, patch_maps
 from monai_wscxr.model.predictor import predict_files
+from monai_wscxr.model.scores import anomaly_score
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.prediction import Options, predict
 
@@ -241,7 +242,7 @@ def test_predict_names_drift_in_table_report_json_and_last_line(images, model_fo
     assert {row["drift"] for row in rows} == {"true"}
     assert description["drift"]["named"] is True
     assert description["drift"]["images"] == 25
-    assert len(description["predictions"][0]["site_coordinates"]) == load_model(model_folder).drift.spread.numel()
+    assert len(description["predictions"][0]["site_coordinates"]) == len(load_model(model_folder).drift.spread)
     sentence = f"monai-wscxr adapt --model {model_folder} --normals DIR"
     assert sentence in report
     assert sentence in " ".join(summary.sentences(str(model_folder)))

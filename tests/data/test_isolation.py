@@ -1,8 +1,6 @@
 """Files on which a decoder may crash are tried in a worker before this process decodes them."""
 
-import multiprocessing
 import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,26 +15,8 @@ from monai_wscxr.data.preprocessing import Preprocessing
 from monai_wscxr.data.radiograph.base import GATES
 from monai_wscxr.data.radiograph.read import file_digest
 from monai_wscxr.features import extraction
+from tests.helpers.fragile import digest_of, fragile_decode, fragile_digest
 from tests.helpers.radiograph_files import WINDOW, dicom
-
-decode, digest_of = extraction._decode, duplicates._pixel_digest
-
-
-def crash_on_bad(file):
-    """Crash on some files, and never in this process."""
-    if Path(file).name.startswith("bad"):
-        assert multiprocessing.parent_process() is not None
-        os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def fragile_decode(file):
-    crash_on_bad(file)
-    decode(file)
-
-
-def fragile_digest(file):
-    crash_on_bad(file)
-    return digest_of(file)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +49,7 @@ def test_content_decides_what_may_crash(files, tmp_path):
 
 
 def test_extraction_rejects_what_crashes_a_worker_and_tries_nothing_twice(files, make_features, monkeypatch, tmp_path):
-    monkeypatch.setattr(extraction, "_decode", fragile_decode)
+    monkeypatch.setattr(extraction, "decode", fragile_decode)
     features = make_features()
     preprocessing = Preprocessing(64, features.backbone.mean, features.backbone.std)
     extractor = extraction.PatchExtractor(features, preprocessing, cache=False, max_bad_share=0.3, allow=GATES)

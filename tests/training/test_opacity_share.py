@@ -10,7 +10,7 @@ from monai_wscxr.data import Preprocessing, training_split
 from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchExtractor
 from monai_wscxr.model import Discriminator, NormalWhitening
-from monai_wscxr.model.networks import anomaly_score
+from monai_wscxr.model.scores import anomaly_score
 from monai_wscxr.training import BankOptions, NormalsOnlyHandler, OpacityHandler, prepare_banks
 from monai_wscxr.training.distance import opacity_share, weigh_opacity, weigh_opacity_map
 
@@ -45,7 +45,7 @@ def test_opacities_get_their_share_of_all_other_terms(normal, discriminator, sco
     discriminator.opacity.zero_()
     with torch.inference_mode():
         others = anomaly_score(discriminator.eval()(normal.images), score_share)
-    assert float(hints.std(correction=0)) == pytest.approx(0.3 * float(others.std(correction=0)), rel=1e-4)
+    assert float(hints.std()) == pytest.approx(0.3 * float(others.std()), rel=1e-4)
 
 
 def test_in_maps_they_vary_as_wanted_and_leave_the_mean_alone(normal, discriminator):
@@ -107,10 +107,12 @@ def test_banks_hold_a_direction_only_with_opacities_and_whitening(phantoms, make
     def direction(active, opacities):
         whitening = NormalWhitening(features.channels, active)
         options = BankOptions(copied_normals=3, opacities=opacities)
-        return prepare_banks(extractor, split, whitening, options).opacity
+        banks = prepare_banks(extractor, split, whitening, options)
+        return banks.opacity, banks.opacity_map
 
-    assert direction(True, 0) is None
-    assert direction(False, 1) is None
-    assert direction(True, 1).shape == (features.channels,)
+    assert direction(True, 0) == direction(False, 1) == (None, None)
+    for_scores, for_maps = direction(True, 1)
+    assert for_scores.shape == for_maps.shape == (features.channels,)
+    assert not torch.equal(for_scores, for_maps)
     with pytest.raises(InputError, match="opacities must be 0"):
         BankOptions(opacities=-1)
