@@ -14,7 +14,22 @@ from tests.helpers.bundle_runs import run as run_bundle
 
 CONFIGS = find_configs()
 PLAIN = ("discriminant.yaml", "logistic.yaml", "nearest.yaml")  # have no options of their own
-METHODS = (*PLAIN, "patchcore.yaml", "simplenet.yaml", "cutpaste.yaml")
+METHODS = (
+    *PLAIN,
+    *(
+        f"{name}.yaml"
+        for name in (
+            "patchcore",
+            "simplenet",
+            "cutpaste_reduced",
+            "cutpaste",
+            "anatpaste",
+            "squid",
+            "ddad",
+            "ddad_intra",
+        )
+    ),
+)
 OVERLAYS = (*METHODS, "multi_gpu_train.yaml")
 LEFT_OUT = {
     *("bundle_root", "output_dir", "overwrite", "device", "strict", "allow_overlap", "max_bad_share", "cache"),

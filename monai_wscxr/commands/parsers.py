@@ -7,6 +7,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from monai_wscxr.commands.exit_status import UNUSABLE
@@ -97,6 +98,20 @@ def whole_numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: give whole numbers separated by commas, for instance 2,4,8,16"
         ) from None
+
+
+def named_paths(text: str) -> dict[str, str]:
+    """Convert a text like "zhanglab=DIR,nih=nih.csv" to paths by name, for argparse; the name of the file is the default."""
+    found: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, path = part.rpartition("=")
+        name = name if equals else Path(path).stem
+        if not name or not path:
+            raise argparse.ArgumentTypeError(f"{text!r}: give NAME=DIR,NAME=DIR, for instance zhanglab=DIR,nih=nih.csv")
+        if name in found:
+            raise argparse.ArgumentTypeError(f"{text!r}: {name} is there twice; give each data set a name of its own")
+        found[name] = path
+    return found
 
 
 def option_values(texts: Iterable[str]) -> dict[str, Any]:

@@ -44,15 +44,28 @@ def lung_fields(image: Tensor) -> NDArray[np.bool_]:
     around = ndimage.gaussian_filter(small, _SIDE / 8)
     contrast = np.sqrt(ndimage.gaussian_filter((small - around) ** 2, _SIDE / 8)) + 1e-3
     local = np.clip(0.5 + 0.22 * (small - around) / contrast, 0, 1)
-    dark = ndimage.binary_opening(local < _otsu(local), _SQUARE)
+    lungs = dark_regions(local)
+    return lungs if lungs.any() else np.ones_like(lungs)
+
+
+def dark_regions(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Find the large dark regions inside a picture: below Otsu's threshold, and apart from the border.
+
+    Args:
+        values: [H, W] in [0, 1], brightness relative to the surroundings.
+
+    Returns:
+        [H, W], True in the regions.
+    """
+    dark = ndimage.binary_opening(values < _otsu(values), _SQUARE)
     labels, _ = ndimage.label(dark)
     border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     inside = ndimage.binary_dilation(dark & ~np.isin(labels, border), _SQUARE)
     labels, _ = ndimage.label(inside)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    lungs: NDArray[np.bool_] = np.isin(labels, np.flatnonzero(sizes >= _SMALLEST * _SIDE**2))
-    return lungs if lungs.any() else np.ones_like(lungs)
+    regions: NDArray[np.bool_] = np.isin(labels, np.flatnonzero(sizes >= _SMALLEST * values.size))
+    return regions
 
 
 def with_opacity(image: Tensor, rng: random.Random) -> Tensor:

@@ -43,7 +43,7 @@ def start_server(preload: Sequence[str]) -> None:
         preload: modules to import.
     """
     if "forkserver" in multiprocessing.get_all_start_methods():
-        _context(preload)
+        process_context(preload)
         from multiprocessing import forkserver
 
         # the server inherits the mask, because Ctrl-C during its imports would print a stack trace
@@ -54,7 +54,7 @@ def start_server(preload: Sequence[str]) -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _context(preload: Sequence[str]) -> Any:
+def process_context(preload: Sequence[str]) -> Any:
     """Return the multiprocessing context: a server process where the platform has one, otherwise new processes."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -92,7 +92,7 @@ class WorkerPool:
         if workers == 0:
             initializer(*arguments)
             return
-        self._context = _context(preload)
+        self._context = process_context(preload)
         start_server(preload)
         self._threads = [threading.Thread(target=self._drive, daemon=True) for _ in range(workers)]
         for thread in self._threads:

@@ -15,7 +15,7 @@ from monai_wscxr.errors import InputError
 
 # components that stand in a configuration as expressions
 _EXPRESSIONS = ("network",)
-_RESERVED = ("imports", "settings", "training", "evaluating", "inferring", "initialize", "run", "finalize")
+_RESERVED = ("imports", "settings", "training", "evaluating", "inferring", "initialize", "run", "finalize", "efforts")
 
 
 RUN_OPTIONS = ("dataset_dir", "output_dir", "k", "seed")

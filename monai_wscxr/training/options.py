@@ -36,6 +36,8 @@ NOT_SETTINGS: Mapping[str, str] = {
     "mlflow": "what is recorded beside the model",
     "timeout": "how long processes wait for each other",
     "rank": "number of a process",
+    "networks_at_once": "speed; the same networks bit for bit",
+    "normative_dir": "a path",
 }
 _OWN = {name for name in inspect.signature(bundle_run).parameters if name != "override"}
 _TRACKING = {"tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"}

@@ -51,7 +51,7 @@ TRAIN, PATCHCORE = (str(find_configs() / name) for name in ("train.yaml", "patch
         ("train --dataset_dir d --output_dir OUT --retentoin 0.3", "did you mean --retention"),
         ("train --dataset_dir d --output_dir OUT --train#trainer#epochs 3", "did you mean --train#trainer"),
         ("train --dataset_dir d --output_dir OUT --config_file", "--config_file: expected one argument"),
-        ("train --dataset_dir d --output_dir OUT --config_file nope.yaml", "nope.yaml does not exist; the bundle has cutp"),
+        ("train --dataset_dir d --output_dir OUT --config_file nope.yaml", "nope.yaml does not exist; the bundle has anat"),
         ("train --dataset_dir d --output_dir OUT --config_file BROKEN", "broken.yaml cannot be read"),
         ("train --dataset_dir d --output_dir OUT --config_file EMPTY", "empty.yaml holds no options"),
         ("train --dataset_dir d --output_dir OUT --coreset 0.2", "unknown option --coreset"),
@@ -157,7 +157,7 @@ def test_help_of_the_workflows_lists_every_option_with_its_default_and_imports_n
     for option in described_options(find_configs() / "train.yaml"):
         assert f"--{option.name} " in said
         assert f"{option.comment} ({option.default_text})".removesuffix(" ()") in said
-    assert "--simplenet_epochs N passes over the normal images (default: 12)" in said
+    assert "--simplenet_epochs N passes over the normal images, as published (40 times 4) (default: 160)" in said
 
 
 def test_help_on_the_command_line_of_monai_lists_the_options(capsys):

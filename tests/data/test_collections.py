@@ -61,7 +61,8 @@ def test_zhanglab_as_published(tmp_path, inner):
     picture(base / "train/PNEUMONIA/person1_bacteria_2.jpeg")
     picture(base / "test/NORMAL/NORMAL2-IM-0381-0001.jpeg")
     picture(base / "test/PNEUMONIA/person1_virus_6.jpeg")
-    picture(base / "val/NORMAL/IM-0115-0002.jpeg")
+    picture(base / "val/NORMAL/NORMAL2-IM-1427-0001.jpeg")
+    picture(base / "val/PNEUMONIA/person1946_bacteria_4874.jpeg")
     (tmp_path / "__MACOSX" / "train").mkdir(parents=True)
     found, left_out = read("zhanglab", tmp_path)
     assert {n: (r.findings, r.patient, r.part) for n, r in found.items()} == {
@@ -70,8 +71,43 @@ def test_zhanglab_as_published(tmp_path, inner):
         "person1_bacteria_2.jpeg": (("bacteria",), "person1_bacteria", "training"),
         "NORMAL2-IM-0381-0001.jpeg": ((), "NORMAL2-IM-0381", "test"),
         "person1_virus_6.jpeg": (("virus",), "person1_virus", "test"),
+        # 8 and 8 of the training images, which Kaggle's copy has in a part of their own
+        "NORMAL2-IM-1427-0001.jpeg": ((), "NORMAL2-IM-1427", "training"),
+        "person1946_bacteria_4874.jpeg": (("bacteria",), "person1946_bacteria", "training"),
     }
-    assert sum(left_out.values()) == 1
+    assert not left_out
+
+
+def test_zhanglab_gives_its_official_split_by_one_command(tmp_path, capsys):
+    """Kaggle's copy: what `protocol --datasets zhanglab=zhanglab.json` then compares is the published split."""
+    base = tmp_path / "chest_xray"
+    for number in range(6):
+        picture(base / f"train/NORMAL/IM-{115 + number:04}-0001.jpeg")
+        picture(base / f"train/PNEUMONIA/person{number}_{'bacteria' if number % 2 else 'virus'}_{number}.jpeg")
+    picture(base / "train/PNEUMONIA/person900_virus_7.jpeg")
+    picture(base / "val/NORMAL/NORMAL2-IM-1427-0001.jpeg")
+    picture(base / "val/PNEUMONIA/person1946_bacteria_4874.jpeg")
+    for number in range(3):
+        picture(base / f"test/NORMAL/NORMAL2-IM-{number:04}-0001.jpeg")
+        picture(base / f"test/PNEUMONIA/person{900 + number}_virus_{number}.jpeg")
+    (tmp_path / "chest_xray" / "chest_xray" / "train").mkdir(parents=True)  # the nested copy
+    main(["datalist", "zhanglab", str(tmp_path), "--output", str(tmp_path / "zhanglab.json")])
+    out = capsys.readouterr().out
+    assert "training: 14 images of 14 patients (4 bacteria, 7 normal, 3 virus)" in out
+    assert "test: 6 images of 6 patients (3 normal, 3 virus)" in out
+    assert "left out: 1 (patient is in the test part)" in out  # person900_virus
+    parts = load_datalist(tmp_path / "zhanglab.json")
+    assert {part: len(items) for part, items in parts.items()} == {"training": 14, "test": 6}
+    patients = {part: {item["patient"] for item in items} for part, items in parts.items()}
+    assert not patients["training"] & patients["test"]
+
+
+def test_another_layout_of_zhanglabs_val_is_refused(tmp_path):
+    picture(tmp_path / "train/NORMAL/IM-0115-0001.jpeg")
+    picture(tmp_path / "test/NORMAL/IM-0001-0001.jpeg")
+    picture(tmp_path / "val/IM-0116-0001.jpeg")
+    with pytest.raises(DatalistError, match="val must hold the folders NORMAL and PNEUMONIA"):
+        read("zhanglab", tmp_path)
 
 
 def test_zhanglab_repacked(tmp_path):

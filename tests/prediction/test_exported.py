@@ -191,7 +191,7 @@ def test_what_the_full_package_is_needed_for_is_said_in_a_sentence(trained, expo
     for arguments, words in (
         (("predict", images, "--model", trained, "--output", tmp_path / "p"), "or predict with an exported model"),
         (("train", "--dataset_dir", tmp_path, "--output_dir", tmp_path / "t"), "pip install 'monai-wscxr[full]'"),
-        (("adapt", "--model", trained, "--normals", tmp_path, "--output", tmp_path / "a"), "'monai-wscxr[full]'"),
+        (("adapt", "--model", trained, "--normals", images, "--output", tmp_path / "a"), "'monai-wscxr[full]'"),
     ):
         done = command(without_torch, *arguments)
         assert done.returncode == 2, done.stderr

@@ -6,9 +6,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +17,7 @@ from monai_wscxr.bank.feature_bank import FeatureBank
 from monai_wscxr.data.datalist import Item, load_datalist
 from monai_wscxr.data.selection import choose_few_shot, hold_out
 from monai_wscxr.data.split import checked_datalist
+from monai_wscxr.data.stream import Rejected
 from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation import metrics
 from monai_wscxr.evaluation.operating_points import operating_figures
@@ -25,13 +26,57 @@ from monai_wscxr.model.calibration import Calibration, calibrate
 from monai_wscxr.model.predictions import Prediction, in_order
 from monai_wscxr.report.predictions import write_predictions
 from monai_wscxr.system.atomic import write_text_atomic
+from monai_wscxr.system.cpu_time import processor_seconds
 from monai_wscxr.training.run_folder import RunFolder
 
 logger = logging.getLogger("monai_wscxr")
 
 
+@dataclass
+class Cost:
+    """What a training took, over all of its networks and over interruptions.
+
+    Attributes:
+        epochs: epochs of each network.
+        steps: optimiser steps of all networks together.
+        images: images that all networks together were shown in training.
+        processor_seconds: processor time of training, user and system.
+    """
+
+    epochs: int = 0
+    steps: int = 0
+    images: int = 0
+    processor_seconds: float = 0.0
+
+    def add(self, other: Cost) -> None:
+        """Add the cost of another network of the same method."""
+        self.epochs = max(self.epochs, other.epochs)
+        self.steps += other.steps
+        self.images += other.images
+        self.processor_seconds += other.processor_seconds
+
+
+@dataclass
+class Learned:
+    """What a method says of itself after training.
+
+    Attributes:
+        network: what was trained, in words for a table; of a method on features, without the frozen network. "" for nothing.
+        cost: what it took.
+    """
+
+    network: str = ""
+    cost: Cost = field(default_factory=Cost)
+
+
 class Method(Protocol):
-    """A compared method, which learns from normal images only and scores whole images by their patch features."""
+    """A compared method, which learns from normal images only and scores whole images by their patch features.
+
+    Attributes:
+        learned: set by `fit`, except for the processor time, which `fit_and_score` measures.
+    """
+
+    learned: Learned
 
     def fit(self, normal: FeatureBank, extractor: PatchExtractor) -> None:
         """Learn from the normal bank.
@@ -54,13 +99,23 @@ class Method(Protocol):
 
 
 class LabelledMethod(Protocol):
-    """A compared method, which learns from normal and few-shot abnormal images."""
+    """A compared method, which learns from normal and few-shot abnormal images; `learned` as of `Method`."""
+
+    learned: Learned
 
     def fit_labelled(self, normal: FeatureBank, abnormal: FeatureBank) -> None:
         """Learn from banks of whole normal and abnormal images."""
 
     def scores(self, images: FeatureBank) -> list[Tensor]:
         """Compute the anomaly scores of images, as `Method.scores`."""
+
+
+@runtime_checkable
+class PatchMapMethod(Protocol):
+    """A method on features that also says which patches are abnormal."""
+
+    def maps(self, images: FeatureBank) -> Tensor:
+        """Compute the patch scores [n, 1, h, w] of n whole images."""
 
 
 @dataclass(frozen=True)
@@ -163,12 +218,13 @@ def fit_and_score(
 
     A `LabelledMethod` learns from `abnormal` as well.
     """
-    began = time.perf_counter()
+    began, used = time.perf_counter(), processor_seconds()
     if abnormal is None:
         cast(Method, method).fit(normal, extractor)
     else:
         cast(LabelledMethod, method).fit_labelled(normal, abnormal)
     fitted = time.perf_counter()
+    method.learned.cost.processor_seconds = processor_seconds() - used
     held_out_scores = method.scores(held_out)[-1].tolist()
     epochs = [scores.tolist() for scores in method.scores(test)]
     seconds = {"training": fitted - began, "evaluation": time.perf_counter() - fitted}
@@ -207,26 +263,58 @@ def run_method(
     items = {item["image"]: item for item in split.test}
     labels = [items[file]["label"] for file in test.files]
     scored = fit_and_score(method, extractor, normal, held_out, test, labels, false_positive_rate, abnormal)
-    honest = metrics.honest_metrics(labels, scored.epochs[-1], scored.calibration.threshold)
+    logger.info("%s: %d normal images train, %.1f s", name, len(normal.files), scored.seconds["training"])
+    seconds = {"extraction": extraction, **scored.seconds}
+    more = {"network": method.learned.network, "cost": vars(method.learned.cost)}
+    return write_results(name, split, test.files, scored, extractor.done.rejected, folder, seconds, more)
+
+
+def write_results(
+    name: str,
+    split: MethodSplit,
+    files: Sequence[str],
+    scored: Scored,
+    rejected: Sequence[Rejected],
+    folder: RunFolder,
+    seconds: Mapping[str, float],
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write `metrics.json` and `predictions.csv` of a method, and log its honest figures.
+
+    Args:
+        name: name of the method.
+        split: images of the run.
+        files: paths of the usable test images, in the order of the scores.
+        scored: scores of the fitted method.
+        rejected: images that cannot be used.
+        folder: output folder of the run.
+        seconds: time spent, by stage.
+        more: further entries of `metrics.json`.
+
+    Returns:
+        Content of `metrics.json`.
+    """
+    items = {str(item["image"]): item for item in split.test}
+    labels, last = scored.labels, scored.epochs[-1]
+    honest = metrics.honest_metrics(labels, last, scored.calibration.threshold)
     found = {
         "method": name,
         "honest": honest,
         "paper": metrics.paper_metrics(labels, [np.array(scores) for scores in scored.epochs]),
-        **operating_figures([items[file] for file in test.files], scored.epochs[-1], scored.calibration.threshold),
+        **operating_figures([items[file] for file in files], last, scored.calibration.threshold),
         "n_normal": labels.count(0),
         "n_abnormal": labels.count(1),
-        "n_rejected": len(extractor.done.rejected),
+        "n_rejected": len(rejected),
         "settings": folder.settings,
-        "seconds": {"extraction": extraction, **scored.seconds},
+        "seconds": dict(seconds),
+        **(more or {}),
     }
-    scores = zip(test.files, scored.epochs[-1], strict=True)
-    predictions = [Prediction.scored(file, score, scored.calibration) for file, score in scores]
-    rows = in_order(items, predictions, extractor.done.rejected)
+    predictions = [Prediction.scored(file, score, scored.calibration) for file, score in zip(files, last, strict=True)]
+    rows = in_order(items, predictions, rejected)
     write_predictions(
         folder.path / "predictions.csv", rows, model_sha256="", labels=[item["label"] for item in split.test]
     )
     write_text_atomic(folder.path / "metrics.json", json.dumps(found, indent=1))
-    logger.info("%s: %d normal images train, %.1f s", name, len(normal.files), scored.seconds["training"])
     logger.info(
         "honest: AUROC %.4f, accuracy %.4f, F1 %.4f, sensitivity %.4f, specificity %.4f at threshold %.4f",
         *(honest[k] for k in ("auroc", "accuracy", "f1", "sensitivity", "specificity", "threshold")),

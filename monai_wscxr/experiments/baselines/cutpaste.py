@@ -1,187 +1,225 @@
-"""CutPaste: a classifier of pasted patches, then a Gaussian density (Li et al., CVPR 2021).
+"""CutPaste: a network learns to tell pasted images, then a Gaussian density of its features (Li et al., CVPR 2021).
 
-As published: both augmentations with their sizes, the 3-way task (normal, CutPaste, CutPaste-Scar), the optimiser with its
-schedule, and the Gaussian density on normal training images. Different: the publication trains the whole network, for 65,000
-steps. Here the backbone is frozen, as for all compared methods, and a head on its pooled features is trained. The density is
-therefore that of the head's last hidden layer, which training can change.
+As published: ResNet-18 from scratch, the 3-way task (untouched, CutPaste, scar), SGD with a cosine schedule, and as score the
+Mahalanobis distance of the trunk's pooled, normalised features to those of the normal training images. `PasteClassifier` is
+shared with AnatPaste.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.covariance import LedoitWolf
+from ignite.engine import Events
+from monai.engines import SupervisedTrainer
+from sklearn.covariance import ledoit_wolf
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as TF
+from torchvision.models import resnet18
 
-from monai_wscxr.bank.feature_bank import FeatureBank
 from monai_wscxr.errors import InputError
-from monai_wscxr.features.copies import Alteration, copy_features
-from monai_wscxr.features.extraction import PatchExtractor
+from monai_wscxr.experiments.baselines.common import Learned
+from monai_wscxr.experiments.baselines.image_training import ImageBatches, ImageTraining, Stateful, batch_loader
+from monai_wscxr.experiments.baselines.images import GreyImages, Place
+from monai_wscxr.experiments.baselines.pasting import cutpaste, jitter, scar
+from monai_wscxr.system.progress import progress_bar
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as published
+_SAVED_STEPS = 64  # between two moments at which the state may be saved
+_AT_A_TIME = 32
 
 
-def cutpaste(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Cut out a rectangle of 2 to 15 % of the area and paste it elsewhere, with jittered brightness and contrast.
-
-    Args:
-        image: [1, H, W] in [0, 1].
-        generator: source of all random choices.
-    """
-    height, width = image.shape[1:]
-    area = _uniform(0.02, 0.15, generator) * height * width
-    ratio = _uniform(0.3, 1.0, generator)
-    ratio = ratio if _uniform(0, 1, generator) < 0.5 else 1 / ratio
-    h = min(max(1, round(math.sqrt(area * ratio))), height)
-    w = min(max(1, round(math.sqrt(area / ratio))), width)
-    y, x = _place(height - h, generator), _place(width - w, generator)
-    patch = _jitter(image[:, y : y + h, x : x + w], generator)
-    y, x = _place(height - h, generator), _place(width - w, generator)
-    out = image.clone()
-    out[:, y : y + h, x : x + w] = patch
-    return out
-
-
-def scar(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Cut out a thin rectangle and paste it elsewhere, jittered and rotated by up to 45 degrees.
-
-    In an image of 256 pixels the rectangle is 2 to 16 pixels wide and 10 to 25 pixels long, as published; its size scales with
-    that of the image.
+class PasteNet(nn.Module):
+    """ResNet-18 with random weights and a head on its pooled features.
 
     Args:
-        image: [1, H, W] in [0, 1].
-        generator: source of all random choices.
+        classes: number of classes.
+        hidden: number n of hidden layers with 512 channels in the head, before the last one with 128; the publication does
+            not say.
+        precision: "float32", or "bfloat16" for convolutions and products of matrices in training.
     """
-    height, width = image.shape[1:]
-    scale = min(height, width) / 256
-    w = max(1, round(_uniform(2, 16, generator) * scale))
-    h = max(2, round(_uniform(10, 25, generator) * scale))
-    y, x = _place(height - h, generator), _place(width - w, generator)
-    patch = _jitter(image[:, y : y + h, x : x + w], generator)
-    angle = _uniform(-45, 45, generator)
-    both = TF.rotate(torch.cat([patch, torch.ones_like(patch)]), angle, TF.InterpolationMode.BILINEAR, expand=True)
-    patch, cover = both[:1, :height, :width], both[1:, :height, :width]
-    h, w = patch.shape[1:]
-    y, x = _place(height - h, generator), _place(width - w, generator)
-    out = image.clone()
-    out[:, y : y + h, x : x + w] = patch * (cover > 0.5) + out[:, y : y + h, x : x + w] * (cover <= 0.5)
-    return out
+
+    def __init__(self, classes: int, hidden: int = 1, precision: str = "float32") -> None:
+        super().__init__()
+        self.precision = precision
+        self.trunk = resnet18(weights=None)
+        channels = self.trunk.fc.in_features
+        self.trunk.fc = nn.Identity()
+        layers: list[nn.Module] = []
+        for width in (*[channels] * hidden, 128):
+            layers += [nn.Linear(channels, width), nn.BatchNorm1d(width), nn.ReLU()]
+            channels = width
+        self.head = nn.Sequential(*layers, nn.Linear(channels, classes))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits [B, classes] of grey images [B, 1, S, S] in [0, 1]."""
+        with torch.autocast(image.device.type, torch.bfloat16, self.training and self.precision == "bfloat16"):
+            logits: Tensor = self.head(self.features(image))
+        return logits.float()
+
+    def features(self, image: Tensor) -> Tensor:
+        """Return the pooled features [B, 512] of grey images [B, 1, S, S] in [0, 1]."""
+        mean, std = (image.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+        prepared = ((image - mean) / std).contiguous(memory_format=torch.channels_last)
+        pooled: Tensor = self.trunk(prepared)
+        return pooled
 
 
-def _seeded(function: Callable[[Tensor, torch.Generator], Tensor]) -> Callable[[Tensor, int], Tensor]:
-    """Turn a function of a generator into one of a seed."""
-    return lambda image, seed: function(image, torch.Generator().manual_seed(seed))
-
-
-KINDS = (Alteration("cutpaste", 2, _seeded(cutpaste)), Alteration("scar", 2, _seeded(scar)))
-
-
-class CutPaste:
-    """Classifier of pasted images; the score is the Mahalanobis distance in the head's last hidden layer.
+class GaussianDensity:
+    """Gaussian density of L2-normalised features, its covariance shrunken by Ledoit's and Wolf's formula.
 
     Args:
-        pasted_copies: pasted images of each kind per normal image, >= 1; their features are cached.
-        steps: training steps, >= 1 (published: 65,000 for the whole network).
-        batch_size: images per step of each of the three classes, >= 2 (published: 32).
-        rate, momentum, weight_decay: parameters of SGD with a cosine schedule.
-        widths: widths of the head's hidden layers; the Gaussian density is fitted to the last one.
-        seed: seed of the head and the batches. The pasted images depend on the source image only.
+        features: [n, C] of normal images.
     """
+
+    def __init__(self, features: Tensor) -> None:
+        rows = F.normalize(features.double(), dim=1).numpy()
+        self.mean = rows.mean(axis=0)
+        self.precision = np.linalg.inv(ledoit_wolf(rows)[0])
+
+    def distance(self, features: Tensor) -> Tensor:
+        """Return the Mahalanobis distances [n] float32 of features [n, C]; they rise as the density falls."""
+        difference = F.normalize(features.double(), dim=1).numpy() - self.mean
+        squared = np.einsum("nc,cd,nd->n", difference, self.precision, difference)
+        return torch.from_numpy(np.sqrt(np.maximum(squared, 0))).float()
+
+
+class PasteClassifier:
+    """Training of a `PasteNet` to tell kinds of one image apart, and scores by the density of its features.
+
+    Args:
+        steps: training steps, >= 1 (published: 65,536, as 256 epochs of 256).
+        batch_size: images per step, >= 2 (published: 32); each enters the step once of every kind.
+        rate: learning rate of SGD at the start of the cosine schedule, > 0.
+        momentum, weight_decay: of SGD.
+        hidden: see `PasteNet`.
+        precision: "float32", or "bfloat16" for convolutions and products of matrices in training.
+        seed: seed of weights, order and defects.
+
+    Attributes:
+        kinds: number of kinds of one image.
+        name: in progress bars and messages.
+        network: after `fit_images`.
+        density: after `fit_images`.
+        learned: see `ImageMethod`.
+    """
+
+    kinds = 2
+    name = ""
 
     def __init__(
         self,
-        pasted_copies: int = 1,
-        steps: int = 1000,
+        steps: int = 65536,
         batch_size: int = 32,
         rate: float = 0.03,
         momentum: float = 0.9,
         weight_decay: float = 3e-5,
-        widths: tuple[int, ...] | list[int] = (512, 128),
+        hidden: int = 1,
+        precision: str = "float32",
         seed: int = 0,
     ) -> None:
-        if min(pasted_copies, steps, *widths) < 1 or batch_size < 2 or rate <= 0:
+        if precision not in ("float32", "bfloat16"):
+            raise InputError(f"{self.name}: precision must be float32 or bfloat16, got {precision!r}")
+        if steps < 1 or batch_size < 2 or rate <= 0 or hidden < 0:
             raise InputError(
-                "CutPaste: pasted_copies, steps and widths must be >= 1, batch_size >= 2 and rate > 0; got "
-                f"{pasted_copies}, {steps}, {tuple(widths)}, {batch_size}, {rate}"
+                f"{self.name}: steps must be >= 1, batch_size >= 2, rate > 0 and hidden >= 0; got "
+                f"{steps}, {batch_size}, {rate}, {hidden}"
             )
-        self.pasted_copies, self.steps, self.batch_size = pasted_copies, steps, batch_size
-        self.rate, self.momentum, self.weight_decay = rate, momentum, weight_decay
-        self.widths, self.seed = tuple(widths), seed
-        self.head: nn.Sequential
-        self.density: LedoitWolf
-        self.mean = self.scale = torch.empty(0)
+        self.steps, self.batch_size, self.rate = steps, batch_size, rate
+        self.momentum, self.weight_decay, self.hidden = momentum, weight_decay, hidden
+        self.precision, self.seed = precision, seed
+        self.network: PasteNet
+        self.density: GaussianDensity
+        self.learned = Learned()
 
-    def fit(self, normal: FeatureBank, extractor: PatchExtractor) -> None:
-        """Extract features of pasted copies of the normal images, train the head and fit the density."""
-        untouched = pooled(normal)
-        pasted = [copy_features(extractor, normal.files, kind, self.pasted_copies, pooled=True)[:, 0] for kind in KINDS]
-        self.mean, self.scale = untouched.mean(dim=0), untouched.std(dim=0).clamp_min(1e-6)
-        groups = [self._standard(group) for group in (untouched, *pasted)]
-        self._train(groups)
-        with torch.inference_mode():
-            self.density = LedoitWolf().fit(self.head[:-1](groups[0]).numpy())
+    def prepare(self, images: GreyImages) -> GreyImages:
+        """Return the training images with what `variants` needs besides them, as further channels."""
+        return images
 
-    def scores(self, images: FeatureBank) -> list[Tensor]:
-        """Compute the anomaly scores [n]: Mahalanobis distances, which fall as the Gaussian density rises."""
-        with torch.inference_mode():
-            hidden = self.head[:-1](self._standard(pooled(images)))
-        return [torch.from_numpy(np.sqrt(self.density.mahalanobis(hidden.numpy()))).float()]
+    def variants(self, image: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Return an image of `prepare` [C, S, S] in every kind [1, S, S], the untouched one first."""
+        raise NotImplementedError
 
-    def _standard(self, features: Tensor) -> Tensor:
-        """Standardise features by mean and standard deviation of the normal images."""
-        return (features - self.mean) / self.scale
-
-    def _train(self, groups: list[Tensor]) -> None:
-        """Train the head on the standardised features [n, C] of the three classes."""
-        generator = torch.Generator().manual_seed(self.seed)
+    def fit_images(self, normal: GreyImages, abnormal: GreyImages | None, place: Place) -> None:
+        """Train on normal images, from the state in `place` if there is one, and fit the density; see `ImageMethod`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.head = build_head(groups[0].shape[1], self.widths)
+            self.network = PasteNet(self.kinds, self.hidden, self.precision).to(memory_format=torch.channels_last)
+        training = self.training(self.prepare(normal), place)
+        with progress_bar(self.steps, f"training {self.name}", place.progress, unit="step") as bar:
+            cost = training.run(bar.update)
+        cost.epochs = 0  # an epoch is a number of steps here, and no pass over the images
+        size = f"{normal.size} x {normal.size}"
+        self.learned = Learned(f"ResNet-18 from scratch, {size}", cost)
+        self.density = GaussianDensity(self._features(normal))
+
+    def image_scores(self, images: GreyImages) -> list[Tensor]:
+        """Compute the anomaly scores [n]; one entry, that of the last step. See `ImageMethod`."""
+        return [self.density.distance(self._features(images))]
+
+    def training(self, images: GreyImages, place: Place) -> ImageTraining:
+        """Create the training of the network by MONAI's trainer."""
         optimizer = torch.optim.SGD(
-            self.head.parameters(), self.rate, momentum=self.momentum, weight_decay=self.weight_decay
+            self.network.parameters(), self.rate, momentum=self.momentum, weight_decay=self.weight_decay
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        target = torch.arange(3).repeat_interleave(self.batch_size)
-        self.head.train()
-        for _ in range(self.steps):
-            chosen = [torch.randint(len(group), (self.batch_size,), generator=generator) for group in groups]
-            batch = torch.cat([group[index] for group, index in zip(groups, chosen, strict=True)])
-            optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(self.head(batch), target).backward()
-            optimizer.step()
-            schedule.step()
-        self.head.eval()
+        length = math.gcd(self.steps, _SAVED_STEPS)
+        batches = ImageBatches(images, self.batch_size, self.seed, self._augment, drop_last=True, batches=length)
+
+        trainer = SupervisedTrainer(
+            device=torch.device("cpu"),
+            max_epochs=self.steps // length,
+            train_data_loader=batch_loader(batches),
+            network=self.network,
+            optimizer=optimizer,
+            loss_function=nn.CrossEntropyLoss(),
+            prepare_batch=prepare_kinds,
+            decollate=False,
+        )
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: schedule.step())
+        identity = {
+            "method": self.name,
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "sgd": [self.rate, self.momentum, self.weight_decay],
+            "hidden": self.hidden,
+            "precision": self.precision,
+        }
+        parts: dict[str, Stateful] = {"network": self.network, "optimizer": optimizer, "schedule": schedule}
+        return ImageTraining(trainer, batches, parts, self.seed, identity, place.file("network"))
+
+    def _augment(self, image: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
+        return {"image": torch.stack(self.variants(image, generator))}
+
+    def _features(self, images: GreyImages) -> Tensor:
+        """Return the pooled features [n, 512] of the trained network."""
+        self.network.eval()
+        parts = torch.arange(len(images)).split(_AT_A_TIME)
+        with torch.inference_mode():
+            return torch.cat([self.network.features(images.floats(part)) for part in parts])
 
 
-def build_head(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
-    """Build the head: hidden layers with batch normalisation and ReLU, then a linear layer for the three classes."""
-    layers: list[nn.Module] = []
-    for width in widths:
-        layers += [nn.Linear(channels, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
-        channels = width
-    return nn.Sequential(*layers, nn.Linear(channels, 3))
+class CutPaste(PasteClassifier):
+    """The 3-way task: an untouched image, one with a pasted rectangle and one with a pasted scar.
+
+    Brightness and contrast of the whole image are jittered first; grey images have no hue or saturation. Arguments as of
+    `PasteClassifier`.
+    """
+
+    kinds = 3
+    name = "CutPaste"
+
+    def variants(self, image: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Return the image untouched, with CutPaste and with a scar."""
+        image = jitter(image, generator)
+        return [image, cutpaste(image, generator), scar(image, generator)]
 
 
-def pooled(images: FeatureBank) -> Tensor:
-    """Return the mean patch feature of every image, [n, C]."""
-    return images.rows.reshape(len(images.files), -1, images.rows.shape[1]).mean(dim=1)
-
-
-def _uniform(low: float, high: float, generator: torch.Generator) -> float:
-    """Draw a number from [low, high)."""
-    return low + (high - low) * float(torch.rand((), generator=generator))
-
-
-def _place(room: int, generator: torch.Generator) -> int:
-    """Draw a whole number from 0 to `room`."""
-    return int(torch.randint(room + 1, (), generator=generator)) if room > 0 else 0
-
-
-def _jitter(patch: Tensor, generator: torch.Generator) -> Tensor:
-    """Jitter brightness and contrast by up to 10 % each; radiographs have no hue or saturation."""
-    brightness, contrast = (_uniform(0.9, 1.1, generator) for _ in range(2))
-    bright = patch * brightness
-    return ((bright - bright.mean()) * contrast + bright.mean()).clamp(0, 1)
+def prepare_kinds(batch: Mapping[str, Tensor], *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    """Return images [B * K, 1, S, S] and their kinds [B * K] from a batch with K kinds of every image [B, K, 1, S, S]."""
+    images = batch["image"]
+    count, kinds = images.shape[:2]
+    return images.flatten(0, 1), torch.arange(kinds).repeat(count)

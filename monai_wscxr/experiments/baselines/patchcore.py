@@ -9,6 +9,7 @@ from torch import Tensor
 
 from monai_wscxr.bank.feature_bank import FeatureBank
 from monai_wscxr.errors import InputError
+from monai_wscxr.experiments.baselines.common import Learned
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.ops import coreset, min_distance
 
@@ -44,6 +45,7 @@ class PatchCore:
 
     Attributes:
         bank: coreset [M, C] float32, after `fit`.
+        learned: see `Method`.
     """
 
     def __init__(self, share: float = 0.1, neighbours: int = 9, seed: int = 0) -> None:
@@ -52,12 +54,13 @@ class PatchCore:
                 f"PatchCore: share must lie in (0, 1], neighbours must be >= 1; got {share} and {neighbours}"
             )
         self.share, self.neighbours, self.seed = share, neighbours, seed
-        self.bank = torch.empty(0, 0)
+        self.bank, self.learned = torch.empty(0, 0), Learned()
 
     def fit(self, normal: FeatureBank, extractor: PatchExtractor | None = None) -> None:
         """Choose the coreset of the normal bank by the greedy k-centre rule on projected rows."""
         count = max(1, int(self.share * len(normal)))
         start = int(torch.randint(len(normal), (1,), generator=torch.Generator().manual_seed(self.seed)))
+        self.learned = Learned(f"coreset of {count:,} patches")
         self.bank = normal.rows[coreset(project(normal.rows, self.seed), count, start)]
 
     def scores(self, images: FeatureBank) -> list[Tensor]:
@@ -68,6 +71,10 @@ class PatchCore:
         farthest = images.rows.reshape(*per_image.shape, -1)[torch.arange(len(score)), patch]
         nearest = index.reshape(per_image.shape)[torch.arange(len(score)), patch]
         return [score * self.weights(farthest, nearest)]
+
+    def maps(self, images: FeatureBank) -> Tensor:
+        """Return the distances [n, 1, h, w] of the patches of n whole images to the coreset."""
+        return min_distance(images.rows, self.bank)[0].reshape(len(images.files), 1, *images.grid)
 
     def weights(self, patch: Tensor, nearest: Tensor) -> Tensor:
         """Compute the weight w of the publication's Eq. 7.

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from monai_wscxr.bank.feature_bank import FeatureBank
+from monai_wscxr.experiments.baselines.common import Learned
 from monai_wscxr.features.extraction import PatchExtractor
 
 Means = NDArray[np.float64]
@@ -42,11 +43,18 @@ class _ImageMeans:
 
 
 class _Classifier(ABC):
-    """A classifier of scikit-learn, trained on normal against abnormal image means; its decision value is the score."""
+    """A classifier of scikit-learn, trained on normal against abnormal image means; its decision value is the score.
+
+    Attributes:
+        name: what is trained, for tables.
+    """
+
+    name = ""
 
     def __init__(self) -> None:
         self.means = _ImageMeans()
         self.model: Any = self.create()
+        self.learned = Learned(self.name)
 
     @abstractmethod
     def create(self) -> ClassifierMixin:
@@ -66,6 +74,8 @@ class _Classifier(ABC):
 class DiscriminantAnalysis(_Classifier):
     """Linear discriminant analysis with the covariance shrunken by Ledoit's and Wolf's formula."""
 
+    name = "linear discriminant"
+
     def create(self) -> ClassifierMixin:
         """Create the classifier."""
         return LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
@@ -73,6 +83,8 @@ class DiscriminantAnalysis(_Classifier):
 
 class LogisticClassifier(_Classifier):
     """Logistic regression with scikit-learn's own regularisation (C = 1) and classes of equal weight."""
+
+    name = "logistic regression"
 
     def create(self) -> ClassifierMixin:
         """Create the classifier."""
@@ -85,6 +97,7 @@ class NearestNormal:
     def __init__(self) -> None:
         self.means = _ImageMeans()
         self.normal: Means = np.empty((0, 0))
+        self.learned = Learned()
 
     def fit(self, normal: FeatureBank, extractor: PatchExtractor | None = None) -> None:
         """Keep the means of the normal images."""

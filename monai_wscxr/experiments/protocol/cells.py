@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-from monai.bundle import ConfigParser
+import torch.nn.functional as F
 from monai.utils import set_determinism
+from torch import Tensor
 
-from monai_wscxr.bank.feature_bank import FeatureBank
-from monai_wscxr.data.datalist import Item, load_datalist
-from monai_wscxr.data.description import findings_of_item
-from monai_wscxr.errors import InputError
 from monai_wscxr.evaluation.epochs import epoch_network
-from monai_wscxr.experiments.baselines.common import fit_and_score, labelled_split, normal_split
+from monai_wscxr.evaluation.localisation import localisation_metrics
+from monai_wscxr.experiments.baselines.common import (
+    Cost,
+    Learned,
+    MethodSplit,
+    PatchMapMethod,
+    Scored,
+    fit_and_score,
+    labelled_split,
+    normal_split,
+)
+from monai_wscxr.experiments.baselines.images import MapMethod, Place, fit_and_score_images
+from monai_wscxr.experiments.protocol.experiment import MAP_SIZE, Experiment
+from monai_wscxr.experiments.protocol.methods import KINDS
 from monai_wscxr.experiments.protocol.metrics import cell_metrics
-from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.artefact import load_model
-from monai_wscxr.model.networks import image_scores
-from monai_wscxr.training.once import train_once, training_workflow
-
-LABELLED_METHODS = ("discriminant", "logistic")
-"""Compared methods that learn from abnormal images as well, so that they have a k."""
+from monai_wscxr.model.networks import anomaly_map, image_scores, patch_maps
+from monai_wscxr.model.predictor import shown_maps
+from monai_wscxr.system.cpu_time import processor_seconds
+from monai_wscxr.training.once import train_once
 
 
 @dataclass(frozen=True)
@@ -54,70 +60,26 @@ class Cell:
         )
 
 
-class Experiment:
-    """Parts that all cells share: configuration, data set, and the features of all its images.
-
-    Args:
-        configs: folder with `train.yaml` and the configurations of the compared methods.
-        dataset_dir: folder or data list with a training and a test part.
-        runs: folder for the output folders of trainings.
-        options: options of `train.yaml` for all cells (backbone, weights, image_size, device, ...).
+@dataclass(frozen=True)
+class Fitted:
+    """A method after training, with its scores.
 
     Attributes:
-        datalist: items of the data set by part.
-        test: items of the test images; after `extract`, of those that can be used.
-        extractor: patch features of files.
-
-    Raises:
-        InputError: when the test part lacks normal or abnormal images.
+        epochs: scores of the test images as `epoch_network` orders them: of all states, then once more of the one that counts;
+            a single entry for a method with one state.
+        held_out: scores of the held-out normals.
+        threshold: operating point.
+        images: number of training images.
+        learned: what was trained, and what it took.
+        maps: anomaly maps [n, S, S] of the test images; None from a method that says only how abnormal an image is.
     """
 
-    def __init__(self, configs: Path, dataset_dir: str, runs: Path, options: Mapping[str, Any]) -> None:
-        self.configs, self.dataset_dir, self.runs, self.options = configs, dataset_dir, runs, dict(options)
-        self.datalist = load_datalist(dataset_dir)
-        self.test: list[Item] = self.datalist["test"]
-        if {item["label"] for item in self.test} != {0, 1}:
-            raise InputError(f"{dataset_dir} needs normal and abnormal test images; the tables are computed on them")
-        parser = self.configuration(seed=0, k=1)
-        self.extractor: PatchExtractor = parser.get_parsed_content("extractor")
-        self.holdout = float(parser.get_parsed_content("holdout"))
-        self.false_positive_rate = float(parser.get_parsed_content("false_positive_rate"))
-        self.allow_overlap = bool(parser.get_parsed_content("allow_overlap"))
-        self._features = torch.empty(0)  # [n, h*w, C] of all usable images
-        self._position: dict[str, int] = {}  # by file
-
-    def configuration(self, *overlays: str, **values: Any) -> ConfigParser:
-        """Return `train.yaml` with the options of the experiment.
-
-        Args:
-            overlays: names of further configurations, applied on top.
-            values: further options.
-        """
-        files = ("train.yaml", *overlays)
-        return training_workflow(self.dataset_dir, self.runs, {**self.options, **values}, self.configs, files).parser
-
-    def extract(self) -> None:
-        """Extract the features of all images of the data set."""
-        bank = self.extractor.bank(self.datalist["training"] + self.test, "all images")
-        self._features = bank.rows.reshape(len(bank.files), -1, bank.rows.shape[1])
-        self._position = {file: index for index, file in enumerate(bank.files)}
-        self.test = [item for item in self.test if item["image"] in self._position]
-
-    def bank(self, items: Sequence[Item]) -> FeatureBank:
-        """Return a bank of whole images; items that could not be read are left out."""
-        files = [item["image"] for item in items if item["image"] in self._position]
-        chosen = self._features[torch.tensor([self._position[file] for file in files])]
-        return FeatureBank.from_images(chosen, files, self.extractor.grid)
-
-    @property
-    def labels(self) -> list[int]:
-        """Labels of the usable test images."""
-        return [item["label"] for item in self.test]
-
-    @property
-    def findings(self) -> list[tuple[str, ...]]:
-        """Findings of the usable test images; none of a normal image."""
-        return [findings_of_item(item) if item["label"] else () for item in self.test]
+    epochs: list[list[float]]
+    held_out: list[float]
+    threshold: float
+    images: int
+    learned: Learned
+    maps: Tensor | None = None
 
 
 def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
@@ -131,47 +93,102 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         Content of the result file, JSON-like.
     """
     began = time.perf_counter()
-    result = _run_wscxr(experiment, cell) if cell.method == "wscxr" else _run_baseline(experiment, cell)
+    if cell.method == "wscxr":
+        fitted = _fit_wscxr(experiment, cell)
+    else:
+        fitted = _fit_on_images(experiment, cell) if KINDS[cell.method].images else _fit_on_features(experiment, cell)
+    found = cell_metrics(
+        experiment.labels, fitted.epochs, fitted.held_out, fitted.threshold, experiment.false_positive_rate
+    )
+    cost = fitted.learned.cost
     return {
         "method": cell.method,
         "variant": cell.variant,
         "k": cell.k,
         "seed": cell.seed,
-        **result,
+        **found,
+        "pixel": None if fitted.maps is None else _pixel_metrics(experiment, fitted.maps),
+        "training": {
+            "effort": experiment.efforts[cell.method],
+            "shortened": experiment.is_shortened(cell.method),
+            "images": fitted.images,
+            "network": fitted.learned.network,
+            "epochs": cost.epochs,
+            "steps": cost.steps,
+            "processor_seconds": cost.processor_seconds,
+        },
+        "scores": fitted.epochs[-1],
         "seconds": time.perf_counter() - began,
     }
 
 
-def _run_baseline(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """Fit a compared method and compute metrics and test scores."""
-    set_determinism(seed=cell.seed)
-    values = {"seed": cell.seed, **cell.overrides}
-    method = experiment.configuration(f"{cell.method}.yaml", **values).get_parsed_content("method")
+def _split(experiment: Experiment, cell: Cell) -> MethodSplit:
+    """Return the images of a compared method: those of WSCXR for the same seed and k."""
     source, holdout, overlap = experiment.dataset_dir, experiment.holdout, experiment.allow_overlap
     if cell.k is None:
-        split = normal_split(source, holdout, cell.seed, overlap)
-    else:
-        split = labelled_split(source, cell.k, holdout, cell.seed, allow_overlap=overlap)
+        return normal_split(source, holdout, cell.seed, overlap)
+    return labelled_split(source, cell.k, holdout, cell.seed, allow_overlap=overlap)
+
+
+def _fit_on_features(experiment: Experiment, cell: Cell) -> Fitted:
+    """Fit a compared method on the shared features."""
+    set_determinism(seed=cell.seed)
+    method = experiment.configuration(cell.method, seed=cell.seed, **cell.overrides).get_parsed_content("method")
+    split = _split(experiment, cell)
+    normal, test = experiment.bank(split.normal), experiment.bank(experiment.test)
+    abnormal = None if split.abnormal is None else experiment.bank(split.abnormal)
     scored = fit_and_score(
         method,
         experiment.extractor,
-        experiment.bank(split.normal),
+        normal,
         experiment.bank(split.held_out),
-        experiment.bank(experiment.test),
+        test,
         experiment.labels,
         experiment.false_positive_rate,
-        None if split.abnormal is None else experiment.bank(split.abnormal),
+        abnormal,
     )
-    # as `epoch_network` orders them: all states, then once more the one that counts
+    maps = None
+    if isinstance(method, PatchMapMethod) and experiment.has_masks:
+        maps = anomaly_map(method.maps(test), (MAP_SIZE, MAP_SIZE), experiment.map_sigma)[:, 0]
+    images = len(normal.files) + (0 if abnormal is None else len(abnormal.files))
+    network = f"frozen {experiment.extractor.features.backbone.name}"
+    learned = Learned(", ".join(filter(None, (network, method.learned.network))), method.learned.cost)
+    return _fitted(scored, images, learned, maps)
+
+
+def _fit_on_images(experiment: Experiment, cell: Cell) -> Fitted:
+    """Fit a compared method on grey images; a killed training goes on."""
+    set_determinism(seed=cell.seed)
+    values = {"seed": cell.seed, **({} if cell.k is None else {"k": cell.k}), **cell.overrides}
+    parser = experiment.configuration(cell.method, experiment.runs / cell.name, **values)
+    method, reader = parser.get_parsed_content("method"), parser.get_parsed_content("images")
+    split = _split(experiment, cell)
+    normal, held_out, test = (experiment.grey(reader, part) for part in (split.normal, split.held_out, experiment.test))
+    abnormal = None if split.abnormal is None else experiment.grey(reader, split.abnormal)
+    shared = experiment.runs / f"shared_s{cell.seed}"
+    shared.mkdir(parents=True, exist_ok=True)
+    place = Place(parser.get_parsed_content("folder").states, shared, reader.progress)
+    scored = fit_and_score_images(
+        method, normal, held_out, test, experiment.labels, experiment.false_positive_rate, abnormal, place
+    )
+    maps = None
+    if isinstance(method, MapMethod) and experiment.has_masks:
+        size = (MAP_SIZE, MAP_SIZE)
+        maps = F.interpolate(method.image_maps(test)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    images = len(normal) + (0 if abnormal is None else len(abnormal))
+    return _fitted(scored, images, method.learned, maps)
+
+
+def _fitted(scored: Scored, images: int, learned: Learned, maps: Tensor | None) -> Fitted:
+    """Return what a compared method has found."""
     epochs = [*scored.epochs, scored.epochs[-1]] if len(scored.epochs) > 1 else scored.epochs
-    threshold = scored.calibration.threshold
-    found = cell_metrics(experiment.labels, epochs, scored.held_out, threshold, experiment.false_positive_rate)
-    return {**found, "scores": scored.epochs[-1]}
+    return Fitted(epochs, scored.held_out, scored.calibration.threshold, images, learned, maps)
 
 
-def _run_wscxr(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """Train WSCXR by the bundle's own configuration and compute metrics and test scores."""
-    options = {**experiment.options, "k": cell.k, "seed": cell.seed, **cell.overrides}
+def _fit_wscxr(experiment: Experiment, cell: Cell) -> Fitted:
+    """Train WSCXR by the bundle's own configuration."""
+    options = {**experiment.method_options("wscxr"), "k": cell.k, "seed": cell.seed, **cell.overrides}
+    before = processor_seconds()
     folder = train_once(
         experiment.dataset_dir,
         experiment.runs / cell.name,
@@ -179,11 +196,25 @@ def _run_wscxr(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         experiment.configs,
         digests=experiment.extractor.digests,
     )
+    used = processor_seconds() - before
     device = experiment.extractor.device
     model = load_model(folder, device)
-    images = experiment.bank(experiment.test).images.to(device)
+    test = experiment.bank(experiment.test).to(device)
+    network = epoch_network(model)
     # one row per epoch, the trained model's last: the metrics of `evaluate.yaml` without another pass of the images
-    epochs = image_scores(epoch_network(model).patch_scores, images, model.score_share).T.tolist()
-    held_out, threshold = list(model.calibration.normal_scores), model.calibration.threshold
-    found = cell_metrics(experiment.labels, epochs, held_out, threshold, experiment.false_positive_rate)
-    return {**found, "scores": epochs[-1]}
+    epochs = image_scores(network.patch_scores, test.images, model.score_share).T.tolist()
+    maps = None
+    if experiment.has_masks:
+        maps = shown_maps(patch_maps(model.network.patch_scores, test), MAP_SIZE, experiment.map_sigma, model.local_map)
+    count = int(model.training["normal_images"]) + sum(model.training["abnormal_images"].values())
+    trained = 0 if model.normals_only else int(model.settings["epochs"])
+    network_name = f"frozen {experiment.extractor.features.backbone.name}, linear discriminator"
+    learned = Learned(network_name, Cost(epochs=trained, processor_seconds=used))
+    return Fitted(epochs, list(model.calibration.normal_scores), model.calibration.threshold, count, learned, maps)
+
+
+def _pixel_metrics(experiment: Experiment, maps: Tensor) -> dict[str, Any]:
+    """Compare anomaly maps of the test images with lesion masks; abnormal images without a mask are left out."""
+    chosen = [number for number, mask in enumerate(experiment.masks) if mask is not None]
+    masks = [mask for mask in experiment.masks if mask is not None]
+    return localisation_metrics(masks, [maps[number].numpy() for number in chosen])
