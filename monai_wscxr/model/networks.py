@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.patches import PatchFeatures
 from monai_wscxr.model.regions import RegionHead
+from monai_wscxr.model.scores import anomaly_score
 from monai_wscxr.model.whitening import NormalWhitening
 
 
@@ -30,6 +29,7 @@ class Discriminator(nn.Module):
         bias: whether the last layer has a bias.
         zero_start: start with zero weights and a bias of 1/2, halfway between the targets of Eq. 7, instead of at random.
             Every example then has a loss, and the first steps follow the difference of the two means.
+        neighbourhood: p of the features (Eq. 1), odd, >= 1; only `opacity_map` depends on it.
 
     Attributes:
         distance_weight: weight of the mean square of a feature's channels, which is added to its score in evaluation mode.
@@ -37,8 +37,9 @@ class Discriminator(nn.Module):
             sets the weight; training does not use it.
         opacity: [C], direction added to the learned one in evaluation mode: what synthetic opacities do to whitened features,
             times its weight. `OpacityHandler` sets it.
-        opacity_map: [C], the same direction times its weight in maps: in evaluation mode a patch gets how much more of it than
-            the picture's mean it has. The mean of a picture's patch scores, its anomaly score, stays the same.
+        opacity_map: [C], direction of opacities for maps times its weight: in evaluation mode a patch gets how much more of it
+            than the picture's mean it has, see `opacities`. The mean of a picture's patch scores, its anomaly score, stays the
+            same.
         regions: opinion on the whole picture. What a patch contributes to it is added to the patch's score in evaluation mode.
             It has no weight until `RegionHandler` fits it, and does not act on rows, which belong to no picture.
 
@@ -47,7 +48,13 @@ class Discriminator(nn.Module):
     """
 
     def __init__(
-        self, channels: int, depth: int = 1, width: int = 256, bias: bool = True, zero_start: bool = False
+        self,
+        channels: int,
+        depth: int = 1,
+        width: int = 256,
+        bias: bool = True,
+        zero_start: bool = False,
+        neighbourhood: int = 1,
     ) -> None:
         super().__init__()
         if min(channels, depth, width) < 1:
@@ -56,6 +63,7 @@ class Discriminator(nn.Module):
             raise InputError(
                 f"discriminator: depth must be at most 64 and width at most 65,536, got {depth} and {width}"
             )
+        self.neighbourhood = neighbourhood
         inputs = channels
         layers: list[nn.Module] = []
         for _ in range(depth - 1):
@@ -99,8 +107,15 @@ class Discriminator(nn.Module):
         if self.training:
             return maps
         contributions: Tensor = self.regions(features)
-        local = (rows @ self.opacity_map)[:, None]
-        return maps + contributions[:, None] + local - local.mean((2, 3), keepdim=True)
+        return maps + (contributions + self.opacities(rows, self.opacity_map))[:, None]
+
+    def opacities(self, rows: Tensor, direction: Tensor) -> Tensor:
+        """Return how much more of a direction [C] each patch has than the picture's mean, [B, h, w], for rows [B, h, w, C].
+
+        A patch feature is the mean over its neighbourhood (Eq. 1), which blurs what lies where. Here the mean is undone.
+        """
+        found = without_mean(rows @ direction, self.neighbourhood)
+        return found - found.mean((1, 2), keepdim=True)
 
     def mixed_scores(self, normal: Tensor, abnormal: Tensor, source: Tensor, alpha: Tensor) -> Tensor:
         """Return training scores [2N]: of normal rows, then of alpha * abnormal[source] + (1 - alpha) * normal (Eq. 6).
@@ -128,6 +143,39 @@ class Discriminator(nn.Module):
         if self.training:
             return learned
         return learned + self.distance_weight * rows.square().mean(1) + rows @ self.opacity
+
+
+def without_mean(values: Tensor, neighbourhood: int, ridge: float = 0.003) -> Tensor:
+    """Undo the mean over p x p neighbourhoods (Eq. 1) in maps [B, h, w].
+
+    The mean is linear and separable: A values A^T, with zeros beyond the border. Along each axis (A^T A + ridge I)^(-1) A^T
+    takes the place of the inverse, which for some sizes does not exist and for others amplifies rounding: with 0.003 nothing
+    grows to more than 10 times its size along an axis.
+
+    Args:
+        values: [B, h, w] floating point.
+        neighbourhood: p, odd; 1 changes nothing.
+        ridge: > 0.
+    """
+    if neighbourhood == 1:
+        return values
+    rows = _undoing(values.shape[1], neighbourhood, ridge).to(values)
+    columns = _undoing(values.shape[2], neighbourhood, ridge).to(values)
+    return rows @ values @ columns.T
+
+
+def _undoing(size: int, neighbourhood: int, ridge: float) -> Tensor:
+    """Return the matrix [size, size] float64 of `without_mean` along one axis."""
+    place = torch.arange(size)
+    near = (place[:, None] - place[None]).abs() <= neighbourhood // 2
+    mean = near.to(torch.float64) / neighbourhood
+    one = torch.eye(size, dtype=torch.float64)
+    gram = mean.T @ mean + ridge * one
+    # Schulz's iteration, as ONNX has no solver: the error at an eigenvalue v < 2 is (1 - v)^(2^n) after n steps
+    inverse = one
+    for _ in range(14):
+        inverse = inverse @ (2 * one - gram @ inverse)
+    return inverse @ mean.T
 
 
 class WSCXRNet(nn.Module):
@@ -183,17 +231,23 @@ class EpochScores(nn.Module):
         return torch.cat([discriminator(phi) for discriminator in self.discriminators], dim=1)
 
 
-def anomaly_score(patch_scores: Tensor, share: float = 0.0) -> Tensor:
-    """Return the anomaly scores [B, E] of images: the mean of their highest patch scores.
+class CheckedNet(nn.Module):
+    """A network that returns the image features besides the patch scores, with one pass of the backbone.
 
     Args:
-        patch_scores: [B, E, h, w], before upsampling.
-        share: share of the patches that count, in [0, 1], rounded to whole patches and at least one; 0 gives the maximum,
-            as published, 1 the mean over all patches.
+        network: image to patch scores; it may have several channels.
+        features: function from images to patch features, in place of the network's own: the same ones, executed by a runtime.
     """
-    patches = patch_scores.flatten(2)
-    count = max(1, round(share * patches.shape[2]))
-    return patches.amax(2) if count == 1 else patches.topk(count, dim=2).values.mean(2)
+
+    def __init__(self, network: WSCXRNet | EpochScores, features: nn.Module | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.features: nn.Module = network.features if features is None else features
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return patch scores [B, E, h, w] and image features [B, C] of images [B, 3, H, W]."""
+        features = self.features(image)
+        return self.network.patch_scores(features), features.mean((2, 3))
 
 
 def image_scores(
@@ -209,7 +263,8 @@ def image_scores(
         batch_size: images at a time; few, so that intermediate results stay in the processor's cache.
     """
     with torch.inference_mode():
-        return torch.cat([anomaly_score(patch_scores(part), share).cpu() for part in images.split(batch_size)])
+        parts = [anomaly_score(patch_scores(part).cpu().numpy(), share) for part in images.split(batch_size)]
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def patch_maps(
@@ -218,53 +273,3 @@ def patch_maps(
     """Return the patch scores [n, 1, h, w], on the CPU, of the images of a bank; function as of `image_scores`."""
     with torch.inference_mode():
         return torch.cat([patch_scores(maps).cpu() for maps in bank.maps(batch_size)])
-
-
-def check_score_share(share: float) -> float:
-    """Return the share of `anomaly_score` as a float after checking it.
-
-    Raises:
-        InputError: when it is not a number in [0, 1].
-    """
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-        raise InputError(f"score_share must lie in [0, 1] (0: the maximum, as published), got {share!r}")
-    return float(share)
-
-
-def anomaly_map(patch_scores: Tensor, size: tuple[int, int], sigma: float = 4.0) -> Tensor:
-    """Return the anomaly maps [B, 1, H, W]: patch scores, upsampled bilinearly and smoothed by a Gaussian.
-
-    Both steps are linear and separable, so together they are one small matrix per axis: A scores B^T, with A [H, h] and
-    B [W, w]. The result is the same, for hundreds of times less work than filtering the upsampled map.
-
-    Args:
-        patch_scores: [B, 1, h, w].
-        size: height H and width W of the map.
-        sigma: standard deviation of the Gaussian in pixels of the map, >= 0; published: 4 at 256 pixels. The Gaussian is
-            cut off at 4 sigma, or at the shorter side of the map; borders are reflected.
-    """
-    radius = min(math.ceil(4 * sigma), min(size) - 1) if sigma > 0 else 0
-    rows, columns = (
-        _map_axis(patches, pixels, sigma, radius).to(patch_scores)
-        for patches, pixels in zip(patch_scores.shape[-2:], size, strict=True)
-    )
-    return rows @ patch_scores @ columns.T
-
-
-@functools.lru_cache(maxsize=16)
-def _map_axis(patches: int, pixels: int, sigma: float, radius: int) -> Tensor:
-    """Return the matrix [pixels, patches] float64 of upsampling and smoothing along one axis.
-
-    Column i is the response to patch i.
-    """
-    with torch.inference_mode(False), torch.no_grad():  # the cached matrix must also serve callers that need gradients
-        responses = F.interpolate(
-            torch.eye(patches, dtype=torch.float64)[:, None], size=pixels, mode="linear", align_corners=False
-        )  # [patches, 1, pixels]
-        if radius > 0:
-            offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-            kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-            responses = F.conv1d(
-                F.pad(responses, (radius, radius), mode="reflect"), (kernel / kernel.sum())[None, None]
-            )
-        return responses[:, 0].T.contiguous()

@@ -24,11 +24,12 @@ from monai_wscxr.data.stream import Rejected
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.copies import ALTERED, OPACITIES, Alteration, copied_images, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
-from monai_wscxr.model.chest_check import ChestCheck, image_features, measure_chest_check
+from monai_wscxr.model.chest_check import ChestCheck
+from monai_wscxr.model.chest_fit import image_features, measure_chest_check
 from monai_wscxr.model.drift import DriftReference
 from monai_wscxr.model.mining import Mined, check_scope, mine
 from monai_wscxr.model.nuisance import Nuisance, nuisance_of
-from monai_wscxr.model.opacity import opacity_changes, opacity_direction
+from monai_wscxr.model.opacity import opacity_changes, opacity_directions
 from monai_wscxr.model.regions import REGIONS
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.system.memory import available_memory
@@ -100,6 +101,7 @@ class TrainingBanks:
         chest_check: check that an image shows a chest, in the first process; None with too few normals.
         runtime: what executed the network, see `Inference.record`.
         opacity: [C] what synthetic opacities do to whitened features; None without such copies or without whitening.
+        opacity_map: [C] direction of opacities for maps, see `opacity_directions`; None likewise.
         drift: reference to notice drift by, in the first process; None with too few normals.
         moved_regions: [m, 6 C] changes of region means by alterations, whitened likewise; None without copies.
     """
@@ -119,6 +121,7 @@ class TrainingBanks:
     drift: DriftReference | None = None
     moved_regions: Tensor | None = None
     opacity: Tensor | None = None
+    opacity_map: Tensor | None = None
     runtime: Mapping[str, Any] = field(default_factory=dict)
 
     def release(self) -> None:
@@ -175,6 +178,9 @@ def prepare_banks(
     if whitening is not None:
         covariance = None if nuisance is None else options.nuisance * nuisance.covariance
         _fit_whitening(whitening, normal.to(device), options.shrinkage, covariance)
+    for_scores = for_maps = None
+    if changes is not None and whitening is not None:
+        for_scores, for_maps = opacity_directions(changes, whitening, options.shrinkage)
     cache = None if extractor.cache is None else extractor.cache.folder
 
     def whitened(bank: Bank, in_place: bool = False) -> Bank:
@@ -200,7 +206,8 @@ def prepare_banks(
         identity=_identity(extractor, roles),
         seconds={"extraction": mining_began - began, "mining": mined_at - mining_began},
         chest_check=check,
-        opacity=None if changes is None or whitening is None else opacity_direction(changes, whitening),
+        opacity=for_scores,
+        opacity_map=for_maps,
         drift=drift,
         runtime=extractor.network.record(),
         moved_regions=None if nuisance is None else _whitened_changes(nuisance.regions.to(device), whitening),

@@ -110,7 +110,7 @@ def weigh_opacity(
     Args:
         discriminator: its `opacity` is set; its value so far is ignored.
         normal: whitened normal bank of whole images.
-        direction: [C], see `opacity_direction`; None sets zeros.
+        direction: [C], see `opacity_directions`; None sets zeros.
         share: >= 0; 0 sets zeros, as in the paper.
         score_share: see `anomaly_score`.
     """
@@ -143,7 +143,7 @@ def weigh_opacity_map(
     Args:
         discriminator: its `opacity_map` is set; its value so far is ignored.
         normal: whitened normal bank of whole images.
-        direction: [C], see `opacity_direction`; None sets zeros.
+        direction: [C], see `opacity_directions`; None sets zeros.
         weight: >= 0; 0 sets zeros.
     """
     discriminator.opacity_map.zero_()
@@ -156,9 +156,8 @@ def weigh_opacity_map(
     with torch.inference_mode():
         for maps in spaced_maps(normal, _OPACITY_IMAGES, _IMAGES):
             here = maps.to(own.device)
-            hints = torch.einsum("bchw,c->bhw", here, own)
             scores.append(discriminator(here)[:, 0])
-            local.append(hints - hints.mean((1, 2), keepdim=True))
+            local.append(discriminator.opacities(here.permute(0, 2, 3, 1), own))
     discriminator.train(mode)
     others, alone = (float(torch.cat(parts).double().std(0, correction=0).mean()) for parts in (scores, local))
     if alone > 0:

@@ -9,8 +9,9 @@ import torch
 
 import monai_wscxr
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.artefact import ARTEFACT, WEIGHTS, load_model, save_model
+from monai_wscxr.model.artefact import load_model, save_model
 from monai_wscxr.model.chest_check import ChestCheck
+from monai_wscxr.model.description import ARTEFACT, WEIGHTS
 from tests.helpers.hostile import NO_FILES, WRONG, at, fields, with_wrong, within
 
 
@@ -53,6 +54,7 @@ def test_loaded_model_gives_equal_scores(make_model, tmp_path, depth, bias, laye
     assert model.calibration.normal_scores == tuple(0.1 * i for i in range(19))
     assert (model.map_sigma, model.settings, model.folder) == (2.0, {"k": 8}, tmp_path)
     assert model.network.features.neighbourhood == network.features.neighbourhood
+    assert model.network.discriminator.neighbourhood == network.features.neighbourhood
     assert load_model(str(tmp_path)).sha256 == model.sha256
 
 
@@ -78,9 +80,9 @@ def test_missing_file(make_model, tmp_path, name):
 
 def test_newer_format(make_model, tmp_path):
     make_model(tmp_path)
-    edit(tmp_path, lambda d: d.update(format=7, code_version="9.1"))
+    edit(tmp_path, lambda d: d.update(format=8, code_version="9.1"))
     message = refusal(tmp_path)
-    assert "has format 7, this version of monai_wscxr reads format 6" in message
+    assert "has format 8, this version of monai_wscxr reads format 7" in message
     assert "written by version 9.1" in message
 
 

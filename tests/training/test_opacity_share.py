@@ -10,7 +10,7 @@ from monai_wscxr.data import Preprocessing, training_split
 from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchExtractor
 from monai_wscxr.model import Discriminator, NormalWhitening
-from monai_wscxr.model.networks import anomaly_score
+from monai_wscxr.model.scores import anomaly_score
 from monai_wscxr.training import BankOptions, NormalsOnlyHandler, OpacityHandler, prepare_banks
 from monai_wscxr.training.distance import opacity_share, weigh_opacity, weigh_opacity_map
 
@@ -107,10 +107,12 @@ def test_banks_hold_a_direction_only_with_opacities_and_whitening(phantoms, make
     def direction(active, opacities):
         whitening = NormalWhitening(features.channels, active)
         options = BankOptions(copied_normals=3, opacities=opacities)
-        return prepare_banks(extractor, split, whitening, options).opacity
+        banks = prepare_banks(extractor, split, whitening, options)
+        return banks.opacity, banks.opacity_map
 
-    assert direction(True, 0) is None
-    assert direction(False, 1) is None
-    assert direction(True, 1).shape == (features.channels,)
+    assert direction(True, 0) == direction(False, 1) == (None, None)
+    for_scores, for_maps = direction(True, 1)
+    assert for_scores.shape == for_maps.shape == (features.channels,)
+    assert not torch.equal(for_scores, for_maps)
     with pytest.raises(InputError, match="opacities must be 0"):
         BankOptions(opacities=-1)

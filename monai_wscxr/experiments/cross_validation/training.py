@@ -21,7 +21,7 @@ from monai_wscxr.model.mining import farthest_of_each
 from monai_wscxr.model.mixing import MixingInferer, PatchBatches, prepare_patch_batch
 from monai_wscxr.model.networks import Discriminator, image_scores
 from monai_wscxr.model.nuisance import nuisance_covariance
-from monai_wscxr.model.opacity import opacity_direction
+from monai_wscxr.model.opacity import opacity_directions
 from monai_wscxr.model.regions import region_means
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.ops import min_distance
@@ -224,7 +224,8 @@ class SplitFeatures:
         where, before = [self.place[i] for i in copied], self.features[copied]
         changes = torch.cat([(maps[where] - before).flatten(2).transpose(1, 2) for maps in made])
         share = opacity_share(options["opacity_share"], k, 1)
-        weigh_opacity(discriminator, normal, opacity_direction(changes, whitening), share, options["score_share"])
+        direction, _ = opacity_directions(changes, whitening, options["shrinkage"])
+        weigh_opacity(discriminator, normal, direction, share, options["score_share"])
 
     def _set_regions(
         self,
