@@ -10,7 +10,7 @@ RUN python -m venv /opt/wscxr \
        --index-url "${TORCH_INDEX}" torch torchvision
 COPY dist/*.whl /build/
 RUN wheel="$(ls /build/monai_wscxr-*.whl)" \
-    && /opt/wscxr/bin/pip install --no-cache-dir --constraint /build/constraints.txt "${wheel}[dicom,dicom-jpeg,openvino]" \
+    && /opt/wscxr/bin/pip install --no-cache-dir --constraint /build/constraints.txt "${wheel}[full,dicom,dicom-jpeg,openvino]" \
     && /opt/wscxr/bin/monai-wscxr doctor
 
 FROM python:3.12.12-slim-bookworm

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
+_FULL = ("torch", "torchvision", "monai", "ignite", "timm", "sklearn", "scipy", "safetensors", "fire", "yaml")
+
 
 class InputError(ValueError):
     """An option, file or folder cannot be used; the message says which one, why, and what to do."""
@@ -16,6 +18,15 @@ def find_input_error(error: BaseException | None) -> InputError | None:
     while error is not None:
         if isinstance(error, InputError):
             return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def needs_full_package(error: BaseException | None) -> InputError | None:
+    """Return the error to show where a package is missing that the extra `full` installs; None for any other error."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _FULL:
+            return InputError(f"This needs {error.name}, which is not installed: pip install 'monai-wscxr[full]'")
         error = error.__cause__ or error.__context__
     return None
 

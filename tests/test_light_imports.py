@@ -26,6 +26,16 @@ def test_predicting_and_adapting_import_no_slow_library(make_model, tmp_path):
     assert json.loads(done.stdout) == []
 
 
+def test_worker_processes_import_no_torch():
+    """They start in a second, and exported models have no torch."""
+    code = (
+        "import sys; import monai_wscxr.prediction.tasks, monai_wscxr.data.isolation, monai_wscxr.node.results;"
+        "import monai_wscxr.report.dicom, monai_wscxr.prediction.run; print([n for n in sys.argv[1:] if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "torch", *SLOW], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_list_names_what_exists():
     code = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
     subprocess.run([sys.executable, "-c", code, *SLOW], check=True, capture_output=True)

@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,9 @@ def test_the_metadata_are_valid(wheel):
     assert str(torch.specifier) == ">=2.11"  # what TORCH_TARGET_VERSION in setup.py says
     assert "0x020b000000000000" in (ROOT / "setup.py").read_text(encoding="utf-8")
     assert Requirement("monai-wscxr[dicom]").extras <= set(found.provides_extra)
+    base = {r.name for r in found.requires_dist if r.marker is None}
+    assert "numpy" in base
+    assert not base & {"torch", "torchvision", "monai", "scipy", "scikit-learn", "timm"}
 
 
 @needs_kernels
@@ -126,6 +130,68 @@ def test_the_wheel_in_an_environment_of_its_own(wheel, tmp_path):
     module, kernels = said("python", "-c", code).splitlines()
     assert Path(module) == site / "monai_wscxr" / "_C.abi3.so"
     assert kernels == f"{['compiled'] * (len(ops.OPERATORS) - 1)} tensor([0, 1, 2])"
+
+
+def distributions(requirement):
+    """Return the names of the distributions that a requirement installs, found in this environment."""
+    waiting, found = [Requirement(requirement)], {}
+    while waiting:
+        wanted = waiting.pop()
+        if wanted.name in found and not wanted.extras:
+            continue
+        found[wanted.name] = wanted
+        for line in metadata.requires(wanted.name) or ():
+            needed = Requirement(line)
+            if needed.marker is None or any(needed.marker.evaluate({"extra": e}) for e in (*wanted.extras, "")):
+                waiting.append(needed)
+    return sorted(found)
+
+
+@needs_kernels
+def test_the_runtime_extra_holds_all_that_an_exported_model_needs(wheel, make_model, phantoms, tmp_path):
+    """An environment of its own has the wheel and links to what `runtime` declares, and nothing else."""
+    export_model_of(make_model, tmp_path)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    site = next((tmp_path / "venv" / "lib").iterdir()) / "site-packages"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (described,) = site.glob("*.dist-info/METADATA")
+    lines = [Requirement(line) for line in Metadata.from_email(described.read_bytes()).requires_dist]
+    wanted = [r for r in lines if r.marker is None or r.marker.evaluate({"extra": "runtime"})]
+    for name in {name for requirement in wanted for name in distributions(requirement.name)}:
+        for file in metadata.files(name):
+            top, source = file.parts[0], Path(file.locate())
+            if top not in ("..", "__pycache__") and not (site / top).exists():
+                (site / top).symlink_to(source.parents[len(file.parts) - 2] if len(file.parts) > 1 else source)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    python = tmp_path / "venv" / "bin" / "python"
+    picture = sorted(phantoms.glob("test/normal/*.png"))[0]
+    command = [
+        python,
+        "-m",
+        "monai_wscxr",
+        "predict",
+        picture,
+        "--model",
+        tmp_path / "exported",
+        "--output",
+        tmp_path / "out",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "report" / "index.html").is_file()
+    absent = subprocess.run(
+        [python, "-c", "import torch"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "No module named 'torch'" in absent.stderr
+
+
+def export_model_of(make_model, folder):
+    """Write an exported model to `folder`."""
+    from monai_wscxr.prediction.export import export_model
+
+    make_model(folder / "trained")
+    export_model(folder / "trained", folder / "exported")
 
 
 def test_the_source_archive_holds_all_that_a_wheel_needs_and_a_wheel_without_kernels_says_why(tmp_path):

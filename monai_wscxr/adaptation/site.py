@@ -28,8 +28,9 @@ from monai_wscxr.model.artefact import TrainedModel, save_model
 from monai_wscxr.model.calibration import FEWEST_UNLABELLED, Calibration, estimate_null, percent, recalibrate
 from monai_wscxr.model.drift import Drift, measure_drift
 from monai_wscxr.model.local_map import LocalMap
-from monai_wscxr.model.networks import WSCXRNet, anomaly_score
-from monai_wscxr.model.predictor import check_images, map_peaks
+from monai_wscxr.model.networks import WSCXRNet
+from monai_wscxr.model.predictions import check_images, map_peaks
+from monai_wscxr.model.scores import anomaly_score
 from monai_wscxr.model.whitening import Moments
 
 logger = logging.getLogger("monai_wscxr")
@@ -121,7 +122,7 @@ def adapt(
     scores = anomaly_score(maps, model.score_share)[:, 0].tolist()
     flagged = sum(map(model.calibration.abnormal, scores)) / len(scores)
     means = rows.mean(1)
-    drift = measure_drift(model.drift, torch.empty(0) if model.drift is None else model.drift.coordinates(means))
+    drift = measure_drift(model.drift, [] if model.drift is None else model.drift.coordinates(means))
     if not unlabelled and drift.named is False and flagged > _MANY_FLAGGED and not accept_flagged:
         raise InputError(
             f"the model flags {percent(flagged)} of these images although they come from where it was trained: they seem to be "

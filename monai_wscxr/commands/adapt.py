@@ -64,7 +64,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Adapt and return the exit status."""
-    from monai_wscxr.model.artefact import ARTEFACT, WEIGHTS, check_holds_model
+    from monai_wscxr.model.description import ARTEFACT, WEIGHTS, check_holds_model
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     check_holds_model(options.model)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import platform
 from importlib import metadata
+from importlib.util import find_spec
 
 import monai_wscxr
 from monai_wscxr.commands.parsers import Commands
 
+RUNTIMES = ("onnxruntime", "openvino")
+_MISSING = "not installed"
+_MODULES = {"pytorch-ignite": "ignite", "scikit-learn": "sklearn"}
 _PACKAGES = ("torch", "torchvision", "monai", "pytorch-ignite", "timm", "pydicom", "nibabel", "scikit-learn", "numpy")
 
 
@@ -20,20 +24,51 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print versions, extensions, devices, implementations of the operators, and DICOM decoders."""
-    import torch
-
-    from monai_wscxr import ops
-    from monai_wscxr.bank.cache import cache_root
     from monai_wscxr.data.radiograph.decoders import installed_decoders
-    from monai_wscxr.features.inference import runtime_states
-
-    def line(name: str, value: object) -> None:
-        print(f"{name:<16} {value}")
+    from monai_wscxr.system.cache_folder import cache_root
 
     line("monai_wscxr", monai_wscxr.__version__)
     line("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in _PACKAGES:
-        line(package, metadata.version(package))
+        line(package, version(package) or _MISSING)
+    if version("torch") is None:
+        line(
+            "full package",
+            "not installed, for training and all else but exported models: pip install 'monai-wscxr[full]'",
+        )
+        states = {runtime: version(runtime) or _MISSING for runtime in RUNTIMES}
+    else:
+        _operators()
+        from monai_wscxr.features.inference import runtime_states
+
+        states = runtime_states()
+    for runtime, state in states.items():
+        line("runtime", f"{runtime}: {state}")
+    line("cache", cache_root())
+    print("DICOM decoders")
+    for syntax, library in installed_decoders().items():
+        line(f"  {library}", syntax)
+
+
+def line(name: str, value: object) -> None:
+    """Print a line of the table."""
+    print(f"{name:<16} {value}")
+
+
+def version(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
+    try:
+        return metadata.version(package) if find_spec(_MODULES.get(package, package)) else None
+    except (metadata.PackageNotFoundError, ModuleNotFoundError):
+        return None
+
+
+def _operators() -> None:
+    """Print the extensions, devices, and implementations of the operators."""
+    import torch
+
+    from monai_wscxr import ops
+
     line("CPU threads", torch.get_num_threads())
     line("extension", ops.EXTENSION_STATE)
     if ops.EXTENSION is not None:
@@ -50,9 +85,3 @@ def run(options: argparse.Namespace) -> None:
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             chosen = ops.backend(operator, device)
             line(operator, f"{device}: {chosen.name} ({chosen.reason})")
-    for runtime, state in runtime_states().items():
-        line("runtime", f"{runtime}: {state}")
-    line("cache", cache_root())
-    print("DICOM decoders")
-    for syntax, library in installed_decoders().items():
-        line(f"  {library}", syntax)

@@ -20,7 +20,9 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="output folders of predict, or the predictions.csv in them"
     )
-    parser.add_argument("--model", required=True, metavar="OUT", help="the model that made the predictions")
+    parser.add_argument(
+        "--model", required=True, metavar="OUT", help="the model that made the predictions, trained or exported"
+    )
     parser.add_argument(
         "--output", metavar="DIR", help="folder for drift.csv and drift.html with plots (default: none)"
     )
@@ -29,10 +31,10 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compare and return the exit status: ANSWER_NO for drift."""
-    from monai_wscxr.model.artefact import load_model
     from monai_wscxr.prediction.monitoring import monitor, read_runs, write_monitoring
+    from monai_wscxr.prediction.network import open_description
 
-    model = load_model(options.model)
+    model = open_description(options.model)
     result = monitor(model, read_runs(options.runs, model))
     print("\n".join(result.sentences(options.model)))
     if options.output:

@@ -19,6 +19,7 @@ from monai_wscxr.commands import (
     datalist,
     doctor,
     drift,
+    export,
     label,
     node,
     node_report,
@@ -32,13 +33,14 @@ from monai_wscxr.commands import (
 )
 from monai_wscxr.commands.exit_status import INTERRUPTED, OUTPUT_CLOSED, UNUSABLE
 from monai_wscxr.commands.parsers import Parser
-from monai_wscxr.errors import InputError, find_input_error
+from monai_wscxr.errors import InputError, find_input_error, needs_full_package
 
 _COMMANDS = (
     workflows,
     predict,
     adapt,
     drift,
+    export,
     label,
     node,
     node_report,
@@ -79,9 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(UNUSABLE)
     except Exception as error:  # MONAI wraps what its expressions raise
-        from monai_wscxr.system.atomic import as_disk_full  # imports torch, which the parser does without
+        from monai_wscxr.system.atomic import as_disk_full
 
-        found = find_input_error(error) or as_disk_full(error)
+        found = find_input_error(error) or as_disk_full(error) or needs_full_package(error)
         if found is None:
             raise
         print(f"error: {found}", file=sys.stderr)

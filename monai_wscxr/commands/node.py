@@ -22,7 +22,7 @@ def add_parser(commands: Commands) -> None:
         "to an archive. Everything received is on the disk before it is acknowledged; a killed node goes on when it is started "
         "again. Needs pip install 'monai-wscxr[node]'. Exit status: 0 stopped by SIGTERM or Ctrl-C, 2 cannot run as given.",
     )
-    node.add_argument("--model", required=True, metavar="OUT", help="output folder of a training")
+    node.add_argument("--model", required=True, metavar="OUT", help="output folder of a training or an export")
     node.add_argument("--folder", required=True, metavar="DIR", help="folder of the queue: new, or that of a node")
     node.add_argument("--archive", metavar="TITLE@HOST:PORT", help="archive that gets the results by C-STORE")
     node.add_argument("--stow", metavar="URL", help="archive that gets the results by STOW-RS")

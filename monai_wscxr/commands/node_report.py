@@ -32,11 +32,11 @@ def run(options: argparse.Namespace) -> int:
     """Print and write the report; return ANSWER_NO for drift."""
     if options.weeks < 1:
         raise InputError(f"--weeks must be at least 1, got {options.weeks}")
-    from monai_wscxr.model.artefact import load_model
     from monai_wscxr.node.weekly import stored_rows, weekly, write_weekly
+    from monai_wscxr.prediction.network import open_description
 
     rows = stored_rows(options.folder)
-    model = load_model(options.model)
+    model = open_description(options.model)
     report = weekly(rows, model, options.weeks)
     print("\n".join(report.sentences()))
     if report.command is not None:

@@ -21,7 +21,7 @@ def add_parser(commands: Commands) -> None:
         "predictions.csv), 2 the command cannot run as given. A killed run resumes when the same command is given again.",
     )
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders (searched), DICOMDIRs")
-    predict.add_argument("--model", required=True, metavar="OUT", help="output folder of a training")
+    predict.add_argument("--model", required=True, metavar="OUT", help="output folder of a training or an export")
     predict.add_argument(
         "--output", required=True, metavar="DIR", help="folder for the results: new, or that of the same run"
     )

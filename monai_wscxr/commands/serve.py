@@ -20,7 +20,7 @@ def add_parser(commands: Commands) -> None:
         description="Score radiographs over HTTP. POST /predict takes an image or DICOM file; /openapi.json has the rest. "
         "Needs pip install 'monai-wscxr[serve]'. Exit status: 0 stopped, 2 cannot run as given.",
     )
-    serve.add_argument("--model", required=True, metavar="OUT", help="output folder of a training")
+    serve.add_argument("--model", required=True, metavar="OUT", help="output folder of a training or an export")
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; any but this machine's own needs a token"
     )

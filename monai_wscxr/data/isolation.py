@@ -13,11 +13,15 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-import torch
+import numpy as np
 
-from monai_wscxr.data.radiograph.base import MEMORY_LIMIT, RadiographError
+from monai_wscxr.data.radiograph.base import GATES, MEMORY_LIMIT, RadiographError, find_radiograph_error
 from monai_wscxr.data.radiograph.formats import sniff_format
+from monai_wscxr.data.radiograph.read import read_radiograph
+from monai_wscxr.system.threads import single_threaded
 from monai_wscxr.system.workers import WorkerLostError, WorkerPool
+
+Item = dict[str, Any]
 
 SECONDS = 10.0
 """Time limit for reading a file, in seconds; one second more per MiB."""
@@ -89,9 +93,39 @@ class Isolation:
             self._pool.close()
 
 
-def single_threaded() -> None:
-    """Initialise a worker: torch computes in one thread there."""
-    torch.set_num_threads(1)
+def decode(file: str) -> None:
+    """Decode a file for nothing, in a worker."""
+    read_radiograph(file, allow=GATES)
+
+
+def load_item(transform: Callable[[Item], Item], item: Item) -> Item | RadiographError:
+    """Load a datalist item, which keeps the path of its image as `file`; or return the error of a file that cannot be used."""
+    try:
+        return transform({**item, "file": str(item["image"])})
+    except Exception as error:
+        found = find_radiograph_error(error)
+        if found is None:
+            raise
+        return found
+
+
+_transform: Callable[[Item], Item] | None = None  # of a worker
+
+
+def prepare_loading(transform: Callable[[Item], Item]) -> None:
+    """Initialise a worker for `load_there`."""
+    global _transform
+    _transform = transform
+    single_threaded()  # importing the class of the transform may have imported torch
+
+
+def load_there(item: Item) -> Item | RadiographError:
+    """Load an item in a worker; tensors travel as arrays, since torch would send each of them as an open file."""
+    assert _transform is not None
+    loaded = load_item(_transform, item)
+    if isinstance(loaded, RadiographError):
+        return loaded
+    return {key: np.asarray(value) if hasattr(value, "numpy") else value for key, value in loaded.items()}
 
 
 def may_crash(file: str) -> bool:

@@ -1,7 +1,7 @@
 """The steps from a radiograph's file to the network's input.
 
-`RadiographLoader` takes them without MONAI, whose import would cost a command more than its work; `transforms` offers the same
-steps as MONAI dictionary transforms, with the same values.
+`RadiographLoader` takes them with NumPy alone, because the import of torch or MONAI would cost a command more than its work;
+`transforms` offers the same steps as MONAI dictionary transforms, with the same values.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+import numpy as np
+from numpy.typing import NDArray
 
 from monai_wscxr.data.radiograph.gates import check_allowed
 from monai_wscxr.data.radiograph.read import READER_CHAIN, read_radiograph
+from monai_wscxr.data.resizing import resize
 from monai_wscxr.errors import InputError
 
+Image = NDArray[np.float32]
 INTENSITIES = ("standardised", "as_read")
 
 
@@ -103,7 +104,7 @@ class RadiographLoader:
             RadiographError: when the file cannot be used; its `code` is the reason.
         """
         source = read_radiograph(item["image"], allow=self.allow)
-        image = resize_radiograph(torch.from_numpy(source.image)[None], self.preprocessing.image_size)
+        image = resize_radiograph(source.image[None], self.preprocessing.image_size)
         out = {**item, "image": image}
         if self.keep_source:
             out["source"] = source
@@ -118,14 +119,12 @@ class RadiographLoader:
         return out
 
 
-def resize_radiograph(image: Tensor, size: int) -> Tensor:
+def resize_radiograph(image: Image, size: int) -> Image:
     """Resize a radiograph [1, H, W] to [1, size, size]: bilinear, anti-aliased when shrinking."""
-    if image.shape[-2:] == (size, size):
-        return image
-    return F.interpolate(image[None], (size, size), mode="bilinear", antialias=True)[0]
+    return resize(np.asarray(image[0], np.float32), size, size)[None]
 
 
-def standardise_intensity(image: Tensor) -> Tensor:
+def standardise_intensity(image: Image) -> Image:
     """Shift and scale a radiograph [1, H, W] to mean 1/2 and standard deviation 0.22 in its centre, and clip to [0, 1].
 
     The centre excludes an eighth of the image on every side, where collimation, letters and air are. 0.22 is about the standard
@@ -133,13 +132,13 @@ def standardise_intensity(image: Tensor) -> Tensor:
     """
     height, width = image.shape[-2:]
     centre = image[..., height // 8 : height - height // 8, width // 8 : width - width // 8]
-    spread = centre.std().clamp(min=1e-3)
-    return (0.5 + (image - centre.mean()) * (0.22 / spread)).clamp(0, 1)
+    mean, spread = centre.mean(dtype=np.float64), max(float(centre.std(dtype=np.float64, ddof=1)), 1e-3)
+    return np.clip(np.float32(0.5) + (image - np.float32(mean)) * np.float32(0.22 / spread), 0, 1)
 
 
-def normalise_channels(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalise_channels(image: Image, mean: Sequence[float], std: Sequence[float]) -> Image:
     """Expand a radiograph [1, H, W] to [C, H, W], subtract the mean of each of the C channels and divide by its std."""
-    return (image - _per_channel(mean)).div_(_per_channel(std))
+    return (image - _per_channel(mean)) / _per_channel(std)
 
 
 def check_reader_chain(preprocessing: Preprocessing) -> None:
@@ -168,5 +167,5 @@ def checked_gates(allow: Collection[str]) -> frozenset[str]:
         raise InputError(f"allow: {error}") from error
 
 
-def _per_channel(values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32)[:, None, None]
+def _per_channel(values: Sequence[float]) -> Image:
+    return np.array(values, np.float32)[:, None, None]

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
 from monai_wscxr.data.datalist import Item
-from monai_wscxr.data.isolation import PRELOAD, SECONDS, lost_error, single_threaded, time_limit
-from monai_wscxr.data.radiograph.base import MEMORY_LIMIT, RadiographError, find_radiograph_error
+from monai_wscxr.data.isolation import (
+    PRELOAD,
+    SECONDS,
+    load_item,
+    load_there,
+    lost_error,
+    prepare_loading,
+    time_limit,
+)
+from monai_wscxr.data.radiograph.base import MEMORY_LIMIT, RadiographError
 from monai_wscxr.system.progress import ahead
 from monai_wscxr.system.workers import WorkerLostError, WorkerPool
 
@@ -61,37 +68,8 @@ class RadiographStream(IterableDataset[Item]):
                 yield loaded
 
     def load(self, item: Item) -> Item | RadiographError:
-        """Load one item, or return the error of a file that cannot be used."""
-        return _load(self.transform, item)
-
-
-def _load(transform: Callable[[Item], Item], item: Item) -> Item | RadiographError:
-    try:
-        return transform({**item, "file": str(item["image"])})
-    except Exception as error:
-        found = find_radiograph_error(error)
-        if found is None:
-            raise
-        return found
-
-
-_transform: Callable[[Item], Item] | None = None  # of a worker
-
-
-def _prepare(transform: Callable[[Item], Item]) -> None:
-    """Initialise a worker."""
-    global _transform
-    single_threaded()
-    _transform = transform
-
-
-def _load_there(item: Item) -> Item | RadiographError:
-    """Load an item in a worker; tensors travel as arrays, since torch would send each of them as an open file."""
-    assert _transform is not None
-    loaded = _load(_transform, item)
-    if isinstance(loaded, RadiographError):
-        return loaded
-    return {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in loaded.items()}
+        """Load one item, or return the error of a file that cannot be used; arrays become tensors."""
+        return _with_tensors(load_item(self.transform, item))
 
 
 def _in_workers(stream: RadiographStream) -> Iterator[Item | RadiographError]:
@@ -104,20 +82,19 @@ def _in_workers(stream: RadiographStream) -> Iterator[Item | RadiographError]:
             loaded = future.result()
         except WorkerLostError as lost:
             return lost_error(lost, time_limit(str(item["image"])))
-        if isinstance(loaded, RadiographError):
-            return loaded
-        tensors = {key: torch.from_numpy(loaded[key]) for key, value in loaded.items() if _is_array(value)}
-        return {**loaded, **tensors}
+        return _with_tensors(loaded)
 
     workers = stream.workers
-    with WorkerPool(workers, _prepare, (stream.transform,), SECONDS, MEMORY_LIMIT, PRELOAD) as pool:
+    with WorkerPool(workers, prepare_loading, (stream.transform,), SECONDS, MEMORY_LIMIT, PRELOAD) as pool:
         for item in stream.items:
-            waiting.append((item, pool.submit(_load_there, item, seconds=time_limit(str(item["image"])))))
+            waiting.append((item, pool.submit(load_there, item, seconds=time_limit(str(item["image"])))))
             if len(waiting) >= max(stream.depth, workers):
                 yield result()
         while waiting:
             yield result()
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray)
+def _with_tensors(loaded: Item | RadiographError) -> Item | RadiographError:
+    if isinstance(loaded, RadiographError):
+        return loaded
+    return {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in loaded.items()}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import Compose, MapTransform
-from torch import Tensor
+from numpy.typing import NDArray
 
 from monai_wscxr.data.masks import read_mask, resize_mask
 from monai_wscxr.data.preprocessing import (
@@ -82,7 +83,7 @@ class ResizeRadiographd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            out[key] = resize_radiograph(_plain(out[key]), self.size)
+            out[key] = torch.from_numpy(resize_radiograph(_plain(out[key]), self.size))
         return out
 
 
@@ -92,7 +93,7 @@ class StandardiseIntensityd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            out[key] = standardise_intensity(_plain(out[key]))
+            out[key] = torch.from_numpy(standardise_intensity(_plain(out[key])))
         return out
 
 
@@ -111,7 +112,7 @@ class NormaliseChannelsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            out[key] = normalise_channels(_plain(out[key]), self.mean, self.std)
+            out[key] = torch.from_numpy(normalise_channels(_plain(out[key]), self.mean, self.std))
         return out
 
 
@@ -154,6 +155,6 @@ class _KeepRadiograph:
         return {**data, "radiograph": data["image"]}
 
 
-def _plain(image: Any) -> Tensor:
-    """Convert MONAI's metadata tensors to plain ones, so that nothing of a file's header is passed on."""
-    return torch.as_tensor(image).as_subclass(Tensor)
+def _plain(image: Any) -> NDArray[np.float32]:
+    """Return the values of MONAI's metadata tensors alone, so that nothing of a file's header is passed on."""
+    return torch.as_tensor(image).as_subclass(torch.Tensor).numpy()

@@ -9,8 +9,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from ignite.engine import Engine, Events
+from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_wscxr.data.radiograph.base import RadiographError
@@ -25,8 +26,8 @@ from monai_wscxr.evaluation.results import (
 )
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.drift import Drift, measure_drift
-from monai_wscxr.model.networks import anomaly_score
-from monai_wscxr.model.predictor import Prediction, check_images, in_order, to_prediction
+from monai_wscxr.model.predictions import Prediction, check_images, in_order, to_prediction
+from monai_wscxr.model.scores import anomaly_score
 from monai_wscxr.report.predictions import write_predictions
 from monai_wscxr.system.atomic import write_text_atomic
 from monai_wscxr.system.progress import progress_bar
@@ -87,7 +88,7 @@ class ResultHandler:
         self.model, self.stream, self.folder = model, stream, Path(folder)
         self.items: list[Item] = []
         self.predictions: list[Prediction] = []
-        self.places: list[Tensor] = []
+        self.places: list[NDArray[np.float32]] = []
         self._began = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -107,20 +108,20 @@ class ResultHandler:
 
     def keep(self, items: Sequence[Item], scores: Tensor) -> None:
         """Keep the predictions of items by their patch scores; the last channel belongs to the trained model."""
-        for item, patch_scores in zip(items, scores, strict=True):
+        for item, patch_scores in zip(items, scores.float().cpu(), strict=True):
             self.items.append(item)
             self.predictions.append(to_prediction(self.model, item["file"], patch_scores[-1]))
 
     def place(self, image_features: Tensor, refusals: Sequence[RadiographError | None]) -> None:
         """Keep the coordinates for drift of the images [B, C] of a batch that are not refused."""
         if self.model.drift is not None:
-            coordinates = self.model.drift.coordinates(image_features.float())
+            coordinates = self.model.drift.coordinates(image_features.float().cpu())
             self.places += [one for one, refusal in zip(coordinates, refusals, strict=True) if refusal is None]
 
     @property
     def drift(self) -> Drift:
         """Comparison of the images with the normals that calibrated the model; those unlike a chest do not count."""
-        return measure_drift(self.model.drift, torch.stack(self.places) if self.places else torch.empty(0))
+        return measure_drift(self.model.drift, self.places)
 
     @property
     def seconds(self) -> float:
@@ -174,7 +175,7 @@ class EvaluationHandler(ResultHandler):
     def collect(self, engine: Engine) -> None:
         """Collect the predictions and the scores of all epochs of one batch."""
         state: Any = engine.state
-        scores, means = state.output["pred"]
+        scores, means = (part.float().cpu() for part in state.output["pred"])
         self.keep(state.batch["items"], scores)
         self.epoch_scores += anomaly_score(scores, self.model.score_share).tolist()
         refusals = check_images(self.model, means, self.allow)
@@ -236,7 +237,7 @@ class InferenceHandler(ResultHandler):
     def collect(self, engine: Engine) -> None:
         """Collect the predictions of one batch and write its maps and overlays."""
         state: Any = engine.state
-        scores, means = state.output["pred"]
+        scores, means = (part.float().cpu() for part in state.output["pred"])
         refusals = check_images(self.model, means, self.allow)
         self.place(means, refusals)
         for item, patch_scores, refusal in zip(state.batch["items"], scores, refusals, strict=True):

@@ -24,7 +24,7 @@ from monai_wscxr.evaluation.operating_points import operating_figures
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.calibration import ObservedRate, p_value_error
 from monai_wscxr.model.drift import Drift
-from monai_wscxr.model.predictor import Prediction, to_map
+from monai_wscxr.model.predictions import Prediction, to_map
 from monai_wscxr.report.case import NORMALS_ONLY, Case
 from monai_wscxr.report.figures import figure_text
 from monai_wscxr.report.html import choose_cases, write_report
@@ -231,7 +231,7 @@ def _with_pictures(case: Case, model: TrainedModel, item: Item, prediction: Pred
     loaded: Any = RadiographLoader(model.preprocessing, keep_radiograph=True)({"image": item["file"]})
     return dataclasses.replace(
         case,
-        image=loaded["radiograph"][0].clamp(0, 1).numpy(),
+        image=np.clip(loaded["radiograph"][0], 0, 1),
         anomaly_map=to_map(model, prediction),
         mask=_load_mask(item, model.preprocessing.image_size) if item.get("mask") else None,
     )

@@ -124,7 +124,8 @@ def _extract(
     """Yield the key and features of each wanted (file, key) in order."""
 
     def alter(item: dict[str, Any]) -> dict[str, Any]:
-        return {**item, "image": alteration.change(item["image"], _seed(f"{alteration.name}:{item['key']}"))}
+        seed = _seed(f"{alteration.name}:{item['key']}")
+        return {**item, "image": alteration.change(torch.from_numpy(item["image"]), seed).numpy()}
 
     load = RadiographLoader(extractor.preprocessing, allow=extractor.allow, after_resize=[alter])
     items = [{"image": file, "key": key} for file, key in wanted]

@@ -15,10 +15,8 @@ from torch import Tensor
 from monai_wscxr.bank.cache import FeatureCache
 from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.bank.rows import FileRows
-from monai_wscxr.data.isolation import Isolation, crash_of
+from monai_wscxr.data.isolation import Isolation, crash_of, decode
 from monai_wscxr.data.preprocessing import Preprocessing, RadiographLoader
-from monai_wscxr.data.radiograph.base import GATES
-from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.data.stream import RadiographStream, Rejected
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import weights_hash
@@ -338,7 +336,7 @@ class PatchExtractor:
         if self.trusted:
             return list(files)
         kept = []
-        with Isolation(_decode, self.read_threads) as isolation:
+        with Isolation(decode, self.read_threads) as isolation:
             for file, error in zip(
                 files,
                 ahead(lambda file: crash_of(self.digests[file], file, isolation), files, self.read_threads, 8),
@@ -374,11 +372,6 @@ class PatchExtractor:
                 f"{len(rejected)} of {total} {what} cannot be used, more than the allowed share of {self.max_bad_share:.0%}; "
                 f"first: {_first(rejected)}. Repair or remove them, or raise --max_bad_share"
             )
-
-
-def _decode(file: str) -> None:
-    """Decode a file for nothing, in a worker."""
-    read_radiograph(file, allow=GATES)
 
 
 def _paths(items: Sequence[dict[str, Any]]) -> list[str]:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.patches import PatchFeatures
-from monai_wscxr.features.runtime.base import PRECISIONS, RUNTIMES, JoinedLayers, Runtime, RuntimeUnusableError
+from monai_wscxr.features.runtime.base import PRECISIONS, RUNTIMES, Runtime, RuntimeUnusableError
 from monai_wscxr.features.runtime.converted import CONVERTED, Check, open_converted
-from monai_wscxr.features.runtime.torch_runtime import TorchRuntime
+from monai_wscxr.features.runtime.torch_runtime import JoinedLayers, TorchRuntime
 from monai_wscxr.system.cache_folder import cache_root
 
 logger = logging.getLogger(__name__)

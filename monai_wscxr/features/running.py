@@ -74,7 +74,7 @@ class NetworkRunner:
 
     def forward(self, batch: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Tensor]]:
         """Run the network on one batch of items, and check that the results are finite; see `run`."""
-        image = torch.stack([item["image"] for item in batch]).to(self.device)
+        image = torch.stack([torch.as_tensor(item["image"]) for item in batch]).to(self.device)
         with torch.inference_mode():
             result = self.network(image).cpu()
         if not bool(torch.isfinite(result).all()):

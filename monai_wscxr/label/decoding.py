@@ -12,14 +12,14 @@ from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from monai_wscxr.data.isolation import SECONDS, lost_error, single_threaded, time_limit
+from monai_wscxr.data.isolation import SECONDS, lost_error, time_limit
 from monai_wscxr.data.preprocessing import Preprocessing, RadiographLoader
 from monai_wscxr.data.radiograph.base import MEMORY_LIMIT, find_radiograph_error
 from monai_wscxr.data.radiograph.read import read_radiograph
 from monai_wscxr.label.archive.studies import Refused
+from monai_wscxr.system.threads import single_threaded
 from monai_wscxr.system.workers import WorkerLostError, WorkerPool
 
 T = TypeVar("T")
@@ -63,13 +63,13 @@ class Decoders:
         self._uploads.close()
 
     def transform(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Load an item of the archive for the network: replace its path under `image` by a float32 tensor [3, S, S].
+        """Load an item of the archive for the network: replace its path under `image` by the network input, float32 [3, S, S].
 
         Raises:
             RadiographError: when the file cannot be used.
         """
         file = str(item["image"])
-        return {**item, "image": torch.from_numpy(_result(self._archive, file, network_input, (file,), False))}
+        return {**item, "image": _result(self._archive, file, network_input, (file,), False)}
 
     def archive(self, file: os.PathLike[str], function: Callable[..., T], *arguments: Any) -> T:
         """Call a function that reads an image of the archive, before all scoring; arguments as of `upload`."""
@@ -107,7 +107,7 @@ def network_input(file: str) -> NDArray[np.float32]:
     """
     assert _load is not None
     try:
-        array: NDArray[np.float32] = _load({"image": file})["image"].numpy()
+        array: NDArray[np.float32] = _load({"image": file})["image"]
     except Exception as error:
         raise find_radiograph_error(error) or error from None
     return array

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.artefact import ARTEFACT, TrainedModel
+from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.description import ARTEFACT
 from monai_wscxr.system.atomic import sync
 from monai_wscxr.system.folder_lock import FolderLock
 

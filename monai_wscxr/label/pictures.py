@@ -7,14 +7,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from monai_wscxr.data.encoding import encode_png
 from monai_wscxr.data.preprocessing import Preprocessing, standardise_intensity
 from monai_wscxr.data.radiograph.read import read_radiograph
-from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.description import ModelDescription
 from monai_wscxr.report.overlay import colour_map, grey_levels, overlay, shrink
 
 LARGEST_SIDE = 1024
@@ -28,8 +27,7 @@ def shown_radiograph(file: Path, preprocessing: Preprocessing, allow: Collection
     """
     picture = shrink(read_radiograph(file, allow=allow).image, LARGEST_SIDE)
     if preprocessing.intensity == "standardised":
-        image = torch.from_numpy(picture.copy())[None]
-        picture = standardise_intensity(image)[0].numpy()
+        picture = standardise_intensity(picture[None])[0]
     return np.clip(picture, 0.0, 1.0)
 
 
@@ -44,7 +42,7 @@ def resized_map(values: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[
     return np.asarray(small.resize((shape[1], shape[0]), Image.Resampling.BILINEAR), dtype=np.float32)
 
 
-def map_png(file: Path, values: NDArray[np.float32], model: TrainedModel, allow: Collection[str] = ()) -> bytes:
+def map_png(file: Path, values: NDArray[np.float32], model: ModelDescription, allow: Collection[str] = ()) -> bytes:
     """Encode an anomaly map [S, S] as an RGBA PNG of the size of `radiograph_png`; opacity grows along the colour scale."""
     shape = shrink(read_radiograph(file, allow=allow).image, LARGEST_SIDE).shape
     position = model.colour_scale.position(resized_map(values, (shape[0], shape[1])))
@@ -54,7 +52,7 @@ def map_png(file: Path, values: NDArray[np.float32], model: TrainedModel, allow:
     return buffer.getvalue()
 
 
-def overlay_png(file: Path, values: NDArray[np.float32], model: TrainedModel, allow: Collection[str] = ()) -> bytes:
+def overlay_png(file: Path, values: NDArray[np.float32], model: ModelDescription, allow: Collection[str] = ()) -> bytes:
     """Encode radiograph and anomaly map [S, S] as one RGB PNG, as reports show them."""
     picture = shown_radiograph(file, model.preprocessing, allow)
     return encode_png(overlay(picture, resized_map(values, picture.shape), model.colour_scale))

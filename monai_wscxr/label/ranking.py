@@ -13,7 +13,7 @@ from torch import Tensor
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import TrainedModel
-from monai_wscxr.model.networks import anomaly_score
+from monai_wscxr.model.scores import anomaly_score
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def score_images(model: TrainedModel, features: Tensor, grid: tuple[int, int]) -
     patches = patch_scores(model, features, grid)
     values = anomaly_score(patches[:, None], model.score_share)[:, 0].tolist() if len(patches) else []
     h, w = grid
-    shown = patches if model.local_map is None or not len(patches) else model.local_map(patches[:, None])[:, 0]
-    peaks = shown.flatten(1).argmax(1).tolist() if len(patches) else []
+    shown = patches.numpy() if model.local_map is None else model.local_map(patches[:, None].numpy())[:, 0]
+    peaks = shown.reshape(len(shown), -1).argmax(1).tolist() if len(patches) else []
     means = features.mean(1)
     places = [()] * len(patches) if model.drift is None else model.drift.coordinates(means).tolist()
     directions = _directions(model, means)

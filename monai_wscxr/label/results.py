@@ -22,8 +22,8 @@ from monai_wscxr.label.archive.studies import Refused
 from monai_wscxr.label.pictures import overlay_png, resized_map
 from monai_wscxr.label.ranking import ImageScore, patch_scores, score_images
 from monai_wscxr.model.artefact import TrainedModel
-from monai_wscxr.model.predictor import check_images, to_maps
-from monai_wscxr.prediction import tasks
+from monai_wscxr.model.description import ModelDescription
+from monai_wscxr.model.predictions import check_images, to_maps
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ImagePrediction:
     """
 
     file: Path
-    model: TrainedModel
+    model: ModelDescription
     score: ImageScore
     anomaly_map: NDArray[np.float32]
 
@@ -84,13 +84,13 @@ def predict_features(model: TrainedModel, extractor: PatchExtractor, file: Path,
     if refusal is not None:
         raise Refused(refusal.code, refusal.message)
     patches = patch_scores(model, features, extractor.grid)
-    values = to_maps(model, patches)[0].numpy()
+    values = to_maps(model, patches)[0]
     return ImagePrediction(file, model, score_images(model, features, extractor.grid)[0], values)
 
 
 def without_network(prediction: ImagePrediction) -> ImagePrediction:
     """Return a prediction for worker processes, without the model's network."""
-    return dataclasses.replace(prediction, model=tasks.without_network(prediction.model))
+    return dataclasses.replace(prediction, model=prediction.model.without_network())
 
 
 def shown_result(

@@ -14,7 +14,7 @@ from monai_wscxr.label.ranking import ImageScore, ranks, score_fields, score_ima
 from monai_wscxr.label.strategies import ordered
 from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.drift import Drift, measure_drift
-from monai_wscxr.model.predictor import check_images
+from monai_wscxr.model.predictions import check_images
 
 CHUNK = 128  # images whose features are in memory at a time
 

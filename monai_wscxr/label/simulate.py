@@ -163,9 +163,11 @@ def label_in_rounds(
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         if strategy != "random":
             following = [entry["id"] for entry in bench.queue(strategy, settings["per_round"])]
-        model, asked = bench.predict(asked[0]).model, following
+        asked = following
         if following and number not in measured:
             continue
+        model = bench.scores.model
+        assert model is not None
         scores = [scored.anomaly_score for scored in score_images(model, features, extractor.grid)]
         given = studies.labels().values()
         rounds.append(

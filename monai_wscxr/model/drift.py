@@ -21,12 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.encoding import decode_tensor, encode_tensor
+from monai_wscxr.model.encoding import decode_array, encode_array
 
 LIMIT = 0.1
 """Shift, in variances of normal images, above which drift is named (docs/calibration.md says how it was chosen)."""
@@ -39,6 +37,8 @@ _FEWEST_NORMALS = 20
 _FEWEST_HELD_OUT = 8
 _PRIOR_IMAGES = 10  # weight of the average spread beside that of each coordinate at a new site
 _POWERS = np.linspace(0.02, 0.98, 25)
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +54,15 @@ class DriftReference:
         distances: [n], square distances of these normals from the middle of other normals, see `square_distances`.
     """
 
-    centre: Tensor
-    directions: Tensor
-    middle: Tensor
-    spread: Tensor
-    normals: Tensor
-    distances: Tensor
+    centre: Floats
+    directions: Floats
+    middle: Floats
+    spread: Floats
+    normals: Floats
+    distances: Floats
 
     @classmethod
-    def fit(cls, normal: Tensor, held_out: Tensor, abnormal: Sequence[Tensor] = ()) -> DriftReference | None:
+    def fit(cls, normal: ArrayLike, held_out: ArrayLike, abnormal: Sequence[ArrayLike] = ()) -> DriftReference | None:
         """Fit the coordinates to the training normals; the held-out normals are the reference.
 
         Args:
@@ -73,62 +73,60 @@ class DriftReference:
         Returns:
             the reference, or None with fewer than 20 training normals or 8 held-out normals, or when all images are equal.
         """
-        if len(normal) < _FEWEST_NORMALS or len(held_out) < _FEWEST_HELD_OUT:
+        values, calibrating = _doubles(normal), _doubles(held_out)
+        if len(values) < _FEWEST_NORMALS or len(calibrating) < _FEWEST_HELD_OUT:
             return None
-        values = normal.double().cpu()
-        centre, spread = values.mean(0), values.std(0)
+        centre, spread = values.mean(0), values.std(0, ddof=1)
         if not float(spread.mean()) > 0:
             return None
-        spread = spread.clamp_min(1e-6 * float(spread.mean()))
+        spread = np.maximum(spread, 1e-6 * spread.mean())
         count = min(_COMPONENTS, len(values) // 3, values.shape[1])
-        _, singular, basis = torch.linalg.svd((values - centre) / spread, full_matrices=False)
+        _, singular, basis = np.linalg.svd((values - centre) / spread, full_matrices=False)
         sizes = singular[:count] / len(values) ** 0.5
         count = int((sizes > 1e-6 * sizes[0]).sum())
         directions = basis[:count] / sizes[:count, None] / spread
-        if classes := [part.double().cpu() for part in abnormal if len(part)]:
-            means = torch.stack([((part - centre) @ directions.T).mean(0) for part in classes])
-            means = torch.cat([means.mean(0, keepdim=True), means])
-            apart = torch.linalg.svd(means, full_matrices=False)[2][
-                : min(_ABNORMAL_DIRECTIONS, len(classes), count - 1)
-            ]
+        if classes := [_doubles(part) for part in abnormal if len(np.asarray(part))]:
+            means = np.stack([((part - centre) @ directions.T).mean(0) for part in classes])
+            means = np.concatenate([means.mean(0, keepdims=True), means])
+            apart = np.linalg.svd(means, full_matrices=False)[2][: min(_ABNORMAL_DIRECTIONS, len(classes), count - 1)]
             directions = directions - apart.T @ (apart @ directions)
-        coordinates = (held_out.double().cpu() - centre) @ directions.T
+        coordinates = (calibrating - centre) @ directions.T
         return cls(
-            centre.float(),
-            directions.float(),
-            torch.zeros(count),
-            torch.ones(count),
-            coordinates.float(),
-            coordinates.square().sum(1).float(),
+            centre.astype(np.float32),
+            directions.astype(np.float32),
+            np.zeros(count, np.float32),
+            np.ones(count, np.float32),
+            coordinates.astype(np.float32),
+            np.square(coordinates).sum(1).astype(np.float32),
         )
 
-    def moved(self, coordinates: Tensor) -> DriftReference:
+    def moved(self, coordinates: ArrayLike) -> DriftReference:
         """Return the reference of another site.
 
         Args:
             coordinates: [n, d] of images of the site, n >= 3.
         """
-        values = coordinates.double().cpu()
+        values = _doubles(coordinates)
         count = len(values)
-        variance = values.var(0)
-        typical = variance.mean().clamp_min(1e-12)
-        spread = ((count * variance + _PRIOR_IMAGES * typical) / (count + _PRIOR_IMAGES)).sqrt()
+        variance = values.var(0, ddof=1)
+        typical = max(float(variance.mean()), 1e-12)
+        spread = np.sqrt((count * variance + _PRIOR_IMAGES * typical) / (count + _PRIOR_IMAGES))
         others = (values.sum(0) - values) / (count - 1)
-        distances = ((values - others) / spread).square().sum(1)
-        return DriftReference(
-            self.centre, self.directions, values.mean(0).float(), spread.float(), values.float(), distances.float()
-        )
+        distances = np.square((values - others) / spread).sum(1)
+        middle, scale, normals, far = (part.astype(np.float32) for part in (values.mean(0), spread, values, distances))
+        return DriftReference(self.centre, self.directions, middle, scale, normals, far)
 
-    def coordinates(self, image_features: Tensor) -> Tensor:
+    def coordinates(self, image_features: ArrayLike) -> Floats:
         """Return the coordinates [B, d] of images with image features [B, C], not whitened."""
-        return (image_features.detach().cpu().float() - self.centre) @ self.directions.T
+        found: Floats = np.matmul(np.asarray(image_features, np.float32) - self.centre, self.directions.T)
+        return found
 
     @property
     def at_another_site(self) -> bool:
         """Whether this is a reference that `moved` returned; at the site of the training the middle is 0."""
         return bool(self.middle.any())
 
-    def shift(self, coordinates: Tensor) -> float:
+    def shift(self, coordinates: ArrayLike) -> float:
         """Return how far a set of images lies from the reference, in variances of normal images.
 
         The mean over the coordinates of the square difference between means, less what chance alone gives; about 0 for images
@@ -143,18 +141,19 @@ class DriftReference:
         Args:
             coordinates: [N, d], N >= 1; N >= 2 at another site.
         """
+        found = np.asarray(coordinates, np.float32)
         if self.at_another_site:
-            listed, normal = self._nearest_half(coordinates), self._nearest_half(self.normals)
-            means = listed.double().mean(0), normal.double().mean(0)
+            listed, normal = self._nearest_half(found), self._nearest_half(self.normals)
+            means = listed.mean(0, dtype=np.float64), normal.mean(0, dtype=np.float64)
         else:
-            listed, normal = coordinates, self.normals
+            listed, normal = found, self.normals
             means = _trimmed_mean(listed), _trimmed_mean(normal)
-        difference = (means[0] - means[1]) / self.spread.double()
-        return float(difference.square().mean()) - 1 / len(listed) - 1 / len(normal)
+        difference = (means[0] - means[1]) / self.spread.astype(np.float64)
+        return float(np.square(difference).mean()) - 1 / len(listed) - 1 / len(normal)
 
-    def _nearest_half(self, coordinates: Tensor) -> Tensor:
+    def _nearest_half(self, coordinates: Floats) -> Floats:
         """Return the half of the images with coordinates [N, d] that lies nearest to the middle."""
-        return coordinates[self.square_distances(coordinates).argsort(stable=True)[: len(coordinates) // 2]]
+        return coordinates[np.argsort(self.square_distances(coordinates), kind="stable")[: len(coordinates) // 2]]
 
     def limit(self, images: int) -> float:
         """Return the shift of a number of images, at least one, above which drift is named.
@@ -165,22 +164,22 @@ class DriftReference:
         chance = (1 / images + 1 / len(self.normals)) * math.sqrt(2 / len(self.spread))
         return max(LIMIT, 4 * chance)
 
-    def square_distances(self, coordinates: Tensor) -> Tensor:
+    def square_distances(self, coordinates: ArrayLike) -> Floats:
         """Return the square distance [N] of images with coordinates [N, d] from the middle, in units of the spread."""
-        return ((coordinates - self.middle) / self.spread).square().sum(1)
+        distances: Floats = np.square((np.asarray(coordinates, np.float32) - self.middle) / self.spread).sum(1)
+        return distances
 
-    def p_values(self, coordinates: Tensor) -> list[float]:
+    def p_values(self, coordinates: ArrayLike) -> list[float]:
         """Return the p-value of each image with coordinates [N, d]: the share of normals, with itself, as far or farther."""
-        ordered = np.sort(self.distances.numpy())
-        found = self.square_distances(coordinates).numpy()
-        farther = len(ordered) - np.searchsorted(ordered, found, side="left")
+        ordered = np.sort(self.distances)
+        farther = len(ordered) - np.searchsorted(ordered, self.square_distances(coordinates), side="left")
         values: list[float] = ((1 + farther) / (len(ordered) + 1)).tolist()
         return values
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the reference as JSON values; tensors are little-endian float32 in base64."""
-        tensors = {name: encode_tensor(getattr(self, name)) for name in _TENSORS}
-        return {"channels": len(self.centre), "components": len(self.spread), **tensors}
+        """Return the reference as JSON values; arrays are little-endian float32 in base64."""
+        arrays = {name: encode_array(getattr(self, name)) for name in _ARRAYS}
+        return {"channels": len(self.centre), "components": len(self.spread), **arrays}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DriftReference:
@@ -191,15 +190,15 @@ class DriftReference:
         """
         try:
             channels, components = values["channels"], values["components"]
-            parts = {name: decode_tensor(values[name]) for name in _TENSORS}
+            parts = {name: decode_array(values[name]) for name in _ARRAYS}
             parts["directions"] = parts["directions"].reshape(components, channels)
             parts["normals"] = parts["normals"].reshape(-1, components)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the reference for drift is damaged ({type(error).__name__})") from error
         fits = len(parts["centre"]) == channels and len(parts["spread"]) == len(parts["middle"]) == components
         fits = fits and len(parts["normals"]) == len(parts["distances"]) >= 1
-        finite = all(bool(torch.isfinite(part).all()) for part in parts.values())
-        if not (fits and finite and bool((parts["spread"] > 0).all())):
+        finite = all(np.isfinite(part).all() for part in parts.values())
+        if not (fits and finite and (parts["spread"] > 0).all()):
             raise InputError("the reference for drift is damaged: its numbers must be finite and its spreads above 0")
         return cls(**parts)
 
@@ -247,11 +246,12 @@ class Drift:
         }
 
 
-def measure_drift(reference: DriftReference | None, coordinates: Tensor) -> Drift:
+def measure_drift(reference: DriftReference | None, coordinates: ArrayLike) -> Drift:
     """Compare images with coordinates [N, d] with the reference; rejected images must not be among them."""
-    if reference is None or len(coordinates) < FEWEST_IMAGES:
-        return Drift(len(coordinates), math.nan)
-    return Drift(len(coordinates), reference.shift(coordinates), reference.limit(len(coordinates)))
+    places = np.asarray(coordinates, np.float32)
+    if reference is None or len(places) < FEWEST_IMAGES:
+        return Drift(len(places), math.nan)
+    return Drift(len(places), reference.shift(places), reference.limit(len(places)))
 
 
 def online_p_values(reference: NDArray[Any], stream: NDArray[Any], seed: int = 0) -> NDArray[np.float64]:
@@ -291,10 +291,15 @@ def log_martingale(p_values: NDArray[Any]) -> NDArray[np.float64]:
     return result
 
 
-_TENSORS = ("centre", "directions", "middle", "spread", "normals", "distances")
+_ARRAYS = ("centre", "directions", "middle", "spread", "normals", "distances")
 
 
-def _trimmed_mean(values: Tensor) -> Tensor:
+def _doubles(values: ArrayLike) -> NDArray[np.float64]:
+    return np.asarray(values, np.float64)
+
+
+def _trimmed_mean(values: Floats) -> NDArray[np.float64]:
     """Return the mean of each column, in float64, without a fifth of the rows at either end."""
     cut = int(_TRIMMED * len(values))
-    return values.double().sort(0).values[cut : len(values) - cut].mean(0)
+    mean: NDArray[np.float64] = np.sort(values, axis=0)[cut : len(values) - cut].mean(0, dtype=np.float64)
+    return mean

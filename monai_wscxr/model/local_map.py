@@ -8,12 +8,13 @@ lesions lie inside the picture and not at its rim. Image scores do not depend on
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from monai_wscxr.errors import InputError
 
@@ -32,10 +33,10 @@ class LocalMap:
         spread: [h, w], > 0, their standard deviation; that of a place counts half, the average of all places the other half.
     """
 
-    mean: Tensor
-    spread: Tensor
+    mean: NDArray[np.float32]
+    spread: NDArray[np.float32]
 
-    def __call__(self, patch_scores: Tensor) -> Tensor:
+    def __call__(self, patch_scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return local scores [B, 1, h, w] of patch scores [B, 1, h, w].
 
         With z = (A - mean) / spread: (z - z of the mirrored place / 2 + b times the picture's mean z + 1) times a weight that
@@ -47,47 +48,45 @@ class LocalMap:
         """
         if patch_scores.shape[-2:] != self.mean.shape:
             raise InputError(
-                f"maps of this model have {tuple(self.mean.shape)} patches, these scores {tuple(patch_scores.shape[-2:])}"
+                f"maps of this model have {self.mean.shape} patches, these scores {patch_scores.shape[-2:]}"
             )
-        z = (patch_scores - self.mean.to(patch_scores)) / self.spread.to(patch_scores)
+        z = (patch_scores - self.mean) / self.spread
         height, width = self.mean.shape
-        weight = _rise(height)[:, None] * _rise(width)[None]
-        whole = _WHOLE * z.mean((2, 3), keepdim=True)
-        return (z - _MIRRORED * z.flip(-1) + whole + _OFFSET) * weight.to(patch_scores)
+        weight = (_rise(height)[:, None] * _rise(width)[None]).astype(np.float32)
+        whole = np.float32(_WHOLE) * z.mean((2, 3), keepdims=True, dtype=np.float32)
+        local: NDArray[np.float32] = (z - np.float32(_MIRRORED) * z[..., ::-1] + whole + np.float32(_OFFSET)) * weight
+        return local
 
     @classmethod
-    def measure(cls, patch_scores: Tensor) -> LocalMap | None:
+    def measure(cls, patch_scores: ArrayLike) -> LocalMap | None:
         """Measure mean and spread of the patch scores [n, 1, h, w] of held-out normals; None with fewer than eight."""
-        if len(patch_scores) < _FEWEST_NORMALS:
-            return None
-        values = patch_scores[:, 0].double().cpu()
-        variance = values.var(0, correction=0)
-        spread = (0.5 * variance + 0.5 * variance.mean()).sqrt()
-        if not bool(torch.isfinite(spread).all()) or not float(spread.min()) > 0:
-            return None
-        return cls(values.mean(0).float(), spread.float())
+        values = np.asarray(patch_scores, np.float64)
+        return cls._of(values[:, 0].mean(0), values[:, 0].var(0)) if len(values) >= _FEWEST_NORMALS else None
 
     @classmethod
-    def estimate(cls, patch_scores: Tensor) -> LocalMap | None:
+    def estimate(cls, patch_scores: ArrayLike) -> LocalMap | None:
         """Estimate the map of normals from patch scores [n, 1, h, w] of images of which half may be abnormal.
 
         Mean and spread at a place are fitted to the quantiles between 5 % and 40 %, as those of a normal distribution: high
         values may be findings.
         """
-        if len(patch_scores) < _FEWEST_NORMALS:
+        values = np.asarray(patch_scores, np.float64)
+        if len(values) < _FEWEST_NORMALS:
             return None
-        values = patch_scores[:, 0].double().cpu()
-        levels = torch.linspace(0.05, 0.40, 12, dtype=torch.float64)
-        expected = math.sqrt(2) * torch.erfinv(2 * levels - 1)
-        quantiles = values.quantile(levels, dim=0)  # [12, h, w]
+        levels = np.linspace(0.05, 0.40, 12)
+        expected = np.array([statistics.NormalDist().inv_cdf(level) for level in levels.tolist()])
+        quantiles = np.quantile(values[:, 0], levels, axis=0)  # [12, h, w]
         offset = expected - expected.mean()
-        slope = (offset[:, None, None] * quantiles).sum(0) / offset.square().sum()
-        mean = quantiles.mean(0) - slope * expected.mean()
-        variance = slope.square()
-        spread = (0.5 * variance + 0.5 * variance.mean()).sqrt()
-        if not bool(torch.isfinite(spread).all()) or not float(spread.min()) > 0:
+        slope = (offset[:, None, None] * quantiles).sum(0) / np.square(offset).sum()
+        return cls._of(quantiles.mean(0) - slope * expected.mean(), np.square(slope))
+
+    @classmethod
+    def _of(cls, mean: NDArray[np.float64], variance: NDArray[np.float64]) -> LocalMap | None:
+        """Return the map of mean and variance [h, w] at each place; None when they are no use."""
+        spread = np.sqrt(0.5 * variance + 0.5 * variance.mean())
+        if not np.isfinite(spread).all() or not spread.min() > 0:
             return None
-        return cls(mean.float(), spread.float())
+        return cls(mean.astype(np.float32), spread.astype(np.float32))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON-like lists."""
@@ -101,17 +100,17 @@ class LocalMap:
             InputError: when the values are no two grids of the same size, or a spread is not above 0.
         """
         try:
-            mean, spread = (torch.tensor(values[name], dtype=torch.float32) for name in ("mean", "spread"))
+            mean, spread = (np.array(values[name], np.float32) for name in ("mean", "spread"))
         except (ValueError, TypeError) as error:
             raise InputError("the reference of the maps is damaged: its rows have different lengths") from error
-        finite = all(bool(torch.isfinite(part).all()) for part in (mean, spread))
-        if mean.dim() != 2 or mean.shape != spread.shape or not finite or not bool((spread > 0).all()):
+        finite = all(np.isfinite(part).all() for part in (mean, spread))
+        if mean.ndim != 2 or mean.shape != spread.shape or not finite or not (spread > 0).all():
             raise InputError(
                 "the reference of the maps is damaged: it needs two grids of the same size, spreads above 0"
             )
         return cls(mean, spread)
 
 
-def _rise(count: int) -> Tensor:
+def _rise(count: int) -> NDArray[np.float64]:
     """Return weights [count] that rise and fall like half a sine wave, at the centres of patches."""
-    return torch.sin(math.pi * (torch.arange(count) + 0.5) / count)
+    return np.sin(math.pi * (np.arange(count) + 0.5) / count)

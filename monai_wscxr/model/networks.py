@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.patches import PatchFeatures
 from monai_wscxr.model.regions import RegionHead
+from monai_wscxr.model.scores import anomaly_score
 from monai_wscxr.model.whitening import NormalWhitening
 
 
@@ -232,17 +231,23 @@ class EpochScores(nn.Module):
         return torch.cat([discriminator(phi) for discriminator in self.discriminators], dim=1)
 
 
-def anomaly_score(patch_scores: Tensor, share: float = 0.0) -> Tensor:
-    """Return the anomaly scores [B, E] of images: the mean of their highest patch scores.
+class CheckedNet(nn.Module):
+    """A network that returns the image features besides the patch scores, with one pass of the backbone.
 
     Args:
-        patch_scores: [B, E, h, w], before upsampling.
-        share: share of the patches that count, in [0, 1], rounded to whole patches and at least one; 0 gives the maximum,
-            as published, 1 the mean over all patches.
+        network: image to patch scores; it may have several channels.
+        features: function from images to patch features, in place of the network's own: the same ones, executed by a runtime.
     """
-    patches = patch_scores.flatten(2)
-    count = max(1, round(share * patches.shape[2]))
-    return patches.amax(2) if count == 1 else patches.topk(count, dim=2).values.mean(2)
+
+    def __init__(self, network: WSCXRNet | EpochScores, features: nn.Module | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.features: nn.Module = network.features if features is None else features
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return patch scores [B, E, h, w] and image features [B, C] of images [B, 3, H, W]."""
+        features = self.features(image)
+        return self.network.patch_scores(features), features.mean((2, 3))
 
 
 def image_scores(
@@ -258,7 +263,8 @@ def image_scores(
         batch_size: images at a time; few, so that intermediate results stay in the processor's cache.
     """
     with torch.inference_mode():
-        return torch.cat([anomaly_score(patch_scores(part), share).cpu() for part in images.split(batch_size)])
+        parts = [anomaly_score(patch_scores(part).cpu().numpy(), share) for part in images.split(batch_size)]
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def patch_maps(
@@ -267,53 +273,3 @@ def patch_maps(
     """Return the patch scores [n, 1, h, w], on the CPU, of the images of a bank; function as of `image_scores`."""
     with torch.inference_mode():
         return torch.cat([patch_scores(maps).cpu() for maps in bank.maps(batch_size)])
-
-
-def check_score_share(share: float) -> float:
-    """Return the share of `anomaly_score` as a float after checking it.
-
-    Raises:
-        InputError: when it is not a number in [0, 1].
-    """
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-        raise InputError(f"score_share must lie in [0, 1] (0: the maximum, as published), got {share!r}")
-    return float(share)
-
-
-def anomaly_map(patch_scores: Tensor, size: tuple[int, int], sigma: float = 4.0) -> Tensor:
-    """Return the anomaly maps [B, 1, H, W]: patch scores, upsampled bilinearly and smoothed by a Gaussian.
-
-    Both steps are linear and separable, so together they are one small matrix per axis: A scores B^T, with A [H, h] and
-    B [W, w]. The result is the same, for hundreds of times less work than filtering the upsampled map.
-
-    Args:
-        patch_scores: [B, 1, h, w].
-        size: height H and width W of the map.
-        sigma: standard deviation of the Gaussian in pixels of the map, >= 0; published: 4 at 256 pixels. The Gaussian is
-            cut off at 4 sigma, or at the shorter side of the map; borders are reflected.
-    """
-    radius = min(math.ceil(4 * sigma), min(size) - 1) if sigma > 0 else 0
-    rows, columns = (
-        _map_axis(patches, pixels, sigma, radius).to(patch_scores)
-        for patches, pixels in zip(patch_scores.shape[-2:], size, strict=True)
-    )
-    return rows @ patch_scores @ columns.T
-
-
-@functools.lru_cache(maxsize=16)
-def _map_axis(patches: int, pixels: int, sigma: float, radius: int) -> Tensor:
-    """Return the matrix [pixels, patches] float64 of upsampling and smoothing along one axis.
-
-    Column i is the response to patch i.
-    """
-    with torch.inference_mode(False), torch.no_grad():  # the cached matrix must also serve callers that need gradients
-        responses = F.interpolate(
-            torch.eye(patches, dtype=torch.float64)[:, None], size=pixels, mode="linear", align_corners=False
-        )  # [patches, 1, pixels]
-        if radius > 0:
-            offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-            kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-            responses = F.conv1d(
-                F.pad(responses, (radius, radius), mode="reflect"), (kernel / kernel.sum())[None, None]
-            )
-        return responses[:, 0].T.contiguous()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.description import ModelDescription
 from monai_wscxr.prediction.monitoring import Seen, monitor
 
 SHARES = (0.5, 0.95)
@@ -39,7 +39,7 @@ def seen(outcomes: Sequence[Mapping[str, Any]]) -> list[Seen]:
     return found
 
 
-def drift(model: TrainedModel, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def drift(model: ModelDescription, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Compare scored images with what calibrated the model.
 
     Returns:

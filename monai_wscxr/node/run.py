@@ -17,7 +17,6 @@ from types import FrameType
 import pydicom
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.artefact import check_holds_model, load_model
 from monai_wscxr.node.addresses import is_loopback, server_tls
 from monai_wscxr.node.archives import DicomArchive, WebArchive
 from monai_wscxr.node.queue import Queue
@@ -25,6 +24,7 @@ from monai_wscxr.node.receiver import Peer, Receiver, check_title
 from monai_wscxr.node.scoring import QueueScorer
 from monai_wscxr.node.sender import Sender
 from monai_wscxr.node.status import Status, StatusServer
+from monai_wscxr.prediction.network import check_openable, open_network
 from monai_wscxr.prediction.options import Options
 from monai_wscxr.prediction.scoring import PRELOAD, Scorer
 from monai_wscxr.system.workers import start_server
@@ -157,7 +157,7 @@ class Node:
     def __init__(self, options: NodeOptions) -> None:
         options.check()
         self.options = options
-        check_holds_model(options.model)
+        check_openable(options.model, options.device, options.runtime)
         archive = self._archive()
         tls = server_tls(options.certificate, options.key, options.authority)
         peers = [Peer.parsed(text) for text in options.accept]
@@ -178,10 +178,10 @@ class Node:
                 self._committed,
             )
             start_server((*PRELOAD, *_PRELOAD))  # imports in parallel with loading the model
-            model = load_model(options.model, prediction(options).torch_device())
-            self.scorer = Scorer(model, options.workers, options.allow, options.seconds, _PRELOAD, options.runtime)
+            network = open_network(options.model, options.device, options.runtime)
+            self.scorer = Scorer(network, options.workers, options.allow, options.seconds, _PRELOAD)
             self.scoring = QueueScorer(self.queue, self.scorer, options.batch_size)
-            self.status = StatusServer(Status(self.queue, model, self._more), "127.0.0.1", options.status_port)
+            self.status = StatusServer(Status(self.queue, network.model, self._more), "127.0.0.1", options.status_port)
         except BaseException:
             self.queue.close()
             raise

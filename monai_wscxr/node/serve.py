@@ -17,10 +17,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.server.guard import LOOPBACK
 from monai_wscxr.label.server.start import check_port
-from monai_wscxr.model.artefact import check_holds_model, load_model
 from monai_wscxr.node.addresses import is_loopback
 from monai_wscxr.node.batching import Batcher
 from monai_wscxr.node.service import Door, Service, create_application
+from monai_wscxr.prediction.network import check_openable, open_network
 from monai_wscxr.prediction.options import Options
 from monai_wscxr.prediction.scoring import PRELOAD, Scorer
 from monai_wscxr.system.workers import start_server
@@ -158,12 +158,12 @@ def serve(options: ServiceOptions, ready: Callable[[str], None] = lambda address
         InputError: when an option or the model cannot be used, or it cannot listen on the address.
     """
     options.check()
-    check_holds_model(options.model)
+    check_openable(options.model, options.device, options.runtime)
     token = read_token(options.token_file)
     check_port(options.host, options.port)
     start_server((*PRELOAD, *_PRELOAD))  # imports in parallel with loading the model
-    model = load_model(options.model, prediction(options).torch_device())
-    scorer = Scorer(model, options.workers, options.allow, options.seconds, _PRELOAD, options.runtime)
+    network = open_network(options.model, options.device, options.runtime)
+    scorer = Scorer(network, options.workers, options.allow, options.seconds, _PRELOAD)
     batcher = Batcher(scorer, options.places, options.batch_size)
     folder = Path(tempfile.mkdtemp(prefix="monai_wscxr-serve-"))  # only its owner can open it
     try:

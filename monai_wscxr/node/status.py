@@ -13,7 +13,7 @@ from typing import Any
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.label.server.guard import LOOPBACK, host_name
-from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.description import ModelDescription
 from monai_wscxr.node.measures import SHARES, Sample, drift, metrics_text, per_minute, quantiles
 from monai_wscxr.node.queue import Queue
 from monai_wscxr.node.weekly import weekly
@@ -37,7 +37,7 @@ class Status:
         more: returns further values: `archive_failures`, `rejected_associations`, `open_associations`.
     """
 
-    def __init__(self, queue: Queue, model: TrainedModel, more: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, queue: Queue, model: ModelDescription, more: Callable[[], Mapping[str, int]]) -> None:
         self.queue, self.model, self.more = queue, model, more
         self.began = time.time()
         self._lock = threading.Lock()

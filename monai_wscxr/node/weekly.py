@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.description import ModelDescription
 from monai_wscxr.model.drift import FEWEST_IMAGES, measure_drift
 from monai_wscxr.model.proportions import LEVEL, wilson_interval
 from monai_wscxr.node.measures import seen
@@ -53,7 +53,7 @@ def stored_rows(folder: str | Path) -> list[dict[str, Any]]:
         raise InputError(f"{path} cannot be read ({error}); is it the queue of a node?") from error
 
 
-def weekly(rows: Sequence[Mapping[str, Any]], model: TrainedModel, weeks: int = 8) -> Weekly:
+def weekly(rows: Sequence[Mapping[str, Any]], model: ModelDescription, weeks: int = 8) -> Weekly:
     """Sum up the images of a node by the week of their arrival.
 
     Args:
@@ -76,7 +76,7 @@ def weekly(rows: Sequence[Mapping[str, Any]], model: TrainedModel, weeks: int = 
     return Weekly(found, groups, promised, model.calibration.rate_text, LEVEL, FEWEST_IMAGES, str(model.folder))
 
 
-def write_weekly(folder: str | Path, report: Weekly, model: TrainedModel) -> list[Path]:
+def write_weekly(folder: str | Path, report: Weekly, model: ModelDescription) -> list[Path]:
     """Write `node_report.html` and `node_report.json`; return their paths."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def _week(seconds: float) -> str:
     return f"{year:04d}-W{week:02d}"
 
 
-def _summary(name: str, rows: Sequence[Mapping[str, Any]], model: TrainedModel, promised: float) -> Week:
+def _summary(name: str, rows: Sequence[Mapping[str, Any]], model: ModelDescription, promised: float) -> Week:
     outcomes = [row["outcome"] for row in rows if row["outcome"]]
     reasons = Counter(row["reason"] for row in rows if row["reason"])
     rate = _rate([bool(outcome["abnormal"]) for outcome in outcomes], promised)
@@ -107,17 +107,17 @@ def _rate(flagged: Sequence[bool], promised: float) -> Rate:
     return Rate(len(flagged), sum(flagged), low, high, promised)
 
 
-def _places(rows: Sequence[Mapping[str, Any]], model: TrainedModel) -> list[Seen]:
+def _places(rows: Sequence[Mapping[str, Any]], model: ModelDescription) -> list[Seen]:
     """Return images with coordinates that the model can compare; those of an earlier model may have others."""
     components = 0 if model.drift is None else len(model.drift.spread)
     return [image for image in seen([row["outcome"] for row in rows]) if len(image.place) == components]
 
 
-def _drift(images: Sequence[Seen], model: TrainedModel) -> Any:
-    return measure_drift(model.drift, torch.tensor([image.place for image in images]))
+def _drift(images: Sequence[Seen], model: ModelDescription) -> Any:
+    return measure_drift(model.drift, np.array([image.place for image in images], np.float32))
 
 
-def _groups(images: Sequence[tuple[str, Seen]], model: TrainedModel, promised: float) -> list[Group]:
+def _groups(images: Sequence[tuple[str, Seen]], model: ModelDescription, promised: float) -> list[Group]:
     found = []
     for name in sorted({key for key, _ in images}):
         members = [image for key, image in images if key == name]

@@ -16,7 +16,7 @@ from monai_wscxr.data.datalist import load_datalist
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.mining import mine
-from monai_wscxr.model.networks import anomaly_score
+from monai_wscxr.model.scores import anomaly_score
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.planning.timing import timed
 
@@ -188,7 +188,7 @@ def _discriminant(normal: FeatureBank, abnormal: FeatureBank) -> tuple[NormalWhi
 
 def _scores(maps: Tensor, whitening: NormalWhitening, direction: Tensor) -> Tensor:
     patch_scores = torch.einsum("bchw,c->bhw", whitening(maps), direction)[:, None]
-    return anomaly_score(patch_scores, _SHARE)[:, 0]
+    return torch.from_numpy(anomaly_score(patch_scores, _SHARE)[:, 0])
 
 
 def _network_seconds(extractor: PatchExtractor, items: list[dict[str, Any]]) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 import monai_wscxr
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.description import ModelDescription
 from monai_wscxr.prediction.inputs import Input
 from monai_wscxr.prediction.journal import NAME as JOURNAL
 from monai_wscxr.prediction.journal import Record, check_idle
@@ -58,7 +58,7 @@ def claim(folder: Path, overwrite: bool) -> None:
 
 
 def identity(
-    options: Options, model: TrainedModel, inputs: Sequence[Input], computing: Mapping[str, Any]
+    options: Options, model: ModelDescription, inputs: Sequence[Input], computing: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return everything that the results depend on; with any other value, a run needs another folder.
 

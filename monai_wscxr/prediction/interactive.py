@@ -19,7 +19,8 @@ from monai_wscxr.data.preprocessing import RadiographLoader
 from monai_wscxr.errors import InputError, find_input_error
 from monai_wscxr.features.parallel import ThreadParallel
 from monai_wscxr.model.artefact import TrainedModel, load_model
-from monai_wscxr.model.predictor import Prediction, predict_files, prediction_network, to_map
+from monai_wscxr.model.predictions import Prediction, to_map
+from monai_wscxr.model.predictor import predict_files, prediction_network
 from monai_wscxr.report.overlay import overlay
 
 Picture = str | os.PathLike[str] | NDArray[Any] | Image.Image | pydicom.Dataset
@@ -58,7 +59,7 @@ class Result:
         if self.map is None:
             raise InputError(f"{self.file} was rejected ({self.reason}); it has no anomaly map to draw")
         loaded: Any = RadiographLoader(self._model.preprocessing, keep_radiograph=True)({"image": str(self._source)})
-        radiograph = loaded["radiograph"][0].clamp(0, 1).numpy()
+        radiograph = np.clip(loaded["radiograph"][0], 0, 1)
         return Image.fromarray(overlay(radiograph, self.map, self._model.colour_scale))
 
 

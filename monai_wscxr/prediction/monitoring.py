@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.description import ModelDescription
 from monai_wscxr.model.drift import Drift, log_martingale, measure_drift, online_p_values
 from monai_wscxr.report.drift import Group, write_drift_report
 from monai_wscxr.system.atomic import write_text_atomic
@@ -92,7 +91,7 @@ class Monitoring:
         return lines
 
 
-def read_runs(paths: Sequence[str | Path], model: TrainedModel) -> list[Seen]:
+def read_runs(paths: Sequence[str | Path], model: ModelDescription) -> list[Seen]:
     """Read the scored images of prediction runs.
 
     Args:
@@ -137,7 +136,7 @@ def read_runs(paths: Sequence[str | Path], model: TrainedModel) -> list[Seen]:
     return seen
 
 
-def monitor(model: TrainedModel, images: Sequence[Seen]) -> Monitoring:
+def monitor(model: ModelDescription, images: Sequence[Seen]) -> Monitoring:
     """Compare images with what calibrated the model: over all, by week (or run), device and view, and as a stream.
 
     Args:
@@ -147,7 +146,7 @@ def monitor(model: TrainedModel, images: Sequence[Seen]) -> Monitoring:
     assert model.drift is not None
     by = "week" if all(image.week != _UNKNOWN for image in images) else "run"
     ordered = sorted(images, key=lambda image: image.week) if by == "week" else list(images)
-    places = torch.tensor([image.place for image in ordered])
+    places = np.array([image.place for image in ordered], np.float32)
     keys: dict[str, Callable[[Seen], str]] = {
         by: lambda image: image.week if by == "week" else image.run,
         "device": lambda image: image.device,
@@ -164,12 +163,12 @@ def monitor(model: TrainedModel, images: Sequence[Seen]) -> Monitoring:
             flagged = sum(ordered[n].abnormal for n in members)
             found.append(Group(one, len(members), flagged, measure_drift(model.drift, places[members])))
         groups[name] = found
-    distances = model.drift.square_distances(places).numpy()
-    martingale = log_martingale(online_p_values(model.drift.distances.numpy(), distances))
+    distances = model.drift.square_distances(places)
+    martingale = log_martingale(online_p_values(model.drift.distances, distances))
     return Monitoring(measure_drift(model.drift, places), groups, martingale, by)
 
 
-def write_monitoring(folder: str | Path, model: TrainedModel, result: Monitoring) -> None:
+def write_monitoring(folder: str | Path, model: ModelDescription, result: Monitoring) -> None:
     """Write `drift.csv` and the page `drift.html`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-
 from monai_wscxr.data.radiograph.gates import check_allowed
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.drift import Drift
@@ -21,7 +19,7 @@ class Options:
     """Options of a prediction run.
 
     Attributes:
-        model: output folder of a training.
+        model: output folder of a training or of an export.
         paths: files, folders, DICOMDIRs.
         output: folder for the results.
         maps: format of the anomaly maps, one of `MAP_FORMATS`.
@@ -29,7 +27,7 @@ class Options:
         workers: processes that decode and write; 0 does everything in this process, None means one per core, at most 8.
         batch_size: images per pass of the network.
         device: "cpu" or "cuda"; None means a GPU if there is one.
-        runtime: library that executes the backbone, see `Inference`.
+        runtime: library that executes the backbone, see `open_network`.
         allow: reason codes of readable images that are predicted anyway, from `GATES`.
         seconds: time limit for reading a file, in seconds; one second more per MiB.
         overwrite: replace another run in `output`.
@@ -60,6 +58,8 @@ class Options:
         """
         if self.maps not in MAP_FORMATS:
             raise InputError(f"--maps {self.maps} is not a format of maps; use {', '.join(MAP_FORMATS)}")
+        if self.device is not None and self.device.partition(":")[0] not in ("cpu", "cuda"):
+            raise InputError(f"--device {self.device} is not a device; use cpu or cuda")
         if self.batch_size < 1:
             raise InputError(f"--batch_size must be at least 1, got {self.batch_size}")
         if self.workers is not None and not 0 <= self.workers <= 256:
@@ -78,22 +78,6 @@ class Options:
                     f"DICOM results need a package that is not installed ({error.name}); "
                     "install it with: pip install 'monai-wscxr[dicom]'"
                 ) from error
-
-    def torch_device(self) -> torch.device:
-        """Return the device to compute on.
-
-        Raises:
-            InputError: when the device is unknown or not available.
-        """
-        if self.device is None:
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as error:
-            raise InputError(f"--device {self.device} is not a device; use cpu or cuda") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda was asked for, but torch sees no CUDA device here; use --device cpu")
-        return device
 
 
 @dataclass

@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 import monai_wscxr
 from monai_wscxr.data.radiograph.read import RadiographError
-from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.model.description import ModelDescription
 from monai_wscxr.model.drift import Drift, measure_drift
-from monai_wscxr.model.predictor import Prediction
+from monai_wscxr.model.predictions import Prediction
 from monai_wscxr.prediction.folder import stamp
 from monai_wscxr.prediction.inputs import Input
 from monai_wscxr.prediction.journal import Record
@@ -57,7 +57,7 @@ def make_record(number: int, item: Input, prediction: Prediction, result: Loaded
     return record
 
 
-def add_drift(record: Record, coordinates: Tensor, model: TrainedModel) -> None:
+def add_drift(record: Record, coordinates: NDArray[np.float32], model: ModelDescription) -> None:
     """Add to the record of a scored image its coordinates [d] for drift, rounded, and its p-value among the model's normals."""
     assert model.drift is not None
     record["site_coordinates"] = [round(value, 3) for value in coordinates.tolist()]
@@ -75,7 +75,7 @@ def add_files(record: Record, written: Written) -> None:
 
 
 def write_results(
-    folder: Path, model: TrainedModel, records: Sequence[Record], device: str, report: bool, summary: Summary
+    folder: Path, model: ModelDescription, records: Sequence[Record], device: str, report: bool, summary: Summary
 ) -> None:
     """Write `predictions.csv`, `predictions.json` and the report, and complete the summary.
 
@@ -106,10 +106,10 @@ def write_results(
         _report(folder, model, records, device, summary)
 
 
-def _drift(model: TrainedModel, records: Sequence[Record]) -> Drift:
+def _drift(model: ModelDescription, records: Sequence[Record]) -> Drift:
     """Compare the images of all records that have coordinates with the model's normals."""
     found = [record["site_coordinates"] for record in records if record.get("site_coordinates")]
-    return measure_drift(model.drift, torch.tensor(found))
+    return measure_drift(model.drift, np.array(found, np.float32))
 
 
 def _same_instances(records: Sequence[Record]) -> dict[int, str]:
@@ -133,7 +133,7 @@ def _same_instances(records: Sequence[Record]) -> dict[int, str]:
     return notes
 
 
-def _json(model: TrainedModel, records: Sequence[Record], summary: Summary) -> str:
+def _json(model: ModelDescription, records: Sequence[Record], summary: Summary) -> str:
     """Return the content of `predictions.json`."""
     calibration = model.calibration
     description = {
@@ -155,7 +155,7 @@ def _json(model: TrainedModel, records: Sequence[Record], summary: Summary) -> s
     return json.dumps(description, indent=1) + "\n"
 
 
-def _report(folder: Path, model: TrainedModel, records: Sequence[Record], device: str, summary: Summary) -> None:
+def _report(folder: Path, model: ModelDescription, records: Sequence[Record], device: str, summary: Summary) -> None:
     """Write the report of the run."""
     calibration = model.calibration
     settings = {

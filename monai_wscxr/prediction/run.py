@@ -19,22 +19,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from monai_wscxr.data.radiograph.base import MEMORY_LIMIT, RadiographError
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.artefact import TrainedModel, check_holds_model, load_model
-from monai_wscxr.model.predictor import (
-    Prediction,
-    check_images,
-    prediction_features,
-    prediction_network,
-    to_prediction,
-)
+from monai_wscxr.model.predictions import Prediction, check_images, to_prediction
 from monai_wscxr.prediction import folder, tasks
 from monai_wscxr.prediction.inputs import Input, find_inputs
 from monai_wscxr.prediction.journal import Journal, Record
+from monai_wscxr.prediction.network import Network, check_openable, open_network
 from monai_wscxr.prediction.options import Options, Summary
 from monai_wscxr.prediction.reading import Found, Reader
 from monai_wscxr.prediction.results import add_drift, add_files, make_record, write_results
@@ -59,16 +53,14 @@ def predict(options: Options) -> Summary:
         InputError: when an option, the model or the output folder cannot be used.
     """
     options.check()
-    device = options.torch_device()
-    check_holds_model(options.model)  # before the inputs, whose list may take minutes
+    check_openable(options.model, options.device, options.runtime)  # before the inputs, whose list may take minutes
     inputs, left_out = find_inputs(options.paths, without=options.output)
     if left_out:
         files = "1 other file" if left_out == 1 else f"{left_out} other files"
         logger.warning("left out of the folders: %s, no images by name or content", files)
     if options.workers != 0:
-        start_server(_PRELOAD)  # imports in parallel with loading the model, which takes as long
-    model = load_model(options.model, device)
-    return Run(options, model, inputs).run()
+        start_server(_PRELOAD)  # imports in parallel with opening the model
+    return Run(options, open_network(options.model, options.device, options.runtime), inputs).run()
 
 
 class Run:
@@ -76,18 +68,15 @@ class Run:
 
     Args:
         options: options of the run, checked.
-        model: the trained model, on its device.
+        network: the model, opened.
         inputs: all inputs, in order.
     """
 
-    def __init__(self, options: Options, model: TrainedModel, inputs: Sequence[Input]) -> None:
-        self.options, self.model, self.inputs = options, model, list(inputs)
+    def __init__(self, options: Options, network: Network, inputs: Sequence[Input]) -> None:
+        self.options, self.network, self.model, self.inputs = options, network, network.model, list(inputs)
         self.folder = Path(options.output)
         self.summary = Summary(images=len(self.inputs))
         self.records: dict[int, Record] = {}
-        self.device = next(model.network.parameters()).device
-        self.features = prediction_features(model, options.runtime)
-        self.network = prediction_network(model, features=self.features)
 
     def run(self) -> Summary:
         """Predict the inputs that are not done yet, then write tables and report.
@@ -114,7 +103,7 @@ class Run:
     def _run(self) -> None:
         """Predict and write the results, with the journal open."""
         now = datetime.datetime.now().replace(microsecond=0).isoformat()
-        computing = {"device": self.device.type, "runtime": self.features.record()}
+        computing = {"device": self.network.device, "runtime": self.network.record()}
         identity = folder.identity(self.options, self.model, self.inputs, computing)
         with contextlib.closing(Journal(self.folder, identity, {"began": now})) as journal:
             folder.make_folders(self.folder, self.options)
@@ -126,7 +115,7 @@ class Run:
                     self._predict(journal, pool, pending)
             began = time.perf_counter()
             ordered = [records[n] for n in range(len(self.inputs))]
-            write_results(self.folder, self.model, ordered, self.device.type, self.options.report, self.summary)
+            write_results(self.folder, self.model, ordered, self.network.device, self.options.report, self.summary)
             self.summary.writing += time.perf_counter() - began
 
     def _pool(self, began: str, pending: int) -> WorkerPool:
@@ -145,7 +134,7 @@ class Run:
         return WorkerPool(
             workers,
             tasks.prepare if workers else tasks.prepare_here,
-            (tasks.without_network(self.model), output),
+            (self.model.without_network(), output),
             seconds=_WRITING_SECONDS,
             memory=MEMORY_LIMIT,
             preload=_PRELOAD,
@@ -168,7 +157,7 @@ class Run:
         """Pass one batch through the network and submit the results for writing."""
         usable = {n: result for n, result in found.items() if isinstance(result, Loaded)}
         done: Writing = []
-        scores, refusals, places = self._forward(numbers, usable) if usable else (torch.empty(0), [], None)
+        scores, refusals, places = self._forward(numbers, usable) if usable else (np.empty(0, np.float32), [], None)
         for n, result in found.items():
             item = self.inputs[n]
             if not isinstance(result, Loaded):
@@ -190,7 +179,7 @@ class Run:
 
     def _forward(
         self, numbers: range, usable: dict[int, Loaded]
-    ) -> tuple[torch.Tensor, list[RadiographError | None], torch.Tensor | None]:
+    ) -> tuple[NDArray[np.float32], list[RadiographError | None], NDArray[np.float32] | None]:
         """Return of a batch the patch scores [B, 1, h, w], the reason to refuse each image, and coordinates [B, d] for drift.
 
         Images are refused that are unlike a chest. There are no coordinates when the model has no reference for drift. Images
@@ -199,15 +188,12 @@ class Run:
         began = time.perf_counter()
         size = self.model.preprocessing.image_size
         channels = len(self.model.preprocessing.mean)
-        batch = torch.zeros(len(numbers), channels, size, size)
+        batch = np.zeros((len(numbers), channels, size, size), np.float32)
         for n, loaded in usable.items():
             batch[n - numbers.start] = tasks.network_input(self.model.preprocessing, loaded)
-        with torch.inference_mode():
-            scores, means = self.network(batch.to(self.device))
-        means = means.float().cpu()
+        scores, means = self.network(batch)
         refusals = check_images(self.model, means, self.options.allow)
         places = None if self.model.drift is None else self.model.drift.coordinates(means)
-        scores = scores.float().cpu()
         self.summary.network += time.perf_counter() - began
         return scores, refusals, places
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from monai_wscxr.data.isolation import lost_error, time_limit
 from monai_wscxr.data.radiograph.base import MEMORY_LIMIT, RadiographError
-from monai_wscxr.model.artefact import TrainedModel
-from monai_wscxr.model.predictor import Prediction, check_images, prediction_network, to_prediction
+from monai_wscxr.model.predictions import Prediction, check_images, to_prediction
 from monai_wscxr.prediction import tasks
+from monai_wscxr.prediction.network import Network
 from monai_wscxr.prediction.results import add_drift
 from monai_wscxr.prediction.tasks import Loaded, OutputOptions
 from monai_wscxr.system.workers import WorkerLostError, WorkerPool
@@ -48,31 +47,28 @@ class Scorer:
     """A model with worker processes.
 
     Args:
-        model: on its device.
+        network: the model, opened.
         workers: number of processes, at least 1.
         allow: reason codes of readable images that are scored anyway.
         seconds: time limit for reading a file; one second more per MiB.
         preload: further modules whose functions workers will run.
-        runtime: library that executes the backbone, see `Inference`.
 
-    Raises:
-        InputError: when the runtime cannot be used.
+    Attributes:
+        model: description of the model.
     """
 
     def __init__(
         self,
-        model: TrainedModel,
+        network: Network,
         workers: int = 2,
         allow: Sequence[str] = (),
         seconds: float = 10.0,
         preload: Sequence[str] = (),
-        runtime: str = "auto",
     ) -> None:
-        self.model, self.seconds, self.allow = model, seconds, tuple(allow)
-        self.device = next(model.network.parameters()).device
-        self.network = prediction_network(model, runtime)
+        self.network, self.model = network, network.model
+        self.seconds, self.allow = seconds, tuple(allow)
         output = OutputOptions("", allow=self.allow)
-        arguments = (tasks.without_network(model), output)
+        arguments = (self.model.without_network(), output)
         self.pool = WorkerPool(workers, tasks.prepare, arguments, _WRITING_SECONDS, MEMORY_LIMIT, (*PRELOAD, *preload))
 
     def read(self, path: str) -> Future[Loaded]:
@@ -102,10 +98,7 @@ class Scorer:
         usable = [image for image in images if isinstance(image, Loaded)]
         if not usable:
             return found
-        batch = torch.stack([tasks.network_input(self.model.preprocessing, image) for image in usable])
-        with torch.inference_mode():
-            scores, means = self.network(batch.to(self.device))
-        scores, means = scores.float().cpu(), means.float().cpu()
+        scores, means = self.network(np.stack([tasks.network_input(self.model.preprocessing, i) for i in usable]))
         refusals = check_images(self.model, means, self.allow)
         drift = self.model.drift
         places = None if drift is None else drift.coordinates(means)

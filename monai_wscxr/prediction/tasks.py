@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from monai_wscxr.data.encoding import encode_jpeg, encode_png
 from monai_wscxr.data.preprocessing import Preprocessing, RadiographLoader, normalise_channels
 from monai_wscxr.data.radiograph.base import find_radiograph_error, quiet
 from monai_wscxr.data.radiograph.read import read_radiograph
-from monai_wscxr.model.artefact import TrainedModel
 from monai_wscxr.model.calibration import ColourScale
-from monai_wscxr.model.networks import WSCXRNet
-from monai_wscxr.model.predictor import Prediction, to_map
+from monai_wscxr.model.description import ModelDescription
+from monai_wscxr.model.predictions import Prediction, to_map
 from monai_wscxr.report.maps import MAP_SUFFIXES, encode_map
 from monai_wscxr.report.overlay import THRESHOLD_COLOUR, grey_levels, heatmap, outline, overlay
 from monai_wscxr.system.atomic import write_bytes_atomic
+from monai_wscxr.system.threads import single_threaded
 
 if TYPE_CHECKING:
     from monai_wscxr.report.dicom import DicomResults
@@ -101,9 +98,9 @@ class Written:
 
 
 class _Setup:
-    """State of this process: the model without its network, the output options and the transform that reads images."""
+    """State of this process: the description of the model, the output options and the transform that reads images."""
 
-    def __init__(self, model: TrainedModel, output: OutputOptions) -> None:
+    def __init__(self, model: ModelDescription, output: OutputOptions) -> None:
         self.model, self.output = model, output
         self.load = RadiographLoader(
             model.preprocessing, keep_radiograph=True, allow=output.allow, keep_source=True, normalise=False
@@ -113,26 +110,21 @@ class _Setup:
 _setup: _Setup | None = None
 
 
-def without_network(model: TrainedModel) -> TrainedModel:
-    """Return the model for worker processes, without the network, which stays in the predicting process."""
-    return dataclasses.replace(model, network=cast(WSCXRNet, torch.nn.Identity()))
-
-
-def prepare(model: TrainedModel, output: OutputOptions) -> None:
+def prepare(model: ModelDescription, output: OutputOptions) -> None:
     """Initialise a worker process; to be called once before `read` and `write`."""
-    torch.set_num_threads(1)
+    single_threaded()
     prepare_here(model, output)
 
 
-def prepare_here(model: TrainedModel, output: OutputOptions) -> None:
+def prepare_here(model: ModelDescription, output: OutputOptions) -> None:
     """Initialise this process for a run without worker processes; the network keeps its threads."""
     global _setup
     _setup = _Setup(model, output)
 
 
-def network_input(preprocessing: Preprocessing, loaded: Loaded) -> Tensor:
+def network_input(preprocessing: Preprocessing, loaded: Loaded) -> NDArray[np.float32]:
     """Return the network input [C, S, S] of an image that a worker has read."""
-    return normalise_channels(torch.from_numpy(loaded.image), preprocessing.mean, preprocessing.std)
+    return normalise_channels(loaded.image, preprocessing.mean, preprocessing.std)
 
 
 def read(path: str) -> Loaded:
@@ -150,8 +142,8 @@ def read(path: str) -> Loaded:
     source = loaded["source"]
     size = _setup.model.preprocessing.image_size
     return Loaded(
-        image=loaded["image"].numpy(),
-        radiograph=loaded["radiograph"][0].clamp(0, 1).numpy(),
+        image=loaded["image"],
+        radiograph=np.clip(loaded["radiograph"][0], 0, 1),
         padding=None if source.padding is None else _resized(source.padding, size),
         rows=source.image.shape[0],
         columns=source.image.shape[1],

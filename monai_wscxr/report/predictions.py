@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai_wscxr.model.predictor import Prediction
+from monai_wscxr.model.predictions import Prediction
 from monai_wscxr.system.atomic import write_text_atomic
 
 COLUMNS = ("file", "status", "reason", "anomaly_score", "p_value", "abnormal", "model_sha256", "drift")

@@ -1,30 +1,23 @@
 """Atomic writing: after a kill or a power cut, a file is the old one or the new one, never a part of it.
 
 A file is written under a temporary name in its folder, synced and renamed, then the folder is synced. A killed process may
-leave the temporary file (`.NAME.*.partial`), which is never read and which `remove_partials` removes. Sealed files end with a
-checksum, which also detects damage by a disk or a copy.
+leave the temporary file (`.NAME.*.partial`), which is never read and which `remove_partials` removes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import io
 import math
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from monai_wscxr.errors import InputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_SEAL = b"wscxr-b2"  # followed by the BLAKE2b digest, 32 bytes, of everything before the seal
 _HEADROOM = 16 << 20  # bytes left free on the disk
 _BLOCK = 4096  # bytes that disks allocate at once
 _AGAIN = "make room and give the same command again"
@@ -154,35 +147,6 @@ def write_together(files: Mapping[Path, bytes]) -> None:
             temporary = stack.enter_context(replacing(path, len(content)))
             temporary.write_bytes(content)
             sync(temporary)
-
-
-def torch_bytes(value: Any) -> bytes:
-    """Return the bytes that `torch.save` would write."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-def save_sealed(path: Path, value: Any) -> None:
-    """Save a value like `torch.save`, but atomically and with a checksum at the end, which `torch.load` ignores."""
-    content = torch_bytes(value)
-    write_bytes_atomic(path, content + _SEAL + hashlib.blake2b(content, digest_size=32).digest())
-
-
-def load_sealed(path: Path) -> Any:
-    """Load a file of `save_sealed`, which may hold tensors and plain values only; tensors come to the CPU.
-
-    Raises:
-        DamagedError: when the file cannot be read or differs from what was written.
-    """
-    try:
-        whole = path.read_bytes()
-    except OSError as error:
-        raise DamagedError(f"{path} cannot be read ({error.strerror})") from error
-    content, seal = whole[: -len(_SEAL) - 32], whole[-len(_SEAL) - 32 :]
-    if seal != _SEAL + hashlib.blake2b(content, digest_size=32).digest():
-        raise DamagedError(f"{path} is damaged: the checksum does not match its {len(whole)} bytes")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
 from tqdm import tqdm
+
+from monai_wscxr.system.threads import single_threaded
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -70,8 +71,7 @@ def ahead(function: Callable[[T], R], items: Iterable[T], threads: int, depth: i
         threads: number of threads, at least 1.
         depth: largest number of results that are computed or being computed at a time, at least 1.
     """
-    # torch operations in each thread are single-threaded: nested threads would wait for each other
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(threads, initializer=single_threaded) as pool:
         waiting: deque[Future[R]] = deque()
         try:
             for item in items:

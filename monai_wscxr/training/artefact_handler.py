@@ -16,8 +16,9 @@ from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import save_model
 from monai_wscxr.model.calibration import Calibration, calibrate
 from monai_wscxr.model.local_map import LocalMap
-from monai_wscxr.model.networks import WSCXRNet, anomaly_score, check_score_share, patch_maps
-from monai_wscxr.model.predictor import map_peaks
+from monai_wscxr.model.networks import WSCXRNet, patch_maps
+from monai_wscxr.model.predictions import map_peaks
+from monai_wscxr.model.scores import anomaly_score, check_score_share
 from monai_wscxr.system.processes import first_process
 from monai_wscxr.training.banks import TrainingBanks
 from monai_wscxr.training.mining_handler import banks_of

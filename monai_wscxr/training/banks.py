@@ -24,7 +24,8 @@ from monai_wscxr.data.stream import Rejected
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.copies import ALTERED, OPACITIES, Alteration, copied_images, copy_features
 from monai_wscxr.features.extraction import PatchExtractor
-from monai_wscxr.model.chest_check import ChestCheck, image_features, measure_chest_check
+from monai_wscxr.model.chest_check import ChestCheck
+from monai_wscxr.model.chest_fit import image_features, measure_chest_check
 from monai_wscxr.model.drift import DriftReference
 from monai_wscxr.model.mining import Mined, check_scope, mine
 from monai_wscxr.model.nuisance import Nuisance, nuisance_of

@@ -15,9 +15,11 @@ from torch import nn
 from monai_wscxr.data.split import count_classes
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.mixing import PatchBatches
-from monai_wscxr.model.networks import Discriminator, check_score_share
-from monai_wscxr.system.atomic import require_space, torch_bytes
+from monai_wscxr.model.networks import Discriminator
+from monai_wscxr.model.scores import check_score_share
+from monai_wscxr.system.atomic import require_space
 from monai_wscxr.system.processes import first_process, wait_for_all
+from monai_wscxr.system.sealed import torch_bytes
 from monai_wscxr.training.banks import TrainingBanks
 from monai_wscxr.training.distance import (
     check_distance_share,

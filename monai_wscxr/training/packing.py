@@ -20,7 +20,8 @@ from monai.bundle import ConfigParser, ckpt_export
 
 import monai_wscxr
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.artefact import ARTEFACT, WEIGHTS, TrainedModel, load_model
+from monai_wscxr.model.artefact import TrainedModel, load_model
+from monai_wscxr.model.description import ARTEFACT, WEIGHTS
 from monai_wscxr.report.card import PRIVATE_SETTINGS, counts_alone, model_card, read_metrics
 from monai_wscxr.system.atomic import DiskFullError, sync, write_text_atomic
 from monai_wscxr.training.configs import default_values, find_configs

@@ -8,8 +8,9 @@ import torch
 
 from monai_wscxr.bank.feature_bank import BankOnDisk, FeatureBank, spaced_maps
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.networks import Discriminator, check_score_share
+from monai_wscxr.model.networks import Discriminator
 from monai_wscxr.model.regions import region_means
+from monai_wscxr.model.scores import check_score_share
 from monai_wscxr.system.processes import first_process, from_first
 from monai_wscxr.training.banks import TrainingBanks
 from monai_wscxr.training.distance import check_distance_share

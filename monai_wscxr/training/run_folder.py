@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.artefact import ARTEFACT, WEIGHTS
+from monai_wscxr.model.description import ARTEFACT, WEIGHTS
 from monai_wscxr.system.atomic import (
     DamagedError,
     DiskFullError,
     full_disk,
     is_disk_full,
-    load_sealed,
     on_disk,
     remove_partials,
-    save_sealed,
     sync,
     write_text_atomic,
 )
 from monai_wscxr.system.folder_lock import NAME as LOCK
 from monai_wscxr.system.folder_lock import FolderLock, lock_folder
 from monai_wscxr.system.processes import first_process, wait_for_all
+from monai_wscxr.system.sealed import load_sealed, save_sealed
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from monai_wscxr.bank.feature_bank import FeatureBank
-from monai_wscxr.model.networks import anomaly_score, check_score_share
+from monai_wscxr.model.scores import anomaly_score, check_score_share
 
 
 class ImageFeatures(IterableDataset):
@@ -45,4 +45,4 @@ class ScoresAndLabels:
 
     def __call__(self, output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return scores and labels."""
-        return anomaly_score(output["pred"], self.score_share), output["label"]
+        return torch.from_numpy(anomaly_score(output["pred"].cpu(), self.score_share)), output["label"]

@@ -20,8 +20,9 @@ from monai_wscxr.model.artefact import load_model, save_model
 from monai_wscxr.model.calibration import calibrate
 from monai_wscxr.model.drift import DriftReference
 from monai_wscxr.model.local_map import LocalMap
-from monai_wscxr.model.networks import Discriminator, WSCXRNet, anomaly_score, patch_maps
+from monai_wscxr.model.networks import Discriminator, WSCXRNet, patch_maps
 from monai_wscxr.model.predictor import predict_files
+from monai_wscxr.model.scores import anomaly_score
 from monai_wscxr.model.whitening import NormalWhitening
 from monai_wscxr.prediction import Options, predict
 

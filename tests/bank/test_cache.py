@@ -16,7 +16,8 @@ from monai_wscxr.bank import cache as cache_module
 from monai_wscxr.bank.cache import FeatureCache, cache_root, fingerprint
 from monai_wscxr.bank.shard import Shard
 from monai_wscxr.errors import InputError
-from monai_wscxr.system.atomic import DiskFullError, save_sealed, write_text_atomic
+from monai_wscxr.system.atomic import DiskFullError, write_text_atomic
+from monai_wscxr.system.sealed import save_sealed
 from tests.helpers.hostile import DEEP, NO_FILES, within
 
 SETTINGS = {"size": 64, "layers": ["3"], "preprocessing": {"mean": [0.5], "std": [0.5]}}

@@ -18,7 +18,7 @@ from monai_wscxr.evaluation.metrics import auroc
 from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.calibration import estimate_null, recalibrate
 from monai_wscxr.model.drift import log_martingale, measure_drift, online_p_values
-from monai_wscxr.model.networks import anomaly_score
+from monai_wscxr.model.scores import anomaly_score
 
 
 def main():

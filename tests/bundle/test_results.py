@@ -14,7 +14,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from monai_wscxr.model.artefact import load_model
-from monai_wscxr.model.predictor import predict_files, to_map
+from monai_wscxr.model.predictions import to_map
+from monai_wscxr.model.predictor import predict_files
 from monai_wscxr.report.predictions import COLUMNS, LABEL
 from tests.helpers.bundle_runs import CONFIGS, run, workflow
 from tests.helpers.chest_checks import refuse_unlike

@@ -11,7 +11,7 @@ from monai_wscxr.data.phantom import write_phantoms
 from monai_wscxr.data.transforms import LoadRadiographd, ResizeRadiographd, radiograph_transforms
 from monai_wscxr.evaluation.metrics import auroc
 from monai_wscxr.model.artefact import load_model
-from monai_wscxr.model.networks import anomaly_score
+from monai_wscxr.model.scores import anomaly_score
 from tests.helpers.bundle_runs import run
 
 SIZE = 192

@@ -19,7 +19,7 @@ from monai_wscxr.data.radiograph.read import file_digest
 from monai_wscxr.features import extraction
 from tests.helpers.radiograph_files import WINDOW, dicom
 
-decode, digest_of = extraction._decode, duplicates._pixel_digest
+decode, digest_of = isolation.decode, duplicates._pixel_digest
 
 
 def crash_on_bad(file):
@@ -69,7 +69,7 @@ def test_content_decides_what_may_crash(files, tmp_path):
 
 
 def test_extraction_rejects_what_crashes_a_worker_and_tries_nothing_twice(files, make_features, monkeypatch, tmp_path):
-    monkeypatch.setattr(extraction, "_decode", fragile_decode)
+    monkeypatch.setattr(extraction, "decode", fragile_decode)
     features = make_features()
     preprocessing = Preprocessing(64, features.backbone.mean, features.backbone.std)
     extractor = extraction.PatchExtractor(features, preprocessing, cache=False, max_bad_share=0.3, allow=GATES)

@@ -30,9 +30,10 @@ from monai_wscxr.evaluation.results import (
     write_pictures,
 )
 from monai_wscxr.model.artefact import load_model
-from monai_wscxr.model.chest_check import CheckedNet
 from monai_wscxr.model.drift import Drift, DriftReference
-from monai_wscxr.model.predictor import collate, predict_files, to_map, to_prediction
+from monai_wscxr.model.networks import CheckedNet
+from monai_wscxr.model.predictions import to_map, to_prediction
+from monai_wscxr.model.predictor import collate, predict_files
 
 
 @pytest.fixture

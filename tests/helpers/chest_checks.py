@@ -3,17 +3,18 @@
 import json
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from monai_wscxr.model.artefact import ARTEFACT, load_model
+from monai_wscxr.model.artefact import load_model
 from monai_wscxr.model.chest_check import ChestCheck
+from monai_wscxr.model.description import ARTEFACT
 
 
 def refuse_unlike(folder, image_features, limit):
     """Store a check that refuses images whose image features differ from the given ones [C] by a mean square over `limit`."""
     channels = load_model(folder).network.features.channels
-    mean = torch.zeros(channels) if image_features is None else image_features
-    check = ChestCheck(mean, torch.ones(channels), torch.zeros(1, channels), limit, torch.ones(1))
+    mean = np.zeros(channels) if image_features is None else np.asarray(image_features)
+    check = ChestCheck(mean, np.ones(channels), np.zeros((1, channels)), limit, np.ones(1))
     path = Path(folder) / ARTEFACT
     description = json.loads(path.read_text())
     path.write_text(json.dumps({**description, "chest_check": check.to_dict()}))

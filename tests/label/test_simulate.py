@@ -70,7 +70,7 @@ def test_a_simulation_runs_once_and_its_results_are_written(phantoms, weights, t
     folder = tmp_path / "sparse"
     sparse = ["simulate", str(phantoms), str(folder), *arguments[3:-6], "--strategies", "varied,random", "--draws", "1"]
     main([*sparse, "--rounds", "3", "--every", "2"])
-    assert capsys.readouterr().out.count("| 1 | ") == 0
+    assert "\n| 1 | " not in capsys.readouterr().out
     rounds = json.loads((folder / "simulation.json").read_text())["rounds"]
     assert [row["round"] for row in rounds["random-0"]] == [row["round"] for row in rounds["varied-0"]] == [0, 2, 3]
     assert [row["labelled"] for row in rounds["random-0"]] == [1, 3, 4]

@@ -16,8 +16,8 @@ from monai_wscxr.label.archive.folder import FolderStudies
 from monai_wscxr.label.archive.studies import Refused, UnknownImage
 from monai_wscxr.label.workbench import Workbench
 from monai_wscxr.model.artefact import load_model
-from monai_wscxr.model.networks import anomaly_score
 from monai_wscxr.model.predictor import predict_files
+from monai_wscxr.model.scores import anomaly_score
 from monai_wscxr.system.atomic import DiskFullError
 from tests.helpers.chest_checks import refuse_unlike
 

@@ -9,8 +9,9 @@ import torch
 
 import monai_wscxr
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.artefact import ARTEFACT, WEIGHTS, load_model, save_model
+from monai_wscxr.model.artefact import load_model, save_model
 from monai_wscxr.model.chest_check import ChestCheck
+from monai_wscxr.model.description import ARTEFACT, WEIGHTS
 from tests.helpers.hostile import NO_FILES, WRONG, at, fields, with_wrong, within
 
 

@@ -1,148 +1,16 @@
-"""The discriminator, the network from image to patch scores, and Eq. 8 with its map."""
+"""The discriminator, the network from image to patch scores, and Eq. 8."""
 
-import math
 import warnings
 
-import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import create_backbone
 from monai_wscxr.features.patches import PatchFeatures, to_rows
-from monai_wscxr.model.networks import (
-    Discriminator,
-    EpochScores,
-    WSCXRNet,
-    anomaly_map,
-    anomaly_score,
-    image_scores,
-    without_mean,
-)
+from monai_wscxr.model.networks import Discriminator, EpochScores, WSCXRNet, image_scores, without_mean
+from monai_wscxr.model.scores import anomaly_score
 from monai_wscxr.model.whitening import NormalWhitening
-
-
-def naive_map(scores, size, sigma):
-    """Upsample and smooth one [h, w] list of lists in float64 loops: bilinear, then a Gaussian with mirrored borders."""
-    h, w = len(scores), len(scores[0])
-    height, width = size
-
-    def sample(y, x):
-        v = min(max((y + 0.5) * h / height - 0.5, 0), h - 1)
-        u = min(max((x + 0.5) * w / width - 0.5, 0), w - 1)
-        y0, x0 = int(v), int(u)
-        y1, x1 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
-        top = scores[y0][x0] * (1 - u + x0) + scores[y0][x1] * (u - x0)
-        bottom = scores[y1][x0] * (1 - u + x0) + scores[y1][x1] * (u - x0)
-        return top * (1 - v + y0) + bottom * (v - y0)
-
-    def mirror(i, n):  # ... 2 1 | 0 1 2 ... n-1 | n-2 n-3 ...
-        i = abs(i)
-        return 2 * (n - 1) - i if i > n - 1 else i
-
-    up = [[sample(y, x) for x in range(width)] for y in range(height)]
-    radius = min(math.ceil(4 * sigma), min(size) - 1)
-    if sigma == 0 or radius < 1:
-        return up
-    weights = [math.exp(-(d**2) / (2 * sigma**2)) for d in range(-radius, radius + 1)]
-    total = math.fsum(weights)
-    rows = [
-        [
-            sum(weights[d + radius] * up[y][mirror(x + d, width)] for d in range(-radius, radius + 1)) / total
-            for x in range(width)
-        ]
-        for y in range(height)
-    ]
-    return [
-        [
-            sum(weights[d + radius] * rows[mirror(y + d, height)][x] for d in range(-radius, radius + 1)) / total
-            for x in range(width)
-        ]
-        for y in range(height)
-    ]
-
-
-def score_maps():
-    g = torch.Generator().manual_seed(0)
-    normal = torch.randn(2, 1, 3, 4, generator=g)
-    corner = torch.zeros(1, 1, 4, 4)
-    corner[0, 0, 0, 3] = 1
-    return {
-        "random": normal,
-        "tied": torch.randint(0, 2, (1, 1, 4, 4), generator=g).float(),
-        "constant": torch.full((1, 1, 3, 3), -2.3),
-        "huge": 1e30 * normal,
-        "tiny": 1e-30 * normal,
-        "corner": corner,
-        "one patch": torch.tensor([[[[1.7]]]]),
-    }
-
-
-@pytest.mark.parametrize(
-    ("size", "sigma"), [((12, 12), 1.0), ((9, 14), 0.7), ((8, 8), 4.0), ((11, 13), 0.0), ((1, 6), 1.0)]
-)
-@pytest.mark.parametrize("name", score_maps())
-def test_map_is_bilinear_then_gaussian_with_mirrored_borders(name, size, sigma):
-    scores = score_maps()[name]
-    result = anomaly_map(scores, size, sigma)
-    expected = torch.tensor([[naive_map(s[0].tolist(), size, sigma)] for s in scores.double()], dtype=torch.float64)
-    assert result.shape == expected.shape
-    assert float((result.double() - expected).abs().max()) <= 1e-5 * float(scores.abs().max())
-
-
-def test_map_is_that_of_filtering_the_whole_picture():
-    """The published steps, computed by scipy in float64, at the sizes of the default model."""
-    scores = torch.randn(3, 1, 10, 10, generator=torch.Generator().manual_seed(1))
-    result = anomaly_map(scores, (320, 320), 4.0)
-    for given, found in zip(scores[:, 0].double().numpy(), result[:, 0].numpy(), strict=True):
-        centre = np.clip((np.arange(320) + 0.5) * 10 / 320 - 0.5, 0, 9)
-        large = ndimage.map_coordinates(given, np.meshgrid(centre, centre, indexing="ij"), order=1)
-        expected = ndimage.gaussian_filter(large, 4.0, mode="mirror", radius=16)
-        np.testing.assert_allclose(found, expected, atol=2e-6)
-
-
-def test_map_takes_gradients_after_inference_mode():
-    """The matrices are cached between calls, and autograd refuses tensors made in inference mode."""
-    with torch.inference_mode():
-        anomaly_map(torch.ones(1, 1, 5, 7), (33, 35), 1.5)
-    scores = torch.randn(1, 1, 5, 7, requires_grad=True)
-    anomaly_map(scores, (33, 35), 1.5).sum().backward()
-    assert float(scores.grad.sum()) == pytest.approx(33 * 35, rel=1e-4)
-
-
-@pytest.mark.parametrize("sigma", [0.0, 0.5, 4.0, 50.0])
-def test_constant_map_stays_constant_to_the_border(sigma):
-    result = anomaly_map(torch.full((1, 1, 2, 2), 5.0), (32, 32), sigma)
-    assert float((result - 5).abs().max()) < 1e-5
-
-
-def test_published_size_and_width():
-    scores = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    result = anomaly_map(scores, (256, 256))
-    assert result.shape == (1, 1, 256, 256)
-    assert float(result.max()) < float(scores.max())
-    assert torch.equal(result, anomaly_map(scores, (256, 256), 4.0))
-
-
-def test_score_is_the_maximum_before_upsampling():
-    scores = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
-    naive = [[max(v for row in image for v in row) for image in epochs] for epochs in scores.tolist()]
-    assert anomaly_score(scores).tolist() == naive
-    peak = torch.zeros(1, 1, 4, 4)
-    peak[0, 0, 1, 2] = 1
-    assert float(anomaly_score(peak)) == 1.0
-    assert float(anomaly_map(peak, (32, 32)).max()) < 0.9
-    assert float(anomaly_score(torch.full((1, 1, 2, 2), -3.0))) == -3.0
-
-
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.25, 0.5, 1.0])
-def test_score_is_the_mean_of_the_highest_patches(share):
-    scores = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
-    count = max(1, round(share * 20))
-    naive = [[sum(sorted(v for row in e for v in row)[-count:]) / count for e in image] for image in scores.tolist()]
-    torch.testing.assert_close(anomaly_score(scores, share), torch.tensor(naive))
-    assert float(anomaly_score(torch.full((1, 1, 1, 1), 2.5), share)) == 2.5
 
 
 def test_distance_is_added_in_evaluation_mode_only():
@@ -273,7 +141,7 @@ def test_scores_from_features_are_those_from_images(make_features, share):
     image = torch.randn(5, 3, 64, 64)
     with torch.no_grad():
         known = features(image)
-        expected = anomaly_score(network(image), share)
+        expected = torch.from_numpy(anomaly_score(network(image), share))
     torch.testing.assert_close(image_scores(network.patch_scores, known, share, batch_size=2), expected)
     epochs = EpochScores(network, discriminators).eval()
     both = image_scores(epochs.patch_scores, known, share, batch_size=2)

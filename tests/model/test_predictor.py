@@ -10,8 +10,9 @@ import torch
 from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import load_model
-from monai_wscxr.model.networks import anomaly_map
-from monai_wscxr.model.predictor import Prediction, collate, in_order, predict_files, to_map, to_prediction
+from monai_wscxr.model.predictions import Prediction, in_order, to_map, to_prediction
+from monai_wscxr.model.predictor import collate, predict_files
+from monai_wscxr.model.scores import anomaly_map
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_map_has_the_size_of_the_preprocessed_image(model):
     result = to_map(model, prediction)
     assert result.shape == (64, 64)
     assert result.dtype == np.float32
-    assert np.array_equal(result, anomaly_map(scores[None, None], (64, 64), 2.0)[0, 0].numpy())
+    assert np.array_equal(result, anomaly_map(scores[None, None], (64, 64), 2.0)[0, 0])
     assert not np.array_equal(result, to_map(replace(model, map_sigma=0.0), prediction))
 
 

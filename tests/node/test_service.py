@@ -14,11 +14,11 @@ from PIL import Image
 
 from monai_wscxr.commands.main import create_parser
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.artefact import load_model
 from monai_wscxr.node import serve, service
 from monai_wscxr.node.batching import Batcher
 from monai_wscxr.node.serve import ServiceOptions, TimedProtocol, read_token
 from monai_wscxr.node.service import Door, Service, create_application
+from monai_wscxr.prediction.network import open_network
 from monai_wscxr.prediction.scoring import Scorer
 from tests.helpers.dicom_peers import PATIENT, dx
 from tests.helpers.serving import Client, free_port
@@ -29,7 +29,7 @@ LARGEST = 1 << 20
 
 @pytest.fixture(scope="module")
 def scorer(model):
-    with_model = Scorer(load_model(model), 1, preload=["monai_wscxr.node.results"])
+    with_model = Scorer(open_network(model), 1, preload=["monai_wscxr.node.results"])
     yield with_model
     with_model.close()
 

@@ -24,7 +24,8 @@ from monai_wscxr.data.radiograph.base import GATES
 from monai_wscxr.data.transforms import radiograph_transforms
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import load_model
-from monai_wscxr.model.predictor import predict_files, to_map
+from monai_wscxr.model.predictions import to_map
+from monai_wscxr.model.predictor import predict_files
 from monai_wscxr.prediction import tasks
 from monai_wscxr.prediction.journal import NAME as JOURNAL
 from monai_wscxr.prediction.options import Options

@@ -5,14 +5,14 @@ import pytest
 from PIL import Image
 
 from monai_wscxr.data.radiograph.base import RadiographError
-from monai_wscxr.model.artefact import load_model
+from monai_wscxr.prediction.network import open_network
 from monai_wscxr.prediction.scoring import Score, Scorer
 
 
 @pytest.fixture
 def scorer(make_model, tmp_path):
     make_model(tmp_path / "model")
-    made = Scorer(load_model(tmp_path / "model"), 1)
+    made = Scorer(open_network(tmp_path / "model"), 1)
     yield made
     made.close()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from monai_wscxr.model.calibration import calibrate
-from monai_wscxr.model.predictor import Prediction
+from monai_wscxr.model.predictions import Prediction
 from monai_wscxr.report.predictions import COLUMNS, escape_cell, unescape_cell, write_predictions
 
 CALIBRATION = calibrate([0.1 * i for i in range(19)])

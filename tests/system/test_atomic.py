@@ -20,17 +20,15 @@ from monai_wscxr.system.atomic import (
     DiskFullError,
     as_disk_full,
     full_disk,
-    load_sealed,
     missing_text,
     remove_partials,
     replacing,
     require_space,
-    save_sealed,
-    torch_bytes,
     write_bytes_atomic,
     write_text_atomic,
     write_together,
 )
+from monai_wscxr.system.sealed import load_sealed, save_sealed, torch_bytes
 
 
 def names(folder):

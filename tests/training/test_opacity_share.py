@@ -10,7 +10,7 @@ from monai_wscxr.data import Preprocessing, training_split
 from monai_wscxr.errors import InputError
 from monai_wscxr.features import PatchExtractor
 from monai_wscxr.model import Discriminator, NormalWhitening
-from monai_wscxr.model.networks import anomaly_score
+from monai_wscxr.model.scores import anomaly_score
 from monai_wscxr.training import BankOptions, NormalsOnlyHandler, OpacityHandler, prepare_banks
 from monai_wscxr.training.distance import opacity_share, weigh_opacity, weigh_opacity_map
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from monai_wscxr.errors import InputError
-from monai_wscxr.model.artefact import ARTEFACT
+from monai_wscxr.model.description import ARTEFACT
 from monai_wscxr.system.atomic import DiskFullError
 from monai_wscxr.training.run_folder import SETTINGS, RunFolder, epoch_discriminators
 

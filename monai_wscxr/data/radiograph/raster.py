@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageFile
 
 from monai_wscxr.data.radiograph import whole
@@ -25,6 +24,7 @@ from monai_wscxr.data.radiograph.bits import check_byte_order
 
 _ORIENTATION_TAG = 0x0112
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+_COLOUR, _GREY_ALPHA = 2, 4  # colour types of PNG
 _TIFF_COMPRESSIONS = {1: "none", 5: "LZW", 8: "deflate", 32773: "PackBits", 32946: "deflate"}
 _truncation_lock = threading.Lock()
 
@@ -164,11 +164,14 @@ def _grey(image: Image.Image, content: bytes) -> tuple[np.ndarray, str]:
 
 def _grey_16(content: bytes) -> np.ndarray:
     """Return the grey values of a 16-bit PNG with alpha or colour, of which Pillow keeps only the upper 8 bits."""
-    from torchvision.io import ImageReadMode, decode_png  # slow to import, and such files are rare
-
-    data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    channels = decode_png(data, ImageReadMode.UNCHANGED).numpy()
-    red, *others = channels[:3] if len(channels) > 2 else channels[:1]
+    if content[25] == _GREY_ALPHA:  # Pillow opens it as RGBA, whose four bytes take the four of a pixel
+        both = _unpacked(content, "RGBA").astype(np.uint16)
+        channels = [both[..., 0] << 8 | both[..., 1]]
+    else:
+        mode = "RGB" if content[25] == _COLOUR else "RGBA"
+        upper, lower = (_unpacked(content, f"{mode};16{order}").astype(np.uint16) for order in "BL")
+        channels = list((upper << 8 | lower)[..., :3].transpose(2, 0, 1))
+    red, *others = channels
     if any(not np.array_equal(red, other) for other in others):
         mixed = np.zeros(red.shape, dtype=np.float32)
         for weight, channel in zip(_LUMINANCE, (red, *others), strict=True):
@@ -176,6 +179,13 @@ def _grey_16(content: bytes) -> np.ndarray:
         return mixed
     check_byte_order(red)
     return red.astype(np.float32) / np.float32(65535)
+
+
+def _unpacked(content: bytes, order: str) -> np.ndarray:
+    """Decode a PNG, with the bytes of each pixel taken in another order (Pillow's raw modes): uint8 [H, W, channels]."""
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        image.tile = [(*image.tile[0][:3], order)]  # type: ignore[list-item]
+        return np.asarray(image)
 
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from monai_wscxr.evaluation import metrics
 from monai_wscxr.evaluation.operating_points import operating_figures
 from monai_wscxr.features.extraction import PatchExtractor
 from monai_wscxr.model.calibration import Calibration, calibrate
-from monai_wscxr.model.predictor import Prediction, in_order
+from monai_wscxr.model.predictions import Prediction, in_order
 from monai_wscxr.report.predictions import write_predictions
 from monai_wscxr.system.atomic import write_text_atomic
 from monai_wscxr.training.run_folder import RunFolder

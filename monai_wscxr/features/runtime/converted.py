@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import Backbone, weights_hash
 from monai_wscxr.features.patches import PatchFeatures
-from monai_wscxr.features.runtime.base import JoinedLayers, Runtime, RuntimeUnusableError
+from monai_wscxr.features.runtime.base import Runtime, RuntimeUnusableError
 from monai_wscxr.features.runtime.onnx_runtime import OnnxRuntime
 from monai_wscxr.features.runtime.openvino_runtime import OpenVINORuntime
-from monai_wscxr.features.runtime.torch_runtime import TorchRuntime
+from monai_wscxr.features.runtime.torch_runtime import JoinedLayers, TorchRuntime
 from monai_wscxr.system.atomic import write_together
 
 logger = logging.getLogger(__name__)

@@ -7,28 +7,38 @@ import importlib.util
 import io
 import platform
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from monai_wscxr.features.runtime.base import RuntimeUnusableError
+from monai_wscxr.features.runtime.sessions import OnnxSession, import_onnxruntime
 
-_PACKAGES = ("onnxruntime", "onnx", "onnxscript")  # the last two convert
+_CONVERTING = ("onnx", "onnxscript")
 
 
-def _import() -> Any:
-    missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
+def export_onnx(network: nn.Module, image: Tensor) -> bytes:
+    """Return the ONNX file of a network that takes images of this shape.
+
+    Raises:
+        RuntimeUnusableError: when the packages that convert are not installed, or the network cannot be exported.
+    """
+    missing = [package for package in _CONVERTING if importlib.util.find_spec(package) is None]
     if missing:
         raise RuntimeUnusableError(
-            f"the runtime onnxruntime is not installed ({', '.join(missing)} missing): pip install "
-            "'monai-wscxr[onnxruntime]', or choose --runtime auto or torch"
+            f"conversion to ONNX needs packages that are not installed ({', '.join(missing)}): pip install "
+            "'monai-wscxr[onnxruntime]'"
         )
-    import onnxruntime
-
-    if hasattr(onnxruntime, "disable_telemetry_events"):
-        onnxruntime.disable_telemetry_events()
-    return onnxruntime
+    try:
+        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+            program = torch.onnx.export(network, (image,), dynamo=True, verbose=False)
+        assert program is not None
+        return bytes(program.model_proto.SerializeToString())
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises errors of many types for what it does not export
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}"
+        raise RuntimeUnusableError(f"the network cannot be converted to ONNX ({reason})") from error
 
 
 class OnnxRuntime:
@@ -46,23 +56,17 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, files: Mapping[str, bytes], precision: str = "float32", threads: int | None = None) -> None:
-        library = _import()
-        self.version = self.installed_version()
         if precision != "float32":
             raise RuntimeUnusableError(
                 f"the runtime onnxruntime computes in float32, not in {precision}; choose --runtime openvino or torch"
             )
-        options = library.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = library.InferenceSession(files["network.onnx"], options, providers=["CPUExecutionProvider"])
-        (self._input,) = self._session.get_inputs()
-        self.shape = tuple(self._input.shape)
+        self._session = OnnxSession(files["network.onnx"])
+        self.version, self.shape = self._session.version, self._session.shape
 
     @staticmethod
     def installed_version() -> str:
         """Return the version of ONNX Runtime, or raise `RuntimeUnusableError` when it is not installed."""
-        return str(_import().__version__)
+        return str(import_onnxruntime().__version__)
 
     @staticmethod
     def machine() -> str:
@@ -76,21 +80,11 @@ class OnnxRuntime:
         Raises:
             RuntimeUnusableError: when it cannot be exported.
         """
-        _import()
-        try:
-            with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
-                program = torch.onnx.export(network, (image,), dynamo=True, verbose=False)
-            assert program is not None
-            return {"network.onnx": program.model_proto.SerializeToString()}
-        except MemoryError:
-            raise
-        except Exception as error:  # torch raises errors of many types for what it does not export
-            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}"
-            raise RuntimeUnusableError(f"the runtime onnxruntime does not take the network ({reason})") from error
+        return {"network.onnx": export_onnx(network, image)}
 
     def __call__(self, image: Tensor) -> Tensor:
         """Return phi(x) [B, C, h, w] of images [B, 3 or 1, H, W]; they pass one by one."""
         if tuple(image.shape[1:]) != self.shape[1:]:
             raise ValueError(f"the converted network takes images {self.shape[1:]}, got {tuple(image.shape[1:])}")
         parts = image.float().contiguous().split(1)
-        return torch.cat([torch.from_numpy(self._session.run(None, {self._input.name: p.numpy()})[0]) for p in parts])
+        return torch.cat([torch.from_numpy(self._session(part.numpy())[0]) for part in parts])

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
-import threading
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from monai_wscxr.features.runtime.base import RuntimeUnusableError
-
-_TELEMETRY = "openvino_telemetry"
-# The first inference of a process builds OpenVINO's table of types, which takes and releases Python's lock. Two threads that do
-# so at once may wait for each other forever, so every runtime makes one inference before threads get it.
-_first_inference = threading.Lock()
-_HINTS = {"float32": "f32", "bfloat16": "bf16"}
-
-
-def import_openvino() -> Any:
-    """Import OpenVINO without its telemetry.
-
-    The import alone would report the installation to Google Analytics and create ~/intel; a missing telemetry package is an
-    intended case of OpenVINO's.
-
-    Raises:
-        RuntimeUnusableError: when it is not installed.
-    """
-    blocked = "openvino" not in sys.modules and _TELEMETRY not in sys.modules
-    if blocked:
-        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # what Python itself writes for "not there"
-    try:
-        import openvino
-    except ImportError as error:
-        raise RuntimeUnusableError(
-            "the runtime openvino is not installed: pip install 'monai-wscxr[openvino]', or choose --runtime auto or torch"
-        ) from error
-    finally:
-        if blocked:
-            del sys.modules[_TELEMETRY]
-    return openvino
+from monai_wscxr.features.runtime.sessions import OpenVINOSession, import_openvino
 
 
 class OpenVINORuntime:
     """A converted network that OpenVINO executes, see `Runtime`.
-
-    There are as many streams of one thread as torch has threads, and threads are not bound to cores: several processes on a
-    machine would be bound to the same ones. Buffers are kept for as many images as were in flight at a time.
 
     Args:
         files: the converted network, as of `convert`.
@@ -65,29 +28,9 @@ class OpenVINORuntime:
     name = "openvino"
 
     def __init__(self, files: Mapping[str, bytes], precision: str = "float32", threads: int | None = None) -> None:
-        openvino = import_openvino()
-        self.version = self.installed_version()
         streams = torch.get_num_threads() if threads is None else threads
-        core = openvino.Core()
-        if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise RuntimeUnusableError(
-                "this processor has no bfloat16 instructions that the runtime openvino uses; choose --precision float32"
-            )
-        model = core.read_model(files["network.xml"], files["network.bin"])
-        self.shape = tuple(model.input(0).shape)
-        self._compiled = core.compile_model(
-            model,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": _HINTS[precision],
-                "NUM_STREAMS": streams,
-                "INFERENCE_NUM_THREADS": streams,
-                "ENABLE_CPU_PINNING": False,
-            },
-        )
-        self._idle: deque[Any] = deque()  # requests, which hold the buffers; append and pop are atomic
-        with _first_inference:
-            self._one(torch.zeros(1, *self.shape[1:]))
+        self._session = OpenVINOSession((files["network.xml"], files["network.bin"]), precision, streams)
+        self.version, self.shape = self._session.version, self._session.shape
 
     @staticmethod
     def installed_version() -> str:
@@ -139,18 +82,8 @@ class OpenVINORuntime:
         """Return phi(x) [B, C, h, w] of images [B, 3 or 1, H, W]; they pass one by one."""
         if tuple(image.shape[1:]) != self.shape[1:]:
             raise ValueError(f"the converted network takes images {self.shape[1:]}, got {tuple(image.shape[1:])}")
-        return torch.cat([self._one(part) for part in image.float().contiguous().split(1)])
-
-    def _one(self, image: Tensor) -> Tensor:
-        try:
-            request = self._idle.pop()
-        except IndexError:
-            request = self._compiled.create_infer_request()
-        try:
-            found = request.infer([image.numpy()], share_inputs=True, share_outputs=True)[0]
-            return torch.from_numpy(np.array(found))  # a copy, because the next image overwrites the buffer
-        finally:
-            self._idle.append(request)
+        parts = image.float().contiguous().split(1)
+        return torch.cat([torch.from_numpy(self._session(part.numpy())[0]) for part in parts])
 
 
 def _reason(error: Exception) -> str:

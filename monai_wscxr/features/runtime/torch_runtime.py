@@ -13,10 +13,27 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from monai_wscxr.errors import InputError
 from monai_wscxr.features.backbones import Backbone
 from monai_wscxr.features.parallel import one_thread
+from monai_wscxr.features.patches import PatchFeatures
 
 logger = logging.getLogger(__name__)
 
 _FOLDED_ERROR = 1e-4  # relative; folding is exact up to rounding, so a larger difference means that it does not apply
+
+
+class JoinedLayers(nn.Module):
+    """The part of the patch features that a runtime executes: the backbone, and its layers joined to phi(x) (before Eq. 1).
+
+    Args:
+        features: patch features.
+    """
+
+    def __init__(self, features: PatchFeatures) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return phi(x) [B, C, h, w] of images [B, 3 or 1, H, W]."""
+        return self.features.align(self.features.backbone(image))
 
 
 class TorchRuntime(nn.Module):
