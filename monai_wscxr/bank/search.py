@@ -101,15 +101,17 @@ def _farthest_of_many(
 ) -> tuple[Tensor, Tensor]:
     """Do what `farthest` does, in two passes over the bank of which the second has few queries.
 
-    Distances to the nearest row only fall while the bank is read. After a small part of it, the queries that are farthest so far
-    are searched to the end; they are more than k, because some of them will turn out to be near. The k-th largest of their
-    distances is a lower bound of what is kept, so a query that is nearer than that, then or at any later block, cannot be among
-    the k and is dropped. Strictly nearer, in the precision of the result: at the cut the lower index wins.
+    Distances to the nearest row only fall while the bank is read. After a small part of it, the queries that are farthest so
+    far are searched to the end; they are more than k, because some of them will turn out to be near. The k-th largest of their
+    distances is a lower bound of what is kept, so a query that is nearer than that, then or at any later block, cannot be
+    among the k and is dropped. Strictly nearer, in the precision of the result: at the cut the lower index wins.
     """
     first, end = row_share(bank.shape[0])
     middle = min(end, first + max(32, (end - first) // _FIRST_SHARE))
     squared, index = _least_over_processes(*_search(query, bank, first, middle, memory, progress))
-    leaders = 2 * k if 5 * k <= len(query) else k + k // 2  # least work in simulations on radiographs, docs/performance.md
+    leaders = (
+        2 * k if 5 * k <= len(query) else k + k // 2
+    )  # least work in simulations on radiographs, docs/performance.md
     leading = torch.sort(squared, descending=True, stable=True).indices[:leaders].sort().values
     found = squared[leading], index[leading]
     lead = _least_over_processes(*_search(query[leading], bank, middle, end, memory, progress, found))[0].sqrt().float()
@@ -119,7 +121,9 @@ def _farthest_of_many(
     others[leading] = False
     rest = others.nonzero()[:, 0]
     found = squared[rest], index[rest]
-    left = _least_over_processes(*_search(query[rest], bank, middle, end, memory, progress, found, cut))[0].sqrt().float()
+    left = (
+        _least_over_processes(*_search(query[rest], bank, middle, end, memory, progress, found, cut))[0].sqrt().float()
+    )
 
     candidates, distance = torch.cat([leading, rest[left >= cut]]), torch.cat([lead, left[left >= cut]])
     candidates, by_index = candidates.sort()
