@@ -170,11 +170,13 @@ def header_patients(files: Iterable[str]) -> dict[str, str]:
     """Return digests of the patients in DICOM headers, by file; files of other formats and without a patient are missing.
 
     At most 1 MiB of each file is read, once in the life of the process as long as the file does not change. A progress bar
-    shows from 500 files on.
+    shows where 500 files or more have not been read before.
     """
     files = list(dict.fromkeys(files))
     found: dict[str, str] = {}
-    shown = len(files) >= _SHOWN_FROM
+    with _lock:
+        read = {file for file, *_ in _known}
+    shown = sum(file not in read for file in files) >= _SHOWN_FROM
     with quiet, progress_bar(len(files), "patients", shown) as bar, ThreadPoolExecutor(_THREADS) as pool:
         for file, patient in zip(files, pool.map(_header_patient, files), strict=True):
             bar.update()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from scipy.stats import binom
 
 from monai_wscxr.data.description import AGE_BANDS, UNKNOWN, findings_of_item, groups_of_items
 from monai_wscxr.evaluation.metrics import auroc
+from monai_wscxr.evaluation.resampling import number_patients, resample_patients
 from monai_wscxr.model.proportions import LEVEL, auroc_interval, effective_number, wilson_interval
 
 SPECIFICITIES = (0.90, 0.95)
@@ -32,7 +33,6 @@ FEWEST_ABOVE = 3
 OTHERS = "others"
 _MOST_ROWS = 20  # findings, or groups of one kind; the smallest beyond are joined
 _RESAMPLES = 1000
-_CELLS = 2_000_000  # resampled counts in memory at a time
 _AT_CUTS = tuple(f"sensitivity_{100 * wanted:.0f}" for wanted in SPECIFICITIES)
 
 
@@ -127,9 +127,7 @@ class _Judged:
     def __init__(self, items: Sequence[Mapping[str, Any]], scores: Sequence[float], threshold: float) -> None:
         self.abnormal = np.array([bool(item["label"]) for item in items])
         self.scores, self.threshold = np.asarray(scores, dtype=np.float64), threshold
-        keys = [str(item.get("patient") or item.get("file") or item["image"]) for item in items]
-        codes = {key: n for n, key in enumerate(dict.fromkeys(keys))}
-        self.patients = np.array([codes[key] for key in keys])
+        self.patients = number_patients(items)
         self.healthy = len(set(self.patients[~self.abnormal].tolist()))
         self.cuts = {wanted: cut_at(self.scores[~self.abnormal], wanted) for wanted in SPECIFICITIES}
 
@@ -197,7 +195,7 @@ class _Judged:
         ordered, ill = self.scores[normal], self.scores[abnormal]
         below = np.searchsorted(ordered, ill, "left"), np.searchsorted(ordered, ill, "right")
         parts: list[list[NDArray[np.float64]]] = [[] for _ in selections]
-        for counts in self._counts(resamples, seed):
+        for counts in resample_patients(self.abnormal, self.patients, resamples, seed):
             healthy, sick = counts[:, normal], counts[:, abnormal]  # [r, normal], [r, abnormal]
             cuts = [_resampled_cut(ordered, healthy, wanted) for wanted in SPECIFICITIES]
             found = [ill[None] > cut[:, None] for cut in cuts]
@@ -213,26 +211,6 @@ class _Judged:
                     shares = [(drawn * each).sum(1) / total for each in (np.where(drawn > 0, ranks[key], 0), *found)]
                 part.append(np.stack(shares, axis=1))
         return [np.concatenate(part) for part in parts]
-
-    def _counts(self, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-        """Yield how often each image occurs in each resample of the patients, [r, n], in several parts."""
-        generator = np.random.default_rng(seed)
-        patients = int(self.patients.max()) + 1
-        kinds = np.zeros(patients, dtype=np.int64)
-        np.bitwise_or.at(kinds, self.patients, np.where(self.abnormal, 2, 1))
-        strata = [np.flatnonzero(kinds == kind) for kind in (1, 2, 3)]
-        at_once = max(1, _CELLS // len(self.patients))
-        for start in range(0, resamples, at_once):
-            size = min(at_once, resamples - start)
-            rows = patients * np.arange(size)[:, None]
-            chosen = [
-                rows + members[generator.integers(len(members), size=(size, len(members)))]
-                for members in strata
-                if len(members)
-            ]
-            places = np.concatenate(chosen, axis=1).ravel()
-            drawn = np.bincount(places, minlength=size * patients).reshape(size, patients)
-            yield drawn[:, self.patients].astype(np.float64)
 
 
 def _resampled_cut(

@@ -143,7 +143,7 @@ def encoded_results(prediction: ImagePrediction, allow: Collection[str] = ()) ->
     if radiograph.format != "dicom":
         return results
     try:
-        from monai_wscxr.report import dicom
+        from monai_wscxr.report import dicom, dicom_header
     except ImportError as error:
         raise Refused("no_highdicom", "DICOM results need the package highdicom: pip install highdicom") from error
     calibration = prediction.model.calibration
@@ -160,7 +160,7 @@ def encoded_results(prediction: ImagePrediction, allow: Collection[str] = ()) ->
     try:
         with quiet:
             made = dicom.encode_results(str(prediction.file), radiograph.image, finding, datetime.datetime.now())
-    except dicom.HeaderError as error:
+    except dicom_header.HeaderError as error:
         raise Refused("header", f"the header of the image does not allow DICOM results: {error}") from error
     except Exception as error:  # headers fail in many ways, and an error message may quote them
         raise Refused(

@@ -41,12 +41,12 @@ def write_refusal(
     folder: str, stem: str, path: str, code: str, digest: str, model_sha256: str, received: float
 ) -> list[str] | tuple[str, str]:
     """Write the report of an image that has no score, see `report.dicom.encode_refusal`; arguments as above."""
-    from monai_wscxr.report import dicom
+    from monai_wscxr.report import dicom, dicom_header
 
     try:
         with quiet:
             made = dicom.encode_refusal(path, code, digest, model_sha256, _date(received))
-    except dicom.HeaderError as error:
+    except dicom_header.HeaderError as error:
         return error.code, str(error)
     except Exception as error:  # unusual headers fail in many ways, and the error's text may quote them
         return "header", f"the header of the image does not allow them ({type(error).__name__})"

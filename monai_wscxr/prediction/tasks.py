@@ -87,7 +87,7 @@ class Written:
         sizes: size of each file in bytes. Files are not synced one by one, which would dominate the run time; after a power
             failure their sizes tell which of them did not reach the disk.
         without_dicom: reason code and message when requested DICOM results could not be made; the code is one of
-            `report.dicom.REASONS`.
+            `report.dicom_header.REASONS`.
         instance, results: see `report.dicom.DicomResults`; "" for an image without DICOM results.
         seconds: time spent writing.
     """
@@ -250,7 +250,7 @@ def dicom_results(
     Returns:
         the results, or reason code and message when the header does not allow them.
     """
-    from monai_wscxr.report import dicom
+    from monai_wscxr.report import dicom, dicom_header
 
     assert _setup is not None
     model = _setup.model
@@ -269,7 +269,7 @@ def dicom_results(
     try:
         with quiet:
             return dicom.encode_results(path, image, finding, created)
-    except dicom.HeaderError as error:
+    except dicom_header.HeaderError as error:
         return error.code, str(error)
     except Exception as error:  # unusual headers fail in many ways, and the error's text may quote them
         return "header", f"the header of the image does not allow them ({type(error).__name__})"

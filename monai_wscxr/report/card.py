@@ -10,6 +10,7 @@ from typing import Any
 
 from monai_wscxr.errors import InputError
 from monai_wscxr.model.artefact import TrainedModel
+from monai_wscxr.report.figures import OPERATING_POINTS, figure_text
 
 PRIVATE_SETTINGS = ("dataset_dir",)
 """Settings of a run that name folders of the machine it ran on; neither a card nor a bundle holds them."""
@@ -172,10 +173,26 @@ def _figures(metrics: Mapping[str, Any] | None) -> str:
         "|---|---|---|",
     ]
     lines += [f"| {text} | {honest[key]:.3f} | {paper[key]:.3f} |" for key, text in _FIGURES.items()]
+    points = metrics.get("operating_points")
+    if points:
+        lines += [
+            "",
+            "| operating point | sensitivity | specificity | threshold |",
+            "|---|---|---|---|",
+            *(_operating_point(name, points[key]) for key, name, _ in OPERATING_POINTS),
+            "",
+            f"AUROC {figure_text(points['auroc'])}; in brackets 95 % intervals over {points['patients']} patients. The "
+            "thresholds for 90 and 95 % specificity were read off these test images. * Rests on few normal images.",
+        ]
     if pixel is not None:
         lines += ["", "| localisation, against lesion masks | |", "|---|---|"]
         lines += [f"| {text} | {pixel[key]:.3f} |" for key, text in _PIXEL_FIGURES.items()]
     return "\n".join(lines)
+
+
+def _operating_point(name: str, point: Mapping[str, Any]) -> str:
+    mark = "*" if point.get("few_normal") else ""
+    return f"| {name} | {figure_text(point['sensitivity'])}{mark} | {point['specificity']:.2f} | {point['threshold']:.4f} |"
 
 
 def _limits() -> str:

@@ -11,11 +11,12 @@ from typing import Any
 
 from monai_wscxr.report.case import MISSING, number_text
 
-_POINTS = (
+OPERATING_POINTS = (
     ("own", "the model's own threshold", "set without these images"),
     ("at_90", "90 % specificity", "threshold from the normal images of this evaluation"),
     ("at_95", "95 % specificity", "threshold from the normal images of this evaluation"),
 )
+"""Operating points in their order: key in the metrics, name, and where the threshold comes from."""
 _KINDS = {"sex": "Sex", "age": "Age in years", "view": "View", "site": "Site", "device": "Device"}
 _FEW = (
     '<p class="small">* says little: it rests on fewer than 10 patients, or its threshold on fewer than 3 patients above it. '
@@ -39,7 +40,7 @@ def operating_points(metrics: Mapping[str, Any]) -> str:
         f'<tr><th scope="row">{name}<span class="small">{escape(source)}</span></th>'
         f"{_cell(points[key]['sensitivity'], points[key].get('few_normal', False))}"
         f"<td>{points[key]['specificity']:.2f}</td><td>{number_text(points[key]['threshold'])}</td></tr>"
-        for key, name, source in _POINTS
+        for key, name, source in OPERATING_POINTS
     )
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("Sensitivity", "Specificity", "Threshold"))
     return (

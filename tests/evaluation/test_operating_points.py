@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from monai_wscxr.evaluation.operating_points import FEWEST_PATIENTS, _Judged, cut_at, operating_figures
+from monai_wscxr.evaluation.resampling import resample_patients
 from monai_wscxr.experiments.protocol.metrics import sensitivity_at
 
 
@@ -45,7 +46,9 @@ def test_every_resample_is_that_of_the_repeated_images(ties):
     selections = [(~several.abnormal, several.abnormal), (~several.abnormal & half, several.abnormal & half)]
     found = several.resampled(selections, 5, seed=3)
     values = np.array(scores)
-    for r, counts in enumerate(np.concatenate(list(several._counts(5, 3))).astype(int)):
+    for r, counts in enumerate(
+        np.concatenate(list(resample_patients(several.abnormal, several.patients, 5, 3))).astype(int)
+    ):
         for (normal, abnormal), rows in zip(selections, found, strict=True):
             healthy, ill = (np.repeat(values[mask], counts[mask]) for mask in (normal, abnormal))
             labels = np.repeat([0, 1], [len(healthy), len(ill)])

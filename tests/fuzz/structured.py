@@ -162,7 +162,7 @@ def _remove(place: Path) -> None:
 
 def _count(out: Path, names: list[str], tally: Tally, codes: tuple[str, ...], dicom: bool) -> None:
     from monai_wscxr.prediction.inputs import shown
-    from monai_wscxr.report.dicom import REASONS
+    from monai_wscxr.report.dicom_header import REASONS
     from monai_wscxr.report.predictions import unescape_cell
 
     with open(out / "predictions.csv", newline="", encoding="utf-8") as file:

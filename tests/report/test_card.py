@@ -77,6 +77,18 @@ def test_it_names_no_file_and_no_folder(model):
         assert private not in card
 
 
+def test_it_shows_the_operating_points_with_their_intervals(model):
+    sensitivity = {"value": 0.7, "low": 0.6123, "high": 0.8}
+    point = {"sensitivity": sensitivity, "specificity": 0.9, "threshold": 1.5, "few_normal": True}
+    points = {"auroc": {"value": 0.91, "low": 0.85, "high": 0.95}, "patients": 61, "at_90": point}
+    points |= {"own": {**point, "few_normal": False}, "at_95": {**point, "sensitivity": None}}
+    card = model_card(model, figures(model.sha256) | {"operating_points": points})
+    assert "| the model's own threshold | 0.70 [0.61, 0.80] | 0.90 | 1.5000 |" in card
+    assert "| 90 % specificity | 0.70 [0.61, 0.80]* | 0.90 | 1.5000 |" in card
+    assert "| 95 % specificity | n/a* |" in card
+    assert "AUROC 0.91 [0.85, 0.95]; in brackets 95 % intervals over 61 patients" in card
+
+
 def test_its_promises_are_those_of_the_calibration(model):
     card = model_card(model)
     assert f"exceeds {model.calibration.threshold:.4f}: {model.calibration.rate_text}" in card

@@ -24,7 +24,7 @@ from pydicom.uid import (
 from monai_wscxr.model.calibration import ColourScale
 
 hd = pytest.importorskip("highdicom", reason="the extra dicom is not installed")
-from monai_wscxr.report import dicom  # noqa: E402 - needs highdicom
+from monai_wscxr.report import dicom, dicom_header  # noqa: E402 - needs highdicom
 
 BEGAN = datetime.datetime(2026, 3, 4, 5, 6, 7)
 KINDS = {"overlay", "map", "regions", "report"}
@@ -118,7 +118,7 @@ def test_results_of_rg1_are_valid(finding, tmp_path):
 
 def test_maps_read_back_equal(source, image, finding):
     results = dicom.encode_results(source(), image, finding, BEGAN).objects
-    values = dicom.map_of_image(dicom.read_source(source()), finding)
+    values = dicom.map_of_image(dicom_header.read_source(source()), finding)
     assert values.shape == (90, 70)
     expected = np.rint(255 * finding.scale.position(values))
     read = decoded(results)
@@ -204,14 +204,14 @@ def test_only_what_files_a_result_is_taken_over(source, image, finding):
 @pytest.mark.filterwarnings("ignore")
 def test_entries_out_of_form_are_left_empty_and_missing_uids_refused(source, image, finding, tmp_path):
     for time_of_day in ("10", "1011", "101112", "101112.5"):
-        assert dicom.read_source(source(StudyTime=time_of_day)).StudyTime == time_of_day
+        assert dicom_header.read_source(source(StudyTime=time_of_day)).StudyTime == time_of_day
     odd = source(PatientSex="X", StudyDate="20190230", StudyTime="256000", InstanceNumber=0)
     results = dicom.encode_results(odd, image, finding, BEGAN).objects
     for ds in decoded(results).values():
         assert (ds.PatientSex, ds.StudyDate, ds.StudyTime, ds.PatientID) == ("", "", "", "Q%7&4711")
     assert check_with_dciodvfy(results, tmp_path) == []
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
-        with pytest.raises(dicom.HeaderError, match=name) as refused:
+        with pytest.raises(dicom_header.HeaderError, match=name) as refused:
             dicom.encode_results(source(**{name: None}), image, finding, BEGAN)
         assert refused.value.code == "invalid_uid"
 
@@ -237,10 +237,10 @@ def test_entries_out_of_form_are_left_empty_and_missing_uids_refused(source, ima
 )
 def test_identity_that_cannot_be_copied_unchanged_gives_no_results(source, image, finding, name, value, code):
     elements = {name: value, "SpecificCharacterSet": "ISO_IR 192"}
-    with pytest.raises(dicom.HeaderError, match=name) as refused:
+    with pytest.raises(dicom_header.HeaderError, match=name) as refused:
         dicom.encode_results(source(**elements), image, finding, BEGAN)
     assert refused.value.code == code
-    assert code in dicom.REASONS
+    assert code in dicom_header.REASONS
     for text in [value] if isinstance(value, str) else value:
         assert len(text) < 3 or text not in str(refused.value)
 

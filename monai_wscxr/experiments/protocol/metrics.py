@@ -13,6 +13,7 @@ from sklearn.metrics import roc_curve
 
 from monai_wscxr.evaluation.epochs import candidate_epochs
 from monai_wscxr.evaluation.metrics import at_threshold, auroc, honest_metrics, paper_metrics
+from monai_wscxr.evaluation.resampling import resample_patients
 from monai_wscxr.model.calibration import calibrate
 
 SPECIFICITIES = (0.90, 0.95)
@@ -137,24 +138,25 @@ def finding_metrics(
 
 
 class Bootstrap:
-    """Stratified resamples of the test images, the same for all cells.
+    """Resamples of the patients of the test images, the same for all cells.
 
     Args:
         labels: labels of the test images.
+        patients: number of the patient of each, see `number_patients`.
         resamples: number of resamples.
         seed: seed of the resamples.
 
     Attributes:
-        normal: [resamples, n] float64, share of each normal image in each resample.
+        normal: [resamples, n] float64, how often each normal image occurs in each resample.
         abnormal: the same of the abnormal images.
     """
 
-    def __init__(self, labels: Sequence[int], resamples: int = 1000, seed: int = 0) -> None:
+    def __init__(
+        self, labels: Sequence[int], patients: NDArray[np.int64], resamples: int = 1000, seed: int = 0
+    ) -> None:
         self.labels = np.asarray(labels).astype(bool)
-        random = np.random.default_rng(seed)
-        sizes = (int((~self.labels).sum()), int(self.labels.sum()))
-        self.normal, self.abnormal = (random.multinomial(n, [1 / n] * n, size=resamples) / n for n in sizes)
-        self.sizes = sizes
+        counts = np.concatenate(list(resample_patients(self.labels, patients, resamples, seed)))
+        self.normal, self.abnormal = counts[:, ~self.labels], counts[:, self.labels]
 
     def metrics(
         self, scores: Sequence[float], threshold: float, cuts: Mapping[str, float]
@@ -169,18 +171,16 @@ class Bootstrap:
         s = np.asarray(scores, dtype=np.float64)
         normal, abnormal = s[~self.labels], s[self.labels]
         above = (abnormal[:, None] > normal) + 0.5 * (abnormal[:, None] == normal)
-        specificity = self.normal @ (normal <= threshold)
-        sensitivity = self.abnormal @ (abnormal > threshold)
-        negatives, positives = self.sizes
-        true_positive, false_positive = sensitivity * positives, (1 - specificity) * negatives
+        negatives, positives = self.normal.sum(axis=1), self.abnormal.sum(axis=1)
+        true_positive, true_negative = self.abnormal @ (abnormal > threshold), self.normal @ (normal <= threshold)
         found = {
-            "auroc": ((self.abnormal @ above) * self.normal).sum(axis=1),
-            "accuracy": (true_positive + specificity * negatives) / (positives + negatives),
-            "f1": 2 * true_positive / np.maximum(true_positive + false_positive + positives, 1e-12),
-            "sensitivity": sensitivity,
-            "specificity": specificity,
+            "auroc": ((self.abnormal @ above) * self.normal).sum(axis=1) / (positives * negatives),
+            "accuracy": (true_positive + true_negative) / (positives + negatives),
+            "f1": 2 * true_positive / np.maximum(true_positive + negatives - true_negative + positives, 1e-12),
+            "sensitivity": true_positive / positives,
+            "specificity": true_negative / negatives,
         }
-        return {**found, **{name: self.abnormal @ (abnormal > cut) for name, cut in cuts.items()}}
+        return {**found, **{name: self.abnormal @ (abnormal > cut) / positives for name, cut in cuts.items()}}
 
 
 def interval(values: NDArray, level: float = 0.95) -> tuple[float, float]:

@@ -11,6 +11,9 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from monai_wscxr.experiments.protocol.metrics import (
     BY_FINDING,
     HONEST,
@@ -52,6 +55,7 @@ def write_tables(
     table: str,
     results: Sequence[dict[str, Any]],
     labels: Sequence[int],
+    patients: NDArray[np.int64],
     findings: Sequence[Sequence[str]],
     record: dict[str, Any],
 ) -> Path:
@@ -62,13 +66,14 @@ def write_tables(
         table: "table1" or "table2".
         results: results of all cells.
         labels: labels of the test images, in the order of the cells' scores.
+        patients: number of the patient of each of them.
         findings: findings of each of them, none of a normal one.
         record: command, versions and settings of the run.
 
     Returns:
         Path of the Markdown file.
     """
-    bootstrap = Bootstrap(labels)
+    bootstrap = Bootstrap(labels, patients)
     grouped: dict[Key, list[dict[str, Any]]] = {}
     for result in results:
         grouped.setdefault((result["variant"] or result["method"], result["k"]), []).append(result)
@@ -140,7 +145,7 @@ def markdown(
         f"{record['k'][-1]} means up to {record['k'][-1] * len(classes)} abnormal images. Methods with k `-` learn from "
         f"normal images only. {labels.count(0)} normal and {labels.count(1)} abnormal test images; "
         f"mean over {record['seeds']} seeds ± standard deviation over seeds; in brackets the 95 % interval over 1,000 "
-        "resamples of the test images.",
+        "resamples of the patients of the test images.",
         "",
         "## Honest: nothing chosen on test images",
         "",

@@ -16,6 +16,7 @@ import torch
 
 import monai_wscxr
 from monai_wscxr.errors import InputError
+from monai_wscxr.evaluation.resampling import number_patients
 from monai_wscxr.experiments.protocol.cells import LABELLED_METHODS, Cell, Experiment, run_cell
 from monai_wscxr.experiments.protocol.output import write_tables
 from monai_wscxr.system.atomic import write_text_atomic
@@ -110,7 +111,9 @@ def run_protocol(
         "rejected": [[code, message] for _, code, message in experiment.extractor.done.rejected],
         "seconds": {"this run": time.perf_counter() - began, "features": extraction},
     }
-    return write_tables(folder, table, results, experiment.labels, experiment.findings, record)
+    return write_tables(
+        folder, table, results, experiment.labels, number_patients(experiment.test), experiment.findings, record
+    )
 
 
 def grid(table: str, methods: Sequence[str], k: Sequence[int], seeds: int) -> list[Cell]:

@@ -14,7 +14,8 @@ from pydicom.uid import generate_uid
 
 import monai_wscxr
 from monai_wscxr.label.archive.studies import Label
-from monai_wscxr.report.dicom import NAME, SCHEME, coding_scheme, dated, derived_uid, encoded_dataset, read_source
+from monai_wscxr.report.dicom import NAME, SCHEME, coding_scheme, dated, derived_uid, encoded_dataset
+from monai_wscxr.report.dicom_header import read_source
 
 DESCRIPTION = "WSCXR image label (research)"
 _SERIES_NUMBER = 9005

@@ -26,7 +26,7 @@ from monai_wscxr.label.archive.dicom_label import DESCRIPTION, label_report, rea
 from monai_wscxr.label.archive.keys import IdKey, unkeyed_id
 from monai_wscxr.label.archive.patients import hashed_patient
 from monai_wscxr.label.archive.studies import Label, Refused, UnknownImage
-from monai_wscxr.report.dicom import HeaderError
+from monai_wscxr.report.dicom_header import HeaderError
 from monai_wscxr.system.atomic import replacing
 
 logger = logging.getLogger("monai_wscxr")

@@ -49,14 +49,18 @@ def test_sensitivity_at_a_specificity_by_trying_every_threshold(specificity):
     assert sensitivity_at(y, s, specificity) == pytest.approx(best)
 
 
-def test_resampled_metrics_are_those_of_the_resampled_images():
-    bootstrap = Bootstrap(LABELS, resamples=5, seed=1)
+PATIENTS = np.concatenate([np.arange(40) // 2, 20 + np.arange(60) // 3])  # two and three images each
+
+
+def test_resampled_metrics_are_those_of_the_images_of_the_resampled_patients():
+    bootstrap = Bootstrap(LABELS, PATIENTS, resamples=5, seed=1)
     found = bootstrap.metrics(SCORES, 0.8, {"sensitivity_90": 1.1})
     s = np.array(SCORES)
     for n in range(5):
-        normal = np.repeat(s[:40], np.rint(bootstrap.normal[n] * 40).astype(int))
-        abnormal = np.repeat(s[40:], np.rint(bootstrap.abnormal[n] * 60).astype(int))
-        assert (len(normal), len(abnormal)) == (40, 60)  # stratified
+        normal = np.repeat(s[:40], bootstrap.normal[n].astype(int))
+        abnormal = np.repeat(s[40:], bootstrap.abnormal[n].astype(int))
+        assert (len(normal), len(abnormal)) == (40, 60)  # as many patients of either kind, here of equal size
+        assert (bootstrap.normal[n][::2] == bootstrap.normal[n][1::2]).all()  # a patient's images stay together
         y, both = [0] * 40 + [1] * 60, np.concatenate([normal, abnormal])
         assert found["auroc"][n] == pytest.approx(roc_auc_score(y, both))
         assert found["accuracy"][n] == pytest.approx(accuracy_score(y, both > 0.8))
@@ -65,7 +69,16 @@ def test_resampled_metrics_are_those_of_the_resampled_images():
 
 
 def test_resamples_are_the_same_for_every_cell():
-    assert np.array_equal(Bootstrap(LABELS).normal, Bootstrap(LABELS).normal)
+    assert np.array_equal(Bootstrap(LABELS, PATIENTS).normal, Bootstrap(LABELS, PATIENTS).normal)
+
+
+def test_repeated_images_of_a_patient_do_not_narrow_an_interval():
+    spreads = []
+    for copies in (1, 4):
+        labels, scores = np.repeat(LABELS, copies).tolist(), np.repeat(SCORES, copies).tolist()
+        bootstrap = Bootstrap(labels, np.repeat(np.arange(len(LABELS)), copies))
+        spreads.append(bootstrap.metrics(scores, 0.8, {})["auroc"].std())
+    assert spreads[1] == pytest.approx(spreads[0])
 
 
 def test_summary_over_seeds():
@@ -73,14 +86,14 @@ def test_summary_over_seeds():
     for shift in (0.0, 0.4):
         scores = (np.array(SCORES) + shift * np.array(LABELS)).tolist()
         cells.append({**cell_metrics(LABELS, [scores], HELD_OUT, 1.5), "scores": scores})
-    summary = summarise(cells, Bootstrap(LABELS))
+    summary = summarise(cells, Bootstrap(LABELS, PATIENTS))
     values = [cell["honest"]["auroc"] for cell in cells]
     auroc = summary["honest"]["auroc"]
     assert auroc["mean"] == pytest.approx(np.mean(values))
     assert auroc["sd"] == pytest.approx(abs(values[0] - values[1]) / np.sqrt(2))
     assert auroc["low"] < auroc["mean"] < auroc["high"]
     assert 0.03 < auroc["high"] - auroc["low"] < 0.3
-    assert summarise(cells[:1], Bootstrap(LABELS))["honest"]["auroc"]["sd"] == 0
+    assert summarise(cells[:1], Bootstrap(LABELS, PATIENTS))["honest"]["auroc"]["sd"] == 0
 
 
 def test_random_splits_keep_the_rate_where_images_are_alike_and_show_where_not():
