@@ -32,9 +32,10 @@ SEARCH_MEMORY = 1 << 30  # bytes; default budget of a search in files
 _HASHED, _TABLE, _CODED = 8 + 8, 32, 16 + 8
 _BYTES_PER_QUERY = 48 + 56 + 512
 _QUERIES_AT_ONCE = 1 << 15
-# Early dropping in a streamed bank reads, packs and searches most of it a second time, with fewer queries. That pays from this
-# number of queries on (CPU, docs/performance.md), if at most this share of them is kept.
-_DROPPING_QUERIES, _DROPPING_SHARE = 2048, 0.34
+# Early dropping in a streamed bank reads, packs and searches most of it a second time, with fewer queries. From this number of
+# queries on, the second reading and packing cost at most a twentieth even where hardly any query can be dropped (CPU,
+# docs/performance.md); more than this share of them cannot be kept, because those are searched to the end.
+_DROPPING_QUERIES, _DROPPING_SHARE = 8192, 0.34
 _FIRST_SHARE = 24  # 1 / 24 of the bank is searched before queries are dropped, as in csrc/cpu/mine_top_r.cpp
 
 

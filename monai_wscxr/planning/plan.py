@@ -268,7 +268,10 @@ def plan_training(
             base + size + provenance + 16 * rows,
         ]
     else:
-        search_memory = plan_search(query_rows, rows, channels, torch.float32).peak_bytes
+        found_by = plan_search(query_rows, rows, channels, torch.float32)
+        search_memory = found_by.peak_bytes
+        if found_by.blocks == 1:  # the second buffer is never filled
+            search_memory -= size
         blocks = 6 * BLOCK_ROWS * channels * 4
         lots = 4 * LOT_BYTES + 32 * rows  # rows gathered twice over, and the order of all rows
         memory = [base + search_memory, base + blocks + 8 * 3 * channels**2, base + lots]

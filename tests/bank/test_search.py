@@ -93,6 +93,7 @@ def test_dropping_never_changes_what_is_mined_from_a_file(tmp_path, generator, m
         searched.append(len(query) * len(block))
         return search.search_block_before(query, block, *others)
 
+    monkeypatch.setattr(search, "_DROPPING_QUERIES", 2048)
     monkeypatch.setattr(search, "search_block_before", search.search_block, raising=False)
     monkeypatch.setattr(search, "search_block", counting)
     mined = farthest(query, source, k, budget_for(2100, source, 100))
@@ -107,6 +108,7 @@ def test_few_queries_or_most_of_them_take_one_pass_over_a_file(tmp_path, generat
     save_rows(tmp_path / "bank.safetensors", integers(generator, 500))
     source, query = BankFile(tmp_path / "bank.safetensors"), integers(generator, 2100)
     read = []
+    monkeypatch.setattr(search, "_DROPPING_QUERIES", 2048)
     monkeypatch.setattr(source, "read", lambda first, out: read.append(len(out)) or BankFile.read(source, first, out))
     for queries, k, passes in [(query[:2000], 20, 1), (query, 1050, 1), (query, 20, 2)]:
         read.clear()
