@@ -178,7 +178,7 @@ def train_member(member: Member, on_step: Callable[[], object]) -> tuple[dict[st
     images = GreyImages([""] * len(member.pixels), torch.from_numpy(member.pixels))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(counted_seed(member.seed, 0))
-        network = autoencoder(images.size).to(member.device, memory_format=torch.channels_last)
+        network = autoencoder(images.size).to(member.device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), 5e-4, betas=(0.5, 0.999), fused=True)
     batches = ImageBatches(images, _BATCH, member.seed, drop_last=True)
 
@@ -328,7 +328,7 @@ class Ddad:
         seed = counted_seed(self.seed, _REFINEMENT)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = refinement_network().to(self.device, memory_format=torch.channels_last)
+            network = refinement_network().to(self.device).to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(network.parameters(), 1e-4, betas=(0.5, 0.999), weight_decay=1e-4, fused=True)
         batches = ImageBatches(normal, _REFINEMENT_BATCH, seed, Defects(normal))
 

@@ -216,10 +216,12 @@ class ImageStateHandler:
 
     def count(self, engine: Engine) -> None:
         """Count the step and its images, and note its loss."""
-        if "loss" in engine.state.output:
-            self._losses.append(float(engine.state.output["loss"]))
+        output: Any = engine.state.output
+        if "loss" in output:
+            self._losses.append(float(output["loss"]))
+        batch: Any = engine.state.batch
         self.training.cost.steps += 1
-        self.training.cost.images += len(engine.state.batch["index"])
+        self.training.cost.images += len(batch["index"])
         self.on_step()
 
     def save(self, engine: Engine) -> None:

@@ -65,7 +65,7 @@ class GreyImages:
     @property
     def digest(self) -> str:
         """Digest of all pixels in their order, by which a training knows its images again."""
-        return hashlib.blake2b(self.pixels.contiguous().numpy(), digest_size=16).hexdigest()
+        return hashlib.blake2b(self.pixels.contiguous().numpy().data, digest_size=16).hexdigest()
 
 
 class ImageReader:
@@ -131,7 +131,8 @@ class ImageReader:
         if workers == 0 and any(may_crash(str(item["image"])) for item in items):
             workers = self.threads
         stream = RadiographStream(items, self.transform, self.threads, _READ_AHEAD, workers)
-        files, pixels = [], torch.empty(len(items), 1, self.size, self.size, dtype=torch.uint8)
+        files: list[str] = []
+        pixels = torch.empty(len(items), 1, self.size, self.size, dtype=torch.uint8)
         with progress_bar(len(items), what, self.progress) as bar:
             for item in stream:
                 pixels[len(files)] = item["image"].mul(255).round_()

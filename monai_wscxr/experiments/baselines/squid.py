@@ -24,6 +24,7 @@ from monai_wscxr.experiments.baselines.common import Learned
 from monai_wscxr.experiments.baselines.image_training import (
     ImageBatches,
     ImageTraining,
+    Stateful,
     autocast,
     batch_loader,
     check_precision,
@@ -452,14 +453,19 @@ class Squid:
         if self.batches is not None and self.batches < len(batches):
             batches = ImageBatches(normal, self.batch_size, self.seed, shifted_and_scaled, batches=self.batches)
         betas = (0.5, 0.999)
-        optimizers = {
+        optimizers: dict[str, torch.optim.Optimizer] = {
             "generator_optimizer": torch.optim.Adam(
                 self.generator.parameters(), 1e-4, betas, 1e-7, weight_decay=1e-5, fused=True
             ),
             "critic_optimizer": torch.optim.Adam(self.critic.parameters(), 1e-4, betas, fused=True),
         }
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizers["generator_optimizer"], 300, self.least_rate)
-        parts = {"generator": self.generator, "critic": self.critic, **optimizers, "schedule": schedule}
+        parts: dict[str, Stateful] = {
+            "generator": self.generator,
+            "critic": self.critic,
+            **optimizers,
+            "schedule": schedule,
+        }
         trainer = SupervisedTrainer(
             self.device,
             self.epochs,
