@@ -173,7 +173,7 @@ class Member:
         return self.epochs * max(1, len(self.pixels) // _BATCH)
 
 
-def train_member(member: Member, on_step: Callable[[], None]) -> tuple[dict[str, NDArray[Any]], Cost]:
+def train_member(member: Member, on_step: Callable[[], object]) -> tuple[dict[str, NDArray[Any]], Cost]:
     """Train an autoencoder; return its weights as arrays, and the cost."""
     images = GreyImages([""] * len(member.pixels), torch.from_numpy(member.pixels))
     with torch.random.fork_rng(devices=[]):

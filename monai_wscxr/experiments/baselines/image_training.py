@@ -162,7 +162,7 @@ class ImageTraining:
         text = json.dumps(values, sort_keys=True)
         self.digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def run(self, on_step: Callable[[], None] = lambda: None) -> Cost:
+    def run(self, on_step: Callable[[], object] = lambda: None) -> Cost:
         """Train, from the saved state if there is one; return what all of the training took.
 
         Args:
@@ -182,7 +182,7 @@ class ImageStateHandler:
         on_step: see `ImageTraining.run`.
     """
 
-    def __init__(self, training: ImageTraining, on_step: Callable[[], None]) -> None:
+    def __init__(self, training: ImageTraining, on_step: Callable[[], object]) -> None:
         self.training, self.on_step = training, on_step
         self._saved = self._counted = 0.0
         self._losses: list[float] = []  # of this epoch
@@ -303,7 +303,7 @@ def batch_loader(batches: ImageBatches) -> DataLoader:
 
 
 def train_side_by_side(
-    train: Callable[[T, Callable[[], None]], R],
+    train: Callable[[T, Callable[[], object]], R],
     tasks: Sequence[T],
     processes: int,
     steps: int,
@@ -362,7 +362,7 @@ def _prepare(counter: Any) -> None:
     torch.set_num_threads(1)
 
 
-def _run(train: Callable[[T, Callable[[], None]], R], task: T) -> R:
+def _run(train: Callable[[T, Callable[[], object]], R], task: T) -> R:
     return train(task, _step)
 
 

@@ -337,11 +337,11 @@ class Critic(nn.Module):
         return self.last(x.flatten(1))[:, 0].float()
 
     @staticmethod
-    def _of_batch(norm: nn.Module) -> Any:
+    def _of_batch(norm: Any) -> Any:
         return lambda x: F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
 
     @staticmethod
-    def _of_image(norm: nn.Module) -> Any:
+    def _of_image(norm: Any) -> Any:
         return lambda x: F.instance_norm(x, weight=norm.weight, bias=norm.bias, eps=norm.eps)
 
 
