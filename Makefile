@@ -111,6 +111,7 @@ demo: setup  ## phantoms -> training -> evaluation -> report, offline
 	$(RUN) -m monai.bundle run evaluating --config_file $(CONFIGS)/evaluate.yaml --dataset_dir $(DEMO)/phantoms --output_dir $(DEMO)/run
 	@echo; echo "The report is $(abspath $(DEMO))/run/report/index.html: open it in a browser."
 
+# the peers are in the extra "bench" (pip install -e '.[bench]'); those that are missing are named and left out
 bench: setup  ## a table per operator beside its peers, saved in benchmarks/; with DATASET=DIR on real features too
 	$(RUN) -m pytest tests/benchmarks/bench_*.py --benchmark-enable --benchmark-only
 	$(RUN) tests/benchmarks/tables.py min_distance mine_top_r mixup streamed --threads 1,2 $(if $(DATASET),--dataset_dir $(DATASET))

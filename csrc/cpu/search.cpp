@@ -26,9 +26,10 @@ namespace {
 std::atomic<std::int64_t> total_queries{0}, total_evaluated{0};
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr std::int64_t kBlock = 192;   // queries whose codes fit into the L2 cache
-constexpr std::size_t kPile = 96;      // candidates of one query that trigger pruning
-constexpr std::size_t kPileKept = 48;  // candidates that may remain unevaluated after pruning
+constexpr std::int64_t kBlock = 192, kLargestBlock = 384;  // queries that are compared with a panel one after another
+constexpr std::int64_t kBlockBytes = 1 << 18;              // of their codes, so that these stay in the L2 cache
+constexpr std::size_t kPile = 96;                          // candidates of one query that trigger pruning
+constexpr std::size_t kPileKept = 48;                      // candidates that may remain unevaluated after pruning
 constexpr std::int64_t kStride =
     16;  // panels are visited with this stride, so that bounds from all parts of the bank are known early
 
@@ -211,6 +212,32 @@ void Search::add_candidates(std::int64_t query, Nearest& state, const std::int32
   if (state.pile.size() >= kPile) prune(query, state, kPileKept);
 }
 
+// Fill what `tile` needs to add in 16 bits, for `rows` queries at a time; returns the largest norm of a lane of their
+// codes.
+double Search::fill_lanes(const std::int64_t* queries, std::int64_t count, std::vector<std::int32_t>& lanes) const {
+  const std::int64_t rows = kernels_.tile_rows, depth = packed_.depth, chunks = (depth + kChunk - 1) / kChunk;
+  lanes.assign(static_cast<std::size_t>((count + rows - 1) / rows * chunks * rows), 0);
+  std::int64_t most = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int8_t* codes = codes_.data() + queries[i] * depth * 4;
+    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+      std::int32_t sums[2] = {0, 0}, squares[2] = {0, 0};
+      for (std::int64_t d = chunk * kChunk; d < std::min(depth, (chunk + 1) * kChunk); ++d) {
+        for (int c = 0; c < 4; ++c) {
+          const std::int32_t code = codes[4 * d + c];
+          sums[c / 2] += code;
+          squares[c / 2] += code * code;
+        }
+      }
+      most = std::max<std::int64_t>({most, squares[0], squares[1]});
+      const auto start = [&](int lane) { return static_cast<std::uint32_t>(-kernels_.offset * sums[lane]) & 0xffffu; };
+      lanes[static_cast<std::size_t>((i / rows * chunks + chunk) * rows + i % rows)] =
+          static_cast<std::int32_t>(start(0) | start(1) << 16);
+    }
+  }
+  return std::sqrt(static_cast<double>(most));
+}
+
 void Search::scan_block(const std::int64_t* queries, std::int64_t count, std::int64_t first, std::int64_t last,
                         Nearest* states) const {
   const int rows = kernels_.tile_rows;
@@ -235,6 +262,11 @@ void Search::scan_block(const std::int64_t* queries, std::int64_t count, std::in
     norm[i] = static_cast<float>(q.norm);
     set_reach(i);
   }
+  // With few queries, looking at the codes of a panel would take longer than it saves.
+  const bool use_lanes = kernels_.peak != nullptr && groups >= 4;
+  const std::int64_t chunks = (depth + kChunk - 1) / kChunk;
+  std::vector<std::int32_t> lanes;
+  const double largest = use_lanes ? fill_lanes(queries, count, lanes) : 0;
   alignas(64) std::int32_t products[kLargestTile * kColumns];
   std::uint32_t passed[kLargestTile];
   std::int64_t check = 8;  // panels after which the best candidates are evaluated, then eight times as many, ...
@@ -243,9 +275,21 @@ void Search::scan_block(const std::int64_t* queries, std::int64_t count, std::in
     const std::uint8_t* codes = packed_.codes + panel * depth * 4 * kColumns;
     const float* columns = packed_.columns + panel * 4 * kColumns;
     const float longest = *std::max_element(columns + 3 * kColumns, columns + 4 * kColumns);
+    // The next panel comes from memory, and the processor does not foresee which one: every group requests a part of
+    // it.
+    const std::int64_t panel_bytes = depth * 4 * kColumns;
+    const std::int64_t part = (panel_bytes / 64 + groups - 1) / groups * 64;
+    const std::uint8_t* const next =
+        position + 1 < last ? packed_.codes + order_[static_cast<std::size_t>(position + 1)] * panel_bytes : nullptr;
+    // a sum over a lane is at most the product of the norms (Cauchy-Schwarz)
+    const bool fits = use_lanes && largest * std::sqrt(static_cast<double>(kernels_.peak(codes, depth))) < 32767;
     for (std::int64_t group = 0; group < groups; ++group) {
       const std::int64_t begin = group * rows;
-      kernels_.tile(words.data() + begin * depth, starts.data() + begin, codes, depth, products);
+      for (std::int64_t byte = group * part; next && byte < std::min((group + 1) * part, panel_bytes); byte += 64) {
+        __builtin_prefetch(next + byte, 0, 2);
+      }
+      kernels_.tile(words.data() + begin * depth, starts.data() + begin, fits ? lanes.data() + begin * chunks : nullptr,
+                    codes, depth, products);
       kernels_.sift(products, columns, longest, {&scale[begin], &reach[begin], &root[begin], &norm[begin]}, passed);
       for (std::int64_t r = 0; r < std::min<std::int64_t>(rows, count - begin); ++r) {
         if (!passed[r]) continue;
@@ -268,7 +312,8 @@ void Search::scan(const std::vector<std::int64_t>& queries, std::int64_t first, 
   if (count == 0 || panels <= 0) return;
   // Divide the queries equally among the threads; if there are few queries, divide the panels as well.
   const std::int64_t threads = std::max<std::int64_t>(1, torch::stable::get_num_threads()), rows = kernels_.tile_rows;
-  const std::int64_t rounds = (count + threads * kBlock - 1) / (threads * kBlock);
+  const std::int64_t block_size = std::clamp(kBlockBytes / (packed_.depth * 4), kBlock, kLargestBlock);
+  const std::int64_t rounds = (count + threads * block_size - 1) / (threads * block_size);
   std::int64_t size = (count + threads * rounds - 1) / (threads * rounds);
   size = (std::max(size, rows) + rows - 1) / rows * rows;
   const std::int64_t blocks = (count + size - 1) / size;

@@ -16,6 +16,7 @@ constexpr int kColumns = 32;
 // Channels that are quantised; further ones count as residual, so that sums of products fit into 32 bits.
 constexpr std::int64_t kCodedChannels = 65536;
 constexpr int kLargestTile = 12;  // query rows in the largest tile
+constexpr int kChunk = 16;        // words whose products are added in 16 bits where they fit
 
 // Result of the quantisation of one row. In scaled units (multiplied by 2^-exponent), the centred row is
 // scale * code + e with |e| <= residual.
@@ -47,8 +48,13 @@ struct Kernels {
   Quantised (*quantise)(const char* row, Type type, const double* centre, const float* centre_float,
                         std::int64_t channels, double unit, std::int8_t* codes, std::int64_t coded);
   // Multiply `tile_rows` queries ([depth][tile_rows] words) with a panel ([depth][kColumns] words) and add `start`.
-  void (*tile)(const std::int32_t* queries, const std::int32_t* start, const std::uint8_t* panel, std::int64_t depth,
-               std::int32_t* products);
+  // `lanes`, if not null, allows sums of 16 bits: [chunks][tile_rows], for every chunk of kChunk words and each of its
+  // two lanes -offset times the sum of the query's codes, modulo 2^16. No sum of a lane may exceed 16 bits then.
+  void (*tile)(const std::int32_t* queries, const std::int32_t* start, const std::int32_t* lanes,
+               const std::uint8_t* panel, std::int64_t depth, std::int32_t* products);
+  // Largest squared norm of a lane of the codes of any column of a panel, at most 65,535. A lane is the first or the
+  // second two channels of every word of a chunk. Null if `tile` does not use lanes.
+  std::int32_t (*peak)(const std::uint8_t* panel, std::int64_t depth);
   // Find, for each of the `tile_rows` queries, the columns j that may be near enough, as bits:
   // norm_j - scale * scale_j * products_j - (reach + residual_j)^2 <= rounding * (root + longest)^2 - norm.
   void (*sift)(const std::int32_t* products, const float* columns, float longest, const Reaches& queries,
@@ -148,6 +154,7 @@ class Search {
     std::int32_t sum;
     bool coded;
   };
+  double fill_lanes(const std::int64_t* queries, std::int64_t count, std::vector<std::int32_t>& lanes) const;
   void scan_block(const std::int64_t* queries, std::int64_t count, std::int64_t first, std::int64_t last,
                   Nearest* states) const;
   void add_candidates(std::int64_t query, Nearest& state, const std::int32_t* products, std::int64_t panel,

@@ -25,8 +25,8 @@ constexpr int kVectorBytes = 64;
 
 #include "search_bodies.inl"
 
-void tile(const std::int32_t* queries, const std::int32_t* start, const std::uint8_t* panel, std::int64_t depth,
-          std::int32_t* products) {
+void tile(const std::int32_t* queries, const std::int32_t* start, const std::int32_t*, const std::uint8_t* panel,
+          std::int64_t depth, std::int32_t* products) {
   __m512i sums[kTile][2];
 #pragma GCC unroll 12
   for (int r = 0; r < kTile; ++r) sums[r][0] = sums[r][1] = _mm512_set1_epi32(start[r]);
@@ -70,7 +70,8 @@ void sift(const std::int32_t* products, const float* columns, float longest, con
 
 }  // namespace
 
-const Kernels kAvx512Vnni = {"avx512-vnni", kLevels, 128, kTile, quantise, tile, sift, squared_distance, widen, hash};
+const Kernels kAvx512Vnni = {"avx512-vnni", kLevels,          128,   kTile, quantise, tile, nullptr,
+                             sift,          squared_distance, widen, hash};
 
 }  // namespace wscxr::search
 

@@ -38,8 +38,8 @@ inline void add_pairs(const std::int16_t* bank, std::int16_t first, std::int16_t
 
 // The bytes of the panel are unpacked once to pairs of 16-bit numbers for all queries of the tile. The inner loop then
 // consists of widening multiply-adds.
-void tile(const std::int32_t* queries, const std::int32_t* start, const std::uint8_t* panel, std::int64_t depth,
-          std::int32_t* products) {
+void tile(const std::int32_t* queries, const std::int32_t* start, const std::int32_t*, const std::uint8_t* panel,
+          std::int64_t depth, std::int32_t* products) {
   thread_local std::vector<std::int16_t> bank;
   bank.resize(static_cast<std::size_t>(depth * 4 * kColumns));
   for (std::int64_t d = 0; d < depth; ++d) {
@@ -82,6 +82,7 @@ void sift(const std::int32_t* products, const float* columns, float longest, con
 
 }  // namespace
 
-const Kernels kPortable = {"portable", kLevels, 128, kTile, quantise, tile, sift, squared_distance, widen, hash};
+const Kernels kPortable = {"portable", kLevels,          128,   kTile, quantise, tile, nullptr,
+                           sift,       squared_distance, widen, hash};
 
 }  // namespace wscxr::search

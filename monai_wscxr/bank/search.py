@@ -32,6 +32,11 @@ SEARCH_MEMORY = 1 << 30  # bytes; default budget of a search in files
 _HASHED, _TABLE, _CODED = 8 + 8, 32, 16 + 8
 _BYTES_PER_QUERY = 48 + 56 + 512
 _QUERIES_AT_ONCE = 1 << 15
+# Early dropping in a streamed bank reads, packs and searches most of it a second time, with fewer queries. From this number of
+# queries on, the second reading and packing cost at most a twentieth even where hardly any query can be dropped (CPU,
+# docs/performance.md); more than this share of them cannot be kept, because those are searched to the end.
+_DROPPING_QUERIES, _DROPPING_SHARE = 8192, 0.34
+_FIRST_SHARE = 24  # 1 / 24 of the bank is searched before queries are dropped, as in csrc/cpu/mine_top_r.cpp
 
 
 def nearest(
@@ -67,7 +72,8 @@ def farthest(
 ) -> tuple[Tensor, Tensor]:
     """Find the `k` query rows that are farthest from the bank, Eq. 5; the same contract as `ops.mine_top_k`.
 
-    In memory, rows that cannot be among the farthest are discarded early (`ops.mine_top_k`).
+    Rows that cannot be among the farthest are discarded early: in memory always (`ops.mine_top_k`); in files on a CPU where
+    it saves more than a second pass over the bank costs, that is with many query rows of which few are kept.
 
     Args:
         query, bank, memory, progress: see `nearest`; at least one query row.
@@ -84,9 +90,46 @@ def farthest(
         return mine_top_k(query, bank, k)
     if not 1 <= k <= query.shape[0]:
         raise ValueError(f"k must lie between 1 and the number of query rows ({query.shape[0]}), got {k}")
+    if query.device.type == "cpu" and len(query) >= _DROPPING_QUERIES and k <= _DROPPING_SHARE * len(query):
+        return _farthest_of_many(query, bank, k, memory, progress)
     distance, _ = nearest(query, bank, memory, progress)
     index = torch.sort(distance, descending=True, stable=True).indices[:k]
     return index, distance[index]
+
+
+def _farthest_of_many(
+    query: Tensor, bank: Tensor | RowSource, k: int, memory: int, progress: bool
+) -> tuple[Tensor, Tensor]:
+    """Do what `farthest` does, in two passes over the bank of which the second has few queries.
+
+    Distances to the nearest row only fall while the bank is read. After a small part of it, the queries that are farthest so
+    far are searched to the end; they are more than k, because some of them will turn out to be near. The k-th largest of their
+    distances is a lower bound of what is kept, so a query that is nearer than that, then or at any later block, cannot be
+    among the k and is dropped. Strictly nearer, in the precision of the result: at the cut the lower index wins.
+    """
+    first, end = row_share(bank.shape[0])
+    middle = min(end, first + max(32, (end - first) // _FIRST_SHARE))
+    squared, index = _least_over_processes(*_search(query, bank, first, middle, memory, progress))
+    leaders = (
+        2 * k if 5 * k <= len(query) else k + k // 2
+    )  # least work in simulations on radiographs, docs/performance.md
+    leading = torch.sort(squared, descending=True, stable=True).indices[:leaders].sort().values
+    found = squared[leading], index[leading]
+    lead = _least_over_processes(*_search(query[leading], bank, middle, end, memory, progress, found))[0].sqrt().float()
+    cut = lead.topk(k).values[-1]
+
+    others = torch.ones(len(query), dtype=torch.bool)
+    others[leading] = False
+    rest = others.nonzero()[:, 0]
+    found = squared[rest], index[rest]
+    left = (
+        _least_over_processes(*_search(query[rest], bank, middle, end, memory, progress, found, cut))[0].sqrt().float()
+    )
+
+    candidates, distance = torch.cat([leading, rest[left >= cut]]), torch.cat([lead, left[left >= cut]])
+    candidates, by_index = candidates.sort()
+    order = torch.sort(distance[by_index], descending=True, stable=True).indices[:k]
+    return candidates[order], distance[by_index][order]
 
 
 @dataclass(frozen=True)
@@ -134,17 +177,38 @@ def _in_place(bank: Tensor | RowSource, query: Tensor) -> TypeGuard[Tensor]:
 
 
 def _search(
-    query: Tensor, bank: Tensor | RowSource, first: int, end: int, memory: int, progress: bool
+    query: Tensor,
+    bank: Tensor | RowSource,
+    first: int,
+    end: int,
+    memory: int,
+    progress: bool,
+    found: tuple[Tensor, Tensor] | None = None,
+    cut: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Search rows [first, end) of a bank; return the least squared distances [Nq] float64 and their rows [Nq] int64."""
+    """Search rows [first, end) of a bank; return the least squared distances [Nq] float64 and their rows [Nq] int64.
+
+    Args:
+        query, bank, memory, progress: see `nearest`.
+        first, end: rows to search.
+        found: result for other rows of the bank, from which the search starts.
+        cut: float32 distance; a query found to be nearer than that is not searched any further.
+    """
     sample = torch.empty(1, bank.shape[1], dtype=bank.dtype, device=query.device)
     check_rows(query, sample if bank.shape[0] else sample[:0], "nearest")
-    squared, index = nothing_found(query)
+    squared, index = nothing_found(query) if found is None else (found[0].clone(), found[1].clone())
     if first == end:  # more processes than rows
         return squared, index
     with progress_bar(end - first, "bank rows", progress, unit="row") as bar:
         for start, block in _blocks(query, bank, first, end, memory):
-            squared, index = search_block(query, block, squared, index, start)
+            if cut is None:
+                squared, index = search_block(query, block, squared, index, start)
+            else:
+                active = (squared.sqrt().float() >= cut).nonzero()[:, 0]
+                if not len(active):
+                    break
+                here = search_block(query[active], block, squared[active], index[active], start)
+                squared[active], index[active] = here
             bar.update(len(block))
     return squared, index
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from monai_wscxr.bank import search
 from monai_wscxr.bank.file import BankFile, save_rows
 from monai_wscxr.bank.search import farthest, nearest, plan_search
 from monai_wscxr.errors import InputError
@@ -73,6 +74,46 @@ def test_same_result_as_in_memory(tmp_path, device, generator, dtype, block, kin
     mined = farthest(query.to(device), source, 14, budget)
     for got, expected in zip(mined, mine_top_k(query, bank, 14), strict=True):
         assert torch.equal(got.cpu(), expected)
+
+
+@pytest.mark.parametrize("kind", ["integers", "features", "one far query"])
+@pytest.mark.parametrize("k", [1, 37, 690])
+def test_dropping_never_changes_what_is_mined_from_a_file(tmp_path, generator, monkeypatch, kind, k):
+    """Integers give many equal distances, also at the cut, where the lowest index has to win."""
+    if kind == "integers":
+        query, bank = integers(generator, 2100, 5), integers(generator, 3000, 5)
+    else:
+        query, bank = torch.rand(2100, 16, generator=generator), torch.rand(3000, 16, generator=generator)
+        query[77] += 2 if kind == "one far query" else 0
+    save_rows(tmp_path / "bank.safetensors", bank)
+    source = BankFile(tmp_path / "bank.safetensors")
+    searched = []
+
+    def counting(query, block, *others):
+        searched.append(len(query) * len(block))
+        return search.search_block_before(query, block, *others)
+
+    monkeypatch.setattr(search, "_DROPPING_QUERIES", 2048)
+    monkeypatch.setattr(search, "search_block_before", search.search_block, raising=False)
+    monkeypatch.setattr(search, "search_block", counting)
+    mined = farthest(query, source, k, budget_for(2100, source, 100))
+    expected = mine_top_k(query, bank, k)
+    assert torch.equal(mined[0], expected[0])
+    assert torch.equal(mined[1], expected[1])
+    if kind != "integers" and k == 37:
+        assert sum(searched) < 0.6 * len(query) * len(bank)
+
+
+def test_few_queries_or_most_of_them_take_one_pass_over_a_file(tmp_path, generator, monkeypatch):
+    save_rows(tmp_path / "bank.safetensors", integers(generator, 500))
+    source, query = BankFile(tmp_path / "bank.safetensors"), integers(generator, 2100)
+    read = []
+    monkeypatch.setattr(search, "_DROPPING_QUERIES", 2048)
+    monkeypatch.setattr(source, "read", lambda first, out: read.append(len(out)) or BankFile.read(source, first, out))
+    for queries, k, passes in [(query[:2000], 20, 1), (query, 1050, 1), (query, 20, 2)]:
+        read.clear()
+        farthest(queries, source, k)
+        assert round(sum(read) / 500) == passes
 
 
 @pytest.mark.parametrize("k", [0, 71])

@@ -1,16 +1,23 @@
-"""Extraction and prediction of whole radiographs by runtime, in processor seconds. Not collected by default; run
+"""Extraction, prediction and start by runtime, in processor seconds, and what is installed. Not collected by default; run
 
     python -m pytest tests/benchmarks/bench_pipeline.py --benchmark-enable
 
-The images are phantoms of 1,024 pixels; the network is that of `train.yaml`, 320 pixels. All happens in one process, whose
-processor time is what counts. "images per CPU second" is in the column of additional information of a saved table.
+The images are phantoms of 1,024 pixels; the network is that of `train.yaml`, 320 pixels. All but the start happens in one
+process, whose processor time is what counts. The additional information of a saved table (`--benchmark-json`) holds "images per
+CPU second", and for the start wall seconds and the megabytes that the package occupies with what it requires; `-rP`
+prints them.
 """
 
+import importlib.metadata
 import os
+import resource
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
+from packaging.requirements import Requirement
 
 from monai_wscxr.data.phantom import write_phantoms
 from monai_wscxr.data.preprocessing import Preprocessing
@@ -59,6 +66,7 @@ def installed(runtime):
 def report(benchmark, images):
     if benchmark.stats is not None:
         benchmark.extra_info["images per CPU second"] = round(images / benchmark.stats.stats.median, 2)
+        print(f"\n{benchmark.name}: {benchmark.extra_info}")
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +125,46 @@ def test_prediction(benchmark, model, radiographs, tmp_path, runtime, outputs):
     benchmark.group = f"prediction, {IMAGES} images, outputs: {outputs}"
     assert benchmark(lambda: predict(options)).rejected == 0
     report(benchmark, IMAGES)
+
+
+def children_seconds():
+    """Processor seconds of all processes that have been waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def installed_megabytes(extra):
+    """Size of all packages that this one requires, with one extra or None."""
+    sizes, waiting = {}, [("monai-wscxr", extra)]
+    while waiting:
+        name, wanted = waiting.pop()
+        if name in sizes:
+            continue
+        found = importlib.metadata.distribution(name)
+        paths = [found.locate_file(file) for file in found.files or ()]
+        sizes[name] = sum(path.stat().st_size for path in paths if path.is_file())
+        for text in found.requires or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": wanted or ""}):
+                waiting.append((requirement.name.lower().replace("_", "-"), None))
+    return round(sum(sizes.values()) / 1e6)
+
+
+@pytest.mark.benchmark(timer=children_seconds, min_rounds=3, warmup=True, warmup_iterations=1)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_start(benchmark, model, radiographs, tmp_path, runtime):
+    picture = next((radiographs / "train" / "normal").iterdir())
+    command = [sys.executable, "-m", "monai_wscxr", "predict", str(picture), "--model", str(model), "--quiet"]
+    command += ["--output", str(tmp_path / "out"), "--overwrite", "--workers", "0", "--allow", "unlike_a_chest"]
+    walls = []
+
+    def start():
+        began = time.perf_counter()
+        subprocess.run([*command, "--runtime", installed(runtime)], check=True, stdout=subprocess.DEVNULL)
+        walls.append(time.perf_counter() - began)
+
+    benchmark.group = "predict of one picture, start to exit"
+    benchmark(start)
+    benchmark.extra_info["wall seconds"] = round(sorted(walls)[len(walls) // 2], 2)
+    benchmark.extra_info["installed MB"] = installed_megabytes(None if runtime == "torch" else runtime)
+    print(f"\n{runtime}: {benchmark.extra_info}")

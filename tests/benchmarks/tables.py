@@ -6,8 +6,9 @@
 
 Inputs are made up, easy and adversarial (`kinds`), and with --dataset_dir real: features of the training images there, the
 abnormal ones asking, the normal ones as bank. Each method runs `--rounds` times in shuffled order; the median counts. CPU
-time is that of the whole process, so it means something on a shared machine as well. Tables are printed and saved as
-Markdown and JSON under --output. A peer that is not installed is left out, and the tables say so.
+time is that of the whole process, so it means something on a shared machine as well. "recall" is the share of queries whose
+nearest row is the true one, errors are those of the distances, both against float64. Tables are printed and saved as Markdown
+and JSON under --output. A peer that is not installed (extra "bench") is left out, and the tables say so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import importlib.metadata
 import importlib.util
 import json
 import platform
@@ -36,7 +38,20 @@ from monai_wscxr.ops import PackedBank, min_distance, mine_top_r, mixup
 SMALL = {"min_distance": "64x1000x256,1024x20000x320", "mine_top_r": "2048x20000x320", "mixup": "512x432,65536x1024"}
 CHECKED = 256  # queries whose result is compared with float64
 CHUNK = 8192
-NO_FAISS = "faiss is not installed, its row is left out: `pip install faiss-cpu` (not a dependency of the package)"
+PEERS = {
+    "faiss": "faiss-cpu",
+    "usearch": "usearch",
+    "numkong": "numkong",
+}  # module and package, all in the extra "bench"
+
+
+def missing_peers() -> list[str]:
+    """A sentence for every peer that is not installed; its row is left out of the tables."""
+    return [
+        f"{module} is not installed, its row is left out: `pip install {package}`"
+        for module, package in PEERS.items()
+        if importlib.util.find_spec(module) is None
+    ]
 
 
 @dataclass
@@ -165,10 +180,68 @@ def product(query: torch.Tensor, bank: torch.Tensor) -> None:
         query @ bank[start : start + CHUNK].T
 
 
+def faiss_search(query: torch.Tensor, bank: torch.Tensor) -> Method:
+    """Exhaustive search in float32: norms and one matrix product."""
+    import faiss
+
+    part = min(len(query), 4096)
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    flat = faiss.IndexFlatL2(bank.shape[1])
+    flat.add(bank.numpy())
+
+    def search():
+        squared, index = flat.search(query[:part].numpy(), 1)
+        return torch.from_numpy(squared[:, 0]).clamp_min(0).sqrt(), torch.from_numpy(index[:, 0])
+
+    return Method("faiss IndexFlatL2", search, part / len(query))
+
+
+def usearch_search(query: torch.Tensor, bank: torch.Tensor) -> Method:
+    """Exhaustive search in float32, one pair of rows at a time."""
+    from usearch.index import MetricKind, search
+
+    part, threads = min(len(query), 256), torch.get_num_threads()
+
+    def run():
+        found = search(bank.numpy(), query[:part].numpy(), 1, MetricKind.L2sq, exact=True, threads=threads)
+        squared, index = (torch.from_numpy(x.reshape(part, -1)[:, 0].copy()) for x in (found.distances, found.keys))
+        return squared.float().clamp_min(0).sqrt(), index.long()
+
+    return Method("usearch, exact", run, part / len(query))
+
+
+def numkong_search(query: torch.Tensor, bank: torch.Tensor) -> Method:
+    """All distances of rows that were centred and rounded to int8 with one scale, and their minima: not exact.
+
+    The bank is packed before the clock starts; queries are rounded while it runs. NumKong uses one thread.
+    """
+    import numkong
+
+    part = min(len(query), 1024)
+    centre = bank.mean(0)
+    step = float(max((rows - centre).abs().max() for rows in bank.split(CHUNK))) / 127 or 1.0
+
+    def rounded(rows: torch.Tensor) -> np.ndarray:
+        return ((rows - centre) / step).round().clamp(-127, 127).to(torch.int8).numpy()
+
+    packed = [numkong.dots_pack(rounded(rows)) for rows in bank.split(CHUNK)]
+
+    def run():
+        codes = rounded(query[:part])
+        least, index = torch.full((part,), torch.inf), torch.zeros(part, dtype=torch.int64)
+        for number, block in enumerate(packed):
+            value, at = torch.from_numpy(np.asarray(numkong.euclideans_packed(codes, block))).min(1)
+            index = torch.where(value < least, at + number * CHUNK, index)
+            least = torch.minimum(least, value.float())
+        return least * step, index
+
+    return Method("NumKong euclideans_packed, int8, inexact", run, part / len(query))
+
+
 def searches(query: torch.Tensor, bank: torch.Tensor) -> list[Method]:
     """The operator and its peers on the same rows."""
     n = len(query)
-    part, quarter = min(n, 1024), min(n, 4096)  # queries of the methods that would take long
+    part = min(n, 1024)  # queries of the methods that would take long
     packed = PackedBank.pack(bank)
     methods = [
         Method("min_distance", lambda: min_distance(query, bank)),
@@ -177,20 +250,9 @@ def searches(query: torch.Tensor, bank: torch.Tensor) -> list[Method]:
         Method("torch expansion, blocks", lambda: expansion(query[:part], bank), part / n),
         Method("torch.cdist, blocks", lambda: cdist_min(query[:part], bank), part / n),
     ]
-    try:
-        import faiss
-
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        flat = faiss.IndexFlatL2(bank.shape[1])
-        flat.add(bank.numpy())
-
-        def search():
-            squared, index = flat.search(query[:quarter].numpy(), 1)
-            return torch.from_numpy(squared[:, 0]).clamp_min(0).sqrt(), torch.from_numpy(index[:, 0])
-
-        methods.append(Method("faiss IndexFlatL2", search, quarter / n))
-    except ImportError:
-        print(f"\n{NO_FAISS}")
+    for module, peer in (("faiss", faiss_search), ("usearch", usearch_search), ("numkong", numkong_search)):
+        if importlib.util.find_spec(module) is not None:
+            methods.append(peer(query, bank))
     few = min(n, 256)
     from sklearn.metrics import pairwise_distances_argmin_min
 
@@ -225,11 +287,12 @@ def search_table(query: torch.Tensor, bank: torch.Tensor, rounds: int) -> list[d
     exact = truth(query, bank)
     rows = []
     for name, row in table.items():
-        wrong, error = "", ""
+        recall, error, mean = "", "", ""
         if row["result"] is not None:
             n = min(CHECKED, len(row["result"][1]))
-            wrong = int((row["result"][1][:n] != exact[1][:n]).sum())
-            error = float(((row["result"][0][:n].double() - exact[0][:n]).abs() / exact[0][:n].clamp_min(1e-30)).max())
+            recall = float((row["result"][1][:n] == exact[1][:n]).double().mean())
+            errors = (row["result"][0][:n].double() - exact[0][:n]).abs() / exact[0][:n].clamp_min(1e-30)
+            error, mean = float(errors.max()), float(errors.mean())
         rows.append(
             {
                 "method": name,
@@ -238,7 +301,9 @@ def search_table(query: torch.Tensor, bank: torch.Tensor, rounds: int) -> list[d
                 "Gpairs / CPU s": pairs / row["cpu"] / 1e9,
                 "x product rate": rate / row["cpu"],
                 "memory MB": row["memory"],
-                "wrong rows": wrong,
+                "x faiss": table["faiss IndexFlatL2"]["cpu"] / row["cpu"] if "faiss IndexFlatL2" in table else "",
+                "recall": recall,
+                "mean rel. error": mean,
                 "max rel. error": error,
                 "evaluated / query": row["evaluated"] / len(query) or "",
             }
@@ -368,9 +433,17 @@ def machine() -> dict:
         "cpu": cpu,
         "kernels": ops.EXTENSION.search_kernels() if ops.EXTENSION else "reference",
         "torch": torch.__version__,
-        "faiss": "installed" if importlib.util.find_spec("faiss") else NO_FAISS,
+        **{module: installed_version(package) for module, package in PEERS.items()},
         "python": platform.python_version(),
     }
+
+
+def installed_version(package: str) -> str:
+    """Version of a peer, or that it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def sizes_of(text: str) -> list[tuple[int, ...]]:
@@ -393,6 +466,8 @@ def main() -> None:
     real = real_features(options.dataset_dir, options.images) if options.dataset_dir else None
     if real is None:
         print("real features are left out: give a folder of radiographs (make bench DATASET=DIR)")
+    for sentence in missing_peers():
+        print(sentence)
     for operator in options.operators:
         results = []
         for threads in map(int, options.threads.split(",")):

@@ -25,3 +25,7 @@ def fragile_decode(file):
 def fragile_digest(file):
     crash_on_bad(file)
     return digest_of(file)
+
+
+def killed(file):
+    os.kill(os.getpid(), signal.SIGKILL)

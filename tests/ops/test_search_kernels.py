@@ -55,6 +55,18 @@ def test_any_number_of_channels(kernel, generator, channels):
     assert_exact(query, bank, min_distance(query, bank))
 
 
+@pytest.mark.parametrize("channels", [60, 64, 65, 67, 128, 200])
+@pytest.mark.parametrize("loudest", [1, 3, 100])
+def test_sums_that_need_more_than_sixteen_bits(kernel, generator, threads, channels, loudest):
+    """Codes near their largest value in every channel, in a few, or in hardly any; enough queries for sums of 16 bits."""
+    threads(1)
+    signs = torch.where(torch.rand(400, channels, generator=generator) < 0.5, -1.0, 1.0)
+    bank = signs * (1 + 0.05 * torch.randn(400, channels, generator=generator))
+    bank[:, ::7] *= loudest
+    query = bank[:60] * (1 + 0.05 * torch.randn(60, channels, generator=generator))
+    assert_exact(query, bank, min_distance(query, bank))
+
+
 @pytest.mark.parametrize("n_query", [1, 11, 12, 13, 25])
 @pytest.mark.parametrize("n_bank", [1, 31, 32, 33, 520, 1025])
 def test_sizes_around_tiles_and_panels(kernel, generator, n_query, n_bank):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from monai_wscxr.commands import main as cli
-from monai_wscxr.planning.plan import plan_training
+from monai_wscxr.planning.plan import Plan, Stage, plan_training
 from monai_wscxr.planning.timing import Cost, timed
 from monai_wscxr.system.memory import available_memory, peak_memory, resident_memory
 
@@ -38,6 +38,14 @@ def test_a_bank_on_disk_takes_disk_instead_of_memory(planned):
     assert "passes" in on_disk["training"].note
 
 
+def test_the_table_says_what_to_expect(planned):
+    table = Plan(list(planned[0].values()), 200_000, 16, True).table()
+    assert "a training, in nine of ten runs:" in table
+    stages = [Stage("mining", 100.0, 100.0, 10**9), Stage("prediction", 1e6, 1e6, 1)]
+    low, high = Plan(stages, 1, 1, True).expected("seconds")
+    assert low < 100 < high < 1000  # predictions are no part of a training
+
+
 def test_calibration_leaves_nothing(tmp_path):
     plan_training(1000, 8, (2, 2), 8, 1, 1, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -57,11 +65,17 @@ def test_command_prints_every_stage(capsys):
     cli.main([*options, "--json"])
     plan = json.loads(capsys.readouterr().out)
     names = [stage["name"] for stage in plan["stages"]]
-    assert names == ["reading", "network", "mining", "statistics", "training", "prediction"]
+    assert names == ["start", "reading", "network", "mining", "statistics", "training", "prediction"]
     assert plan["rows"] % 4250 == 0  # 15 % are held out
     assert all(stage["seconds"] >= 0 and stage["memory"] > 10**8 for stage in plan["stages"])
-    assert plan["stages"][1]["disk"] == (5016 + 400) * 4 * plan["channels"] * plan["rows"] // 4250
-    assert plan["seconds"] > 0
+    assert plan["stages"][2]["disk"] == (5016 + 600) * 4 * plan["channels"] * plan["rows"] // 4250
+    trained = [stage for stage in plan["stages"] if stage["name"] != "prediction"]
+    for quantity in ("seconds", "cpu_seconds"):
+        assert plan[quantity] == pytest.approx(sum(stage[quantity] for stage in trained))
+    for part in (plan, *plan["stages"]):
+        for quantity, (low, high) in part["expected"].items():
+            assert low <= part[quantity] <= high
+    assert plan["stages"][0]["cpu_seconds"] > 0
     assert plan["assumptions"]
 
 
