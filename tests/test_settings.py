@@ -101,7 +101,7 @@ def test_a_compared_method_has_the_settings_of_train_and_its_own(overlay):
     own = {key for key in own if key in option_names(configuration(overlay).get())}
     assert bool(own) == (overlay not in PLAIN)
     assert "finalize" not in own  # a list of steps, also where it is empty
-    assert set(settings(overlay)) == set(settings()) | (own - LEFT_OUT) | {"method"}
+    assert set(settings(overlay)) == (set(settings()) | own | {"method"}) - LEFT_OUT
     assert settings(overlay)["method"] == overlay.removesuffix(".yaml")
 
 

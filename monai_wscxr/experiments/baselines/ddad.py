@@ -27,6 +27,7 @@ from monai_wscxr.experiments.baselines.image_training import (
     ImageBatches,
     ImageTraining,
     PrecisionInferer,
+    Stateful,
     batch_loader,
     check_precision,
     counted_seed,
@@ -198,7 +199,7 @@ def train_member(member: Member, on_step: Callable[[], object]) -> tuple[dict[st
         decollate=False,
     )
     identity = {"network": "autoencoder", "batch_size": _BATCH, "rate": 5e-4, "precision": member.precision}
-    parts = {"network": network, "optimizer": optimizer}
+    parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer}
     cost = ImageTraining(trainer, batches, parts, member.seed, identity, member.file).run(on_step)
     return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}, cost
 
@@ -353,7 +354,7 @@ class Ddad:
         for tensor in itertools.chain(*weights):
             frozen.update(tensor.cpu().contiguous().numpy())
         identity = {"network": "refinement", "frozen": frozen.hexdigest(), "precision": self.precision}
-        parts = {"network": network, "optimizer": optimizer}
+        parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer}
         training = ImageTraining(trainer, batches, parts, seed, identity, place.file("refinement"))
         steps = self.refinement_epochs * len(batches)
         with progress_bar(steps, "training DDAD's refinement", place.progress, unit="step") as bar:

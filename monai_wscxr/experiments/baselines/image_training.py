@@ -29,8 +29,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from monai_wscxr.errors import InputError
 from monai_wscxr.experiments.baselines.common import Cost
 from monai_wscxr.experiments.baselines.images import GreyImages
-from monai_wscxr.system.atomic import DamagedError, load_sealed, save_sealed
+from monai_wscxr.system.atomic import DamagedError
 from monai_wscxr.system.progress import progress_bar
+from monai_wscxr.system.sealed import load_sealed, save_sealed
 from monai_wscxr.system.workers import process_context
 
 logger = logging.getLogger("monai_wscxr")

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 from monai.utils import set_determinism
-from torch import Tensor
+from numpy.typing import NDArray
 
 from monai_wscxr.evaluation.epochs import epoch_network
 from monai_wscxr.evaluation.localisation import localisation_metrics
@@ -28,8 +29,9 @@ from monai_wscxr.experiments.protocol.experiment import MAP_SIZE, Experiment
 from monai_wscxr.experiments.protocol.methods import KINDS
 from monai_wscxr.experiments.protocol.metrics import cell_metrics
 from monai_wscxr.model.artefact import load_model
-from monai_wscxr.model.networks import anomaly_map, image_scores, patch_maps
-from monai_wscxr.model.predictor import shown_maps
+from monai_wscxr.model.networks import image_scores, patch_maps
+from monai_wscxr.model.predictions import shown_maps
+from monai_wscxr.model.scores import anomaly_map
 from monai_wscxr.system.cpu_time import processor_seconds
 from monai_wscxr.training.once import train_once
 
@@ -79,7 +81,7 @@ class Fitted:
     threshold: float
     images: int
     learned: Learned
-    maps: Tensor | None = None
+    maps: NDArray[np.float32] | None = None
 
 
 def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
@@ -174,12 +176,12 @@ def _fit_on_images(experiment: Experiment, cell: Cell) -> Fitted:
     maps = None
     if isinstance(method, MapMethod) and experiment.has_masks:
         size = (MAP_SIZE, MAP_SIZE)
-        maps = F.interpolate(method.image_maps(test)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        maps = F.interpolate(method.image_maps(test)[:, None], size, mode="bilinear", align_corners=False)[:, 0].numpy()
     images = len(normal) + (0 if abnormal is None else len(abnormal))
     return _fitted(scored, images, method.learned, maps)
 
 
-def _fitted(scored: Scored, images: int, learned: Learned, maps: Tensor | None) -> Fitted:
+def _fitted(scored: Scored, images: int, learned: Learned, maps: NDArray[np.float32] | None) -> Fitted:
     """Return what a compared method has found."""
     epochs = [*scored.epochs, scored.epochs[-1]] if len(scored.epochs) > 1 else scored.epochs
     return Fitted(epochs, scored.held_out, scored.calibration.threshold, images, learned, maps)
@@ -213,8 +215,8 @@ def _fit_wscxr(experiment: Experiment, cell: Cell) -> Fitted:
     return Fitted(epochs, list(model.calibration.normal_scores), model.calibration.threshold, count, learned, maps)
 
 
-def _pixel_metrics(experiment: Experiment, maps: Tensor) -> dict[str, Any]:
+def _pixel_metrics(experiment: Experiment, maps: NDArray[np.float32]) -> dict[str, Any]:
     """Compare anomaly maps of the test images with lesion masks; abnormal images without a mask are left out."""
     chosen = [number for number, mask in enumerate(experiment.masks) if mask is not None]
     masks = [mask for mask in experiment.masks if mask is not None]
-    return localisation_metrics(masks, [maps[number].numpy() for number in chosen])
+    return localisation_metrics(masks, [maps[number] for number in chosen])

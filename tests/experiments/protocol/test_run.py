@@ -22,8 +22,8 @@ from monai_wscxr.experiments.protocol.chart import chart
 from monai_wscxr.experiments.protocol.methods import KINDS, METHODS, effort_options, parse_efforts, parse_methods
 from monai_wscxr.experiments.protocol.run import grid, run_protocol
 from monai_wscxr.model.artefact import load_model
-from monai_wscxr.model.networks import anomaly_map
 from monai_wscxr.model.predictor import predict_files
+from monai_wscxr.model.scores import anomaly_map
 from monai_wscxr.training.configs import described_options, find_configs
 from monai_wscxr.training.once import training_workflow
 
@@ -140,7 +140,7 @@ def test_maps_are_compared_with_masks(table1, phantoms):
     distance = (
         torch.cdist(bank.rows.double(), method.bank.double()).min(1).values.reshape(len(bank.files), 1, *bank.grid)
     )
-    maps = anomaly_map(distance.float(), (128, 128), 4.0 * 128 / 64)[:, 0].numpy()
+    maps = anomaly_map(distance.float(), (128, 128), 4.0 * 128 / 64)[:, 0]
     masks = [
         resize_mask(read_mask(item["mask"]), 128) if item["label"] else np.zeros((128, 128), bool)
         for item in split.test
