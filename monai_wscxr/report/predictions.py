@@ -18,6 +18,11 @@ ESCAPED = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "\uff1d", "\uff0b", "\uff0
 full width), and the apostrophe itself, so that removing one always gives the name back."""
 
 
+def score_text(score: float) -> str:
+    """Return an anomaly score with six decimals, or six digits where it is smaller than 0.1, as those of some methods are."""
+    return f"{score:.6f}" if abs(score) >= 0.1 else f"{score:.6g}"
+
+
 def write_predictions(
     path: Path,
     predictions: Sequence[Prediction],
@@ -42,7 +47,7 @@ def write_predictions(
     for number, p in enumerate(predictions):
         figures = ["", "", ""]
         if p.status == "ok":
-            figures = [f"{p.anomaly_score:.6f}", f"{p.p_value:.6g}", str(p.abnormal).lower()]
+            figures = [score_text(p.anomaly_score), f"{p.p_value:.6g}", str(p.abnormal).lower()]
         label = [] if labels is None else [labels[number]]
         rows.append([escape_cell(p.file), p.status, p.reason, *figures, model_sha256, named, *label])
     write_text_atomic(path, "".join(map(_line, rows)))

@@ -10,7 +10,7 @@ from monai.bundle import create_workflow
 from monai_wscxr.data.split import training_split
 from monai_wscxr.errors import InputError
 from monai_wscxr.experiments.baselines.common import normal_split
-from monai_wscxr.report.predictions import COLUMNS, LABEL
+from monai_wscxr.report.predictions import COLUMNS, LABEL, score_text
 from monai_wscxr.training.options import check_options
 from tests.helpers.bundle_runs import CONFIGS, SMALL
 
@@ -52,7 +52,8 @@ def test_a_method_trains_calibrates_and_evaluates(method, phantoms, tmp_path):
     assert len(rows) == 8
     assert all(row["label"] == str(int("/abnormal/" in row["file"])) for row in rows)
     assert {(row["status"], row["reason"], row["model_sha256"]) for row in rows} == {("ok", "", "")}
-    flagged = [float(row["anomaly_score"]) > round(found["honest"]["threshold"], 6) for row in rows]
+    threshold = float(score_text(found["honest"]["threshold"]))
+    flagged = [float(row["anomaly_score"]) > threshold for row in rows]
     assert [row["abnormal"] == "true" for row in rows] == flagged
 
 

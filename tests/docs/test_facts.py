@@ -143,6 +143,9 @@ def test_commands_and_their_options(page):
         # `monai-wscxr bank` alone stands for all its actions
         matching = [c for c in known if tuple(words[1 : 1 + len(c)]) == c or words[1:] == list(c[:1])]
         options = set().union(*(known[c] for c in matching))
+        if "--config_file" in words:  # options of the configuration that it names
+            named = CONFIGS / words[words.index("--config_file") + 1]
+            options |= {f"--{key}" for key in yaml.safe_load(named.read_text(encoding="utf-8"))}
         if not matching or not {w for w in words if w.startswith("--")} <= options:
             wrong.append(line)
     assert wrong == []
