@@ -340,7 +340,7 @@ def _protocol(out: Path) -> dict[str, str]:
 
     def timeless(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: timeless(v) for k, v in value.items() if k != "seconds"}
+            return {k: timeless(v) for k, v in value.items() if "seconds" not in k}
         return [timeless(v) for v in value] if isinstance(value, list) else value
 
     found = {}

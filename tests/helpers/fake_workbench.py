@@ -31,7 +31,11 @@ from monai_wscxr.label.page import router
 from monai_wscxr.report.overlay import colour_map
 
 HELD_OUT = 39
-WHY = {"varied": "Suspicious, and unlike the images labelled so far", "random": "Drawn at random"}
+WHY = {
+    "varied": "Suspicious, and unlike the images labelled so far",
+    "random": "Drawn at random",
+    "most_uncertain": "Near the operating point",
+}
 STAGES = ("features", "mining", "training", "scoring")
 
 

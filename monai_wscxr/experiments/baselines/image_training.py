@@ -219,7 +219,7 @@ class ImageStateHandler:
         """Count the step and its images, and note its loss."""
         output: Any = engine.state.output
         if "loss" in output:
-            self._losses.append(float(output["loss"].detach()))
+            self._losses.append(float(torch.as_tensor(output["loss"]).detach()))
         batch: Any = engine.state.batch
         self.training.cost.steps += 1
         self.training.cost.images += len(batch["index"])

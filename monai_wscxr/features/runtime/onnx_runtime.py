@@ -17,18 +17,27 @@ from monai_wscxr.features.runtime.sessions import OnnxSession, import_onnxruntim
 _CONVERTING = ("onnx", "onnxscript")
 
 
+def check_converting() -> None:
+    """Check that the packages are installed which convert a network to ONNX.
+
+    Raises:
+        RuntimeUnusableError: otherwise.
+    """
+    missing = [package for package in _CONVERTING if importlib.util.find_spec(package) is None]
+    if missing:
+        raise RuntimeUnusableError(
+            f"conversion to ONNX needs packages that are not installed ({', '.join(missing)} missing): pip install "
+            "'monai-wscxr[onnxruntime]'"
+        )
+
+
 def export_onnx(network: nn.Module, image: Tensor) -> bytes:
     """Return the ONNX file of a network that takes images of this shape.
 
     Raises:
         RuntimeUnusableError: when the packages that convert are not installed, or the network cannot be exported.
     """
-    missing = [package for package in _CONVERTING if importlib.util.find_spec(package) is None]
-    if missing:
-        raise RuntimeUnusableError(
-            f"conversion to ONNX needs packages that are not installed ({', '.join(missing)}): pip install "
-            "'monai-wscxr[onnxruntime]'"
-        )
+    check_converting()
     try:
         with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
             program = torch.onnx.export(network, (image,), dynamo=True, verbose=False)
@@ -66,6 +75,7 @@ class OnnxRuntime:
     @staticmethod
     def installed_version() -> str:
         """Return the version of ONNX Runtime, or raise `RuntimeUnusableError` when it is not installed."""
+        check_converting()
         return str(import_onnxruntime().__version__)
 
     @staticmethod

@@ -16,7 +16,7 @@ def test_a_runtime_has_made_an_inference_before_threads_get_it():
     network = nn.Conv2d(3, 4, 3).eval()
     image = torch.rand(1, 3, 32, 32)
     runtime = OpenVINORuntime(OpenVINORuntime.convert(network, image), threads=2)
-    assert len(runtime._idle) == 1  # a request is created by the first inference and kept
+    assert len(runtime._session._idle) == 1  # a request is created by the first inference and kept
     found = []
     threads = [threading.Thread(target=lambda: found.append(runtime(image))) for _ in range(8)]
     for thread in threads:
