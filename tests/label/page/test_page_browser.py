@@ -49,6 +49,12 @@ def label(page, *keys):
     return page.until(SEEN, name)
 
 
+def retrain(page):
+    """Press the key that trains, once the page knows that no training is under way."""
+    page.until('return !document.getElementById("train").hidden')
+    page.press("r")
+
+
 def text(page, selector):
     return " ".join(page.text(selector).split())
 
@@ -64,7 +70,7 @@ def test_label_five_by_keyboard_retrain_and_see_the_order_change(page, workbench
     until(lambda: text(page, "#progress-note") == f"5 of {len(workbench.files)}", "the labels are counted")
     assert text(page, "#train-note") == "4 new labels"
     workbench.seconds = 2.5
-    page.press("r")
+    retrain(page)
     page.until('return /step [34] of 4/.test(document.getElementById("train-stage").textContent)')
     assert 0.5 <= page.js('return document.getElementById("train-bar").value') < 1
     page.until('return !document.getElementById("changes").hidden')
@@ -87,7 +93,7 @@ def test_a_training_that_ends_leaves_the_image_on_the_screen_alone(page, workben
     """When a training ends, an annotator who is labelling must not get another image under the next key press."""
     workbench.seconds = 1.5
     label(page, "a", "Enter")
-    page.press("r")
+    retrain(page)
     name = label(page, "n")
     page.until('return !document.getElementById("changes").hidden')
     assert page.until(SEEN, "") == name
@@ -170,12 +176,12 @@ def test_the_view_by_keys_and_mouse(page):
 def test_maps_come_with_the_first_abnormal_label_unless_they_were_switched_off(page, workbench):
     page.until('return document.getElementById("map-text").textContent !== ""')
     label(page, "a", "Enter")
-    page.press("r")
+    retrain(page)
     page.until('return !document.getElementById("map").hidden')
     assert page.js('return getComputedStyle(document.getElementById("scale")).opacity') == "0.7"  # as the map
     page.press("o")
     label(page, "a", "Enter")
-    page.press("r")
+    retrain(page)
     page.until('return document.getElementById("model").textContent.includes("2 abnormal")')
     assert page.js('return document.getElementById("map").hidden')
 
@@ -201,7 +207,11 @@ def test_a_phone_stays_at_the_radiograph(page):
 def test_the_strategies_and_the_labelled_images(page, workbench):
     label(page, "a", "Enter")
     assert page.text("#why") == "Suspicious, and unlike the images labelled so far."
-    for strategy, why in (("most_uncertain", ""), ("random", "Drawn at random."), ("labelled", "")):
+    for strategy, why in (
+        ("most_uncertain", "Near the operating point."),
+        ("random", "Drawn at random."),
+        ("labelled", ""),
+    ):
         page.click(f'input[value="{strategy}"]')
         wanted = [item["name"] for item in workbench.queue(strategy)]
         until(lambda wanted=wanted: page.js(ORDER) == wanted, f"the queue is {strategy}")

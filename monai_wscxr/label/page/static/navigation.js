@@ -110,8 +110,10 @@ export async function openImage(id) {
     show(index);
     return;
   }
+  const before = state.current;
   try {
     const item = await api.getItem(id);
+    if (state.current !== before) { return; }  // another image was shown meanwhile
     queue.select(-1);
     showItem(item);
   } catch (error) {
