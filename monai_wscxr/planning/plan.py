@@ -35,7 +35,7 @@ from monai_wscxr.training.once import trainer_on_banks
 _SLICE_ROWS = 8 * BLOCK_ROWS
 _STEPS = 512  # at least, in a training that is timed: its start must not count much
 
-# What a run takes, divided by what is planned: these ranges are meant to hold in nine of ten runs (tests/benchmarks/archive.py,
+# What a run takes, divided by what is planned: these ranges held in nine of ten runs or more (tests/benchmarks/archive.py,
 # docs/scale.md). "stage" is for a single one, "all" for all together, whose errors partly cancel.
 RANGES = {
     "all": {"seconds": (0.7, 1.6), "cpu_seconds": (0.75, 1.35), "memory": (0.85, 1.2)},
