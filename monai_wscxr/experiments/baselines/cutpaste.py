@@ -8,6 +8,7 @@ shared with AnatPaste.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,7 +88,7 @@ class GaussianDensity:
         return torch.from_numpy(np.sqrt(np.maximum(squared, 0))).float()
 
 
-class PasteClassifier:
+class PasteClassifier(ABC):
     """Training of a `PasteNet` to tell kinds of one image apart, and scores by the density of its features.
 
     Args:
@@ -139,9 +140,9 @@ class PasteClassifier:
         """Return the training images with what `variants` needs besides them, as further channels."""
         return images
 
+    @abstractmethod
     def variants(self, image: Tensor, generator: torch.Generator) -> list[Tensor]:
         """Return an image of `prepare` [C, S, S] in every kind [1, S, S], the untouched one first."""
-        raise NotImplementedError
 
     def fit_images(self, normal: GreyImages, abnormal: GreyImages | None, place: Place) -> None:
         """Train on normal images, from the state in `place` if there is one, and fit the density; see `ImageMethod`."""
